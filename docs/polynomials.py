@@ -1,0 +1,59 @@
+"""Where the coefficients in kernels/activation.py come from. Run it: it prints them and their errors.
+
+exp    on r in [−ln2/2, ln2/2]:  exp(r) ≈ 1 + r + r² · p(r)
+Φ(−t)  for t ≥ 0, the normal distribution's tail: Φ(−t) = exp(−t²/2) · g(t) with
+       g(t) = erfcx(t/√2) / 2, which falls smoothly from 1/2 like 1/(t·√2π). The substitution
+       q = (t − 3) / (t + 3) maps [0, ∞) to [−1, 1), and (1 + t) · g(t) is nearly a straight line in q,
+       so a polynomial in q fits it to float32 precision for every t.
+
+Both are fitted at Chebyshev nodes in float64, weighted for the relative error. There the
+interpolating polynomial is within a small factor of the best one (Trefethen, Approximation
+Theory and Approximation Practice, 2013, chapter 16).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.polynomial import Polynomial, chebyshev
+
+
+def nodes(low: float, high: float, count: int) -> np.ndarray:
+    """`count` Chebyshev nodes of [low, high]."""
+    return (low + high) / 2 + (high - low) / 2 * chebyshev.chebpts1(count)
+
+
+def fit(x: np.ndarray, y: np.ndarray, weight: np.ndarray, degree: int) -> np.ndarray:
+    """Coefficients, lowest power first, of the weighted least-squares polynomial, as float32."""
+    powers = np.vander(x, degree + 1, increasing=True)
+    solution = np.linalg.lstsq(powers * weight[:, None], y * weight, rcond=None)[0]
+    return solution.astype(np.float32)
+
+
+def scaled_tail(t: float) -> float:
+    """(1 + t) · exp(t²/2) · Φ(−t), by erfc while that is not underflowing, then by its asymptotics."""
+    if t < 35:
+        return (1 + t) * math.exp(t * t / 2) * math.erfc(t / math.sqrt(2)) / 2
+    series = 1 - 1 / t**2 + 3 / t**4 - 15 / t**6
+    return (1 + t) * series / (t * math.sqrt(2 * math.pi))
+
+
+def show(name: str, coefficients: np.ndarray, error: float) -> None:
+    print(f"{name}: largest relative error {error:.1e}")
+    for power, value in enumerate(coefficients):
+        print(f"    {value:>16.9g}  # power {power}")
+
+
+if __name__ == "__main__":
+    r = nodes(-math.log(2) / 2, math.log(2) / 2, 200)
+    p = fit(r, (np.exp(r) - 1 - r) / r**2, r**2 / np.exp(r), 4)
+    exp_error = np.abs((1 + r + r**2 * Polynomial(p.astype(float))(r)) / np.exp(r) - 1).max()
+    show("exp", p, exp_error)
+
+    q = nodes(-1, 0.9999, 400)
+    t = 3 * (1 + q) / (1 - q)
+    truth = np.array([scaled_tail(value) for value in t])
+    g = fit(q, truth, 1 / truth, 10)
+    tail_error = np.abs(Polynomial(g.astype(float))(q) / truth - 1).max()
+    show("tail", g, tail_error)

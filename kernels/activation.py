@@ -1,0 +1,126 @@
+"""The nonlinearities of the MLP, over vectors; exp for them and for softmax.
+
+Numba's own exp and erf work on one number at a time. These are polynomials over sixteen; the
+coefficients are made by docs/polynomials.py, which states the derivation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .jit import inline, jit
+from .simd import (
+    LANES,
+    fma,
+    load,
+    load_first,
+    power_of_two,
+    select_less,
+    splat,
+    store,
+    store_first,
+    vabs,
+    vmax,
+    vmin,
+    vround,
+)
+
+GELU, GELU_TANH, RELU, SILU = range(4)
+
+_F = np.float32
+_ZERO, _ONE, _THREE, _HALF, _FAR = (_F(n) for n in (0.0, 1.0, 3.0, 0.5, 30.0))
+
+# exp: x = n·ln2 + r, with ln2 in two parts so that n·ln2 is exact in the first.
+_LOG2_E = _F(1.44269504088896341)
+_LN2_HIGH = _F(0.693359375)
+_LN2_LOW = _F(-2.12194440054690583e-4)
+_EXP_LOWEST, _EXP_HIGHEST, _INFINITY = _F(-87.33654), _F(88.37626), _F(np.inf)
+_EXP_2, _EXP_3, _EXP_4, _EXP_5, _EXP_6 = (
+    _F(c) for c in (0.49999988, 0.16666518, 0.041669533, 0.008368916, 0.0013751407)
+)
+
+# (1 + t) · exp(t²/2) · Φ(−t) in powers of q = (t − 3) / (t + 3)
+_TAIL = tuple(
+    _F(c)
+    for c in (
+        0.4860558,
+        -0.09652674,
+        -0.016432619,
+        0.045163423,
+        -0.022724392,
+        0.0011641213,
+        0.002986525,
+        -0.00036548273,
+        -0.0004738042,
+        3.5815545e-05,
+        5.9636444e-05,
+    )
+)
+
+# gelu_tanh: tanh(u) with u = √(2/π) · (x + 0.044715 x³); 2u = x · (A + B x²)
+_TANH_A = _F(2 * np.sqrt(2 / np.pi))
+_TANH_B = _F(2 * np.sqrt(2 / np.pi) * 0.044715)
+
+
+@jit
+def exp(x):
+    """eˣ of each lane, to 2 units in the last place; 0 below e^−87.3, inf above e^88.3, NaN of NaN."""
+    safe = select_less(x, splat(_EXP_LOWEST), splat(_EXP_LOWEST), x)
+    safe = select_less(splat(_EXP_HIGHEST), safe, splat(_EXP_HIGHEST), safe)
+    n = vround(safe * splat(_LOG2_E))
+    r = fma(n, splat(-_LN2_HIGH), safe)
+    r = fma(n, splat(-_LN2_LOW), r)
+    p = fma(splat(_EXP_6), r, splat(_EXP_5))
+    p = fma(p, r, splat(_EXP_4))
+    p = fma(p, r, splat(_EXP_3))
+    p = fma(p, r, splat(_EXP_2))
+    p = fma(p, r * r, r) + splat(_ONE)
+    y = select_less(x, splat(_EXP_LOWEST), splat(_ZERO), p * power_of_two(n))
+    return select_less(splat(_EXP_HIGHEST), x, splat(_INFINITY), y)
+
+
+@jit
+def _normal_tail(t):
+    """Φ(−t) for t ≥ 0: how much of the normal distribution lies beyond t; 0 in float32 from 14 on."""
+    t = vmin(t, splat(_FAR))
+    q = (t - splat(_THREE)) / (t + splat(_THREE))
+    g = splat(_TAIL[10])
+    for power in range(9, -1, -1):
+        g = fma(g, q, splat(_TAIL[power]))
+    return exp(t * t * splat(-_HALF)) * g / (splat(_ONE) + t)
+
+
+@jit
+def _sigmoid_times(x, z):
+    """x · σ(z) = x / (1 + e^−z)"""
+    return x / (splat(_ONE) + exp(splat(_ZERO) - z))
+
+
+@jit
+def activate(x, kind):
+    """One vector through the activation `kind`:
+
+    GELU       x · Φ(x), Φ the normal distribution: the exact one (Hendrycks & Gimpel 2016)
+    GELU_TANH  x · ½ (1 + tanh(√(2/π) (x + 0.044715 x³))) = x · σ(2 √(2/π) (x + 0.044715 x³))
+    RELU       max(x, 0)
+    SILU       x · σ(x)
+    """
+    if kind == GELU:
+        tail = _normal_tail(vabs(x))
+        return x * select_less(x, splat(_ZERO), tail, splat(_ONE) - tail)
+    if kind == GELU_TANH:
+        return _sigmoid_times(x, x * fma(x * x, splat(_TANH_B), splat(_TANH_A)))
+    if kind == SILU:
+        return _sigmoid_times(x, x)
+    return vmax(x, splat(_ZERO))
+
+
+@inline
+def activation_forward(y, start, count, kind):
+    """y[start : start + count] through the activation `kind`, in place (float32, any count)."""
+    whole = count - count % LANES
+    for i in range(start, start + whole, LANES):
+        store(activate(load(y, i), kind), y, i)
+    if whole < count:
+        last = load_first(y, start + whole, count - whole)
+        store_first(activate(last, kind), y, start + whole, count - whole)

@@ -1,0 +1,143 @@
+"""How functions are compiled: every Numba flag, with its reason, and the cache on disk.
+
+`jit` is for the parts of a kernel: they are compiled into whatever calls them. `entry` is for
+the few functions that Python calls: they release the GIL, and their machine code is kept on
+disk for the next process.
+
+The flags:
+  nogil=True           the threads of a team run at once (see team.py)
+  error_model="numpy"  a division tests for no zero: x / 0 is inf, as in NumPy
+  fastmath=False       the kernels fix the order of every sum themselves, so that one row, a
+                       batch and any number of threads give the same bits; a compiler that may
+                       reassociate would choose another order in every place
+Bounds checks follow NUMBA_BOUNDSCHECK, which simd.py obeys too.
+
+The cache differs from Numba's own in three ways. Its folder is the user's (never the installed
+package, which may be read-only), private (what is loaded from it is run), and absent rather than
+fatal when nothing can be written. Its key holds the text of all kernels, so that a function is
+compiled anew when one that it calls has changed. A damaged entry is compiled anew, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+_FLAGS = {"nogil": True, "error_model": "numpy", "fastmath": False}
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """Compile `function` as a part of the compiled functions that call it."""
+    return numba.njit(**_FLAGS)(function)
+
+
+def inline(function: Callable[..., Any]) -> Any:
+    """As `jit`, for one-liners: LLVM is told to inline them always."""
+    return numba.njit(forceinline=True, **_FLAGS)(function)
+
+
+def entry(function: Callable[..., Any]) -> Any:
+    """Compile `function` for calls from Python, and keep the machine code on disk."""
+    dispatcher = numba.njit(**_FLAGS)(function)
+    if cache_folder() is not None:
+        dispatcher._cache = _KernelCache(function)
+    return dispatcher
+
+
+@cache
+def cache_folder() -> Path | None:
+    """The folder for compiled kernels, made private to the user; None where there is none.
+
+    `MINIGPT_CACHE` names another one; the empty string turns the cache off.
+    """
+    chosen = os.environ.get("MINIGPT_CACHE")
+    if chosen == "":
+        return None
+    try:
+        base = Path(chosen) if chosen else _user_cache() / "minigpt"
+        folder = base / f"kernels-{_fingerprint()}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder if _is_private(folder) and os.access(folder, os.W_OK) else None
+    except (OSError, RuntimeError):  # a read-only disk; no home folder
+        return None
+
+
+def _user_cache() -> Path:
+    """Where this system keeps what a user's programs can make again."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def _is_private(folder: Path) -> bool:
+    """No other user can put code there: it is ours, and only we can write."""
+    if sys.platform == "win32":  # a profile folder is private by its access list
+        return True
+    status = folder.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
+@cache
+def _fingerprint() -> str:
+    """A short hash of everything compiled code depends on beyond its own text.
+
+    The text of the kernels and of model.py, which strings them together; Numba adds the
+    processor and its own version.
+    """
+    here = Path(__file__).resolve().parent
+    package = Path(sys.modules[__name__.split(".")[0]].__file__ or __file__).parent
+    files = [*sorted(here.glob("*.py")), package / "model.py"]
+    text = b"".join(file.read_bytes() for file in files if file.is_file())
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+class _KernelLocator(_CacheLocator):
+    """Tells Numba's cache machinery: in `cache_folder()`, and fresh by its name alone."""
+
+    def __init__(self, line: int) -> None:
+        self._line = line
+
+    def get_cache_path(self) -> str:
+        return str(cache_folder())
+
+    def get_source_stamp(self) -> str:
+        return _fingerprint()
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> _KernelLocator:
+        return cls(py_func.__code__.co_firstlineno)
+
+
+class _KernelCacheImpl(CompileResultCacheImpl):
+    _locator_classes = [_KernelLocator]  # noqa: RUF012  (Numba's own form)
+
+
+class _KernelCache(FunctionCache):
+    """Numba's cache of one function, for which a bad file is no entry and a full disk no error."""
+
+    _impl_class = _KernelCacheImpl
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # unpickling a damaged file can raise anything
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except Exception:  # a full disk, or an index that cannot be read: compile next time
+            return

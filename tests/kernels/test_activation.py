@@ -1,0 +1,78 @@
+"""exp and the activations: how far they are from the mathematics, over all magnitudes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minigpt.kernels import activation, reference
+from minigpt.kernels.jit import entry, jit
+from minigpt.kernels.simd import load, store
+from minigpt.kernels.team import barrier
+
+TWINS = {
+    activation.GELU: reference.gelu,
+    activation.GELU_TANH: reference.gelu_tanh,
+    activation.RELU: reference.relu,
+    activation.SILU: reference.silu,
+}
+GRID = np.linspace(-30, 30, 16 * 3000, dtype=np.float32)
+
+
+@jit
+def _apply(team, y, kind):
+    if team.rank == 0:
+        activation.activation_forward(y, 0, y.size, kind)
+    barrier(team)
+
+
+@entry
+def _exp(y):
+    for i in range(0, y.size, 16):
+        store(activation.exp(load(y, i)), y, i)
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_is_the_twin(run, kind):
+    y = GRID.copy()
+    run(_apply, y, kind)
+    truth = TWINS[kind](GRID.astype(np.float64))
+    np.testing.assert_allclose(y, truth, rtol=1e-6, atol=3e-7)
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 33])
+def test_any_count(run, count):
+    y = GRID[20000 : 20000 + count].copy()
+    run(_apply, y, activation.SILU)
+    truth = reference.silu(GRID[20000 : 20000 + count].astype(np.float64))
+    np.testing.assert_allclose(y, truth, rtol=1e-6)
+
+
+def test_gelus_tail_keeps_its_digits(run):
+    """−8 · Φ(−8) is 5e-15: 1 + erf would have cancelled to 0."""
+    y = np.array([-8, -5, -3], np.float32)
+    run(_apply, y, activation.GELU)
+    truth = [-8 * 6.220960574271785e-16, -5 * 2.866515718791939e-07, -3 * 1.3498980316300945e-03]
+    np.testing.assert_allclose(y, truth, rtol=5e-6)
+
+
+def test_exp_to_two_units_in_the_last_place():
+    x = np.linspace(-87.3, 88.3, 16 * 4000, dtype=np.float32)
+    y = x.copy()
+    _exp(y)
+    np.testing.assert_allclose(y, np.exp(x.astype(np.float64)), rtol=2.4e-7)
+
+
+def test_exp_at_the_ends():
+    x = np.array([0, -np.inf, -100, np.nan] * 4, np.float32)
+    _exp(x)
+    np.testing.assert_array_equal(x, np.array([1, 0, 0, np.nan] * 4, np.float32))
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_infinite_and_huge_inputs(run, kind):
+    y = np.array([-1e30, 1e30, -np.inf, np.inf], np.float32)
+    run(_apply, y, kind)
+    assert y[0] == 0
+    assert y[1] == np.float32(1e30)
+    assert y[3] == np.inf

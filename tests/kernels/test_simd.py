@@ -1,0 +1,173 @@
+"""Vectors: lanes, partial loads, the checks that NUMBA_BOUNDSCHECK asks for, masked processors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigpt.kernels.jit import entry
+from minigpt.kernels.simd import (
+    array_at,
+    fma,
+    lane_numbers,
+    load,
+    load_first,
+    power_of_two,
+    select_less,
+    splat,
+    store,
+    store_first,
+    vabs,
+    vgreatest,
+    vmax,
+    vmin,
+    vround,
+    vsum,
+    widen,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@entry
+def arithmetic(a, b, out):
+    x, y = load(a, 0), load(b, 0)
+    store(x + y, out, 0)
+    store(x - y, out, 16)
+    store(x * y, out, 32)
+    store(x / y, out, 48)
+    store(fma(x, y, x), out, 64)
+    store(vmax(x, y), out, 80)
+    store(vmin(x, y), out, 96)
+    store(vabs(x), out, 112)
+    store(vround(x), out, 128)
+    store(select_less(x, y, splat(np.float32(1)), lane_numbers()), out, 144)
+    store(power_of_two(lane_numbers() - splat(np.float32(8))), out, 160)
+
+
+def test_each_operation_in_each_lane(rng):
+    a, b = rng.standard_normal((2, 16)).astype(np.float32)
+    out = np.empty(176, np.float32)
+    arithmetic(a, b, out)
+    lanes = np.arange(16, dtype=np.float32)
+    expected = [
+        a + b, a - b, a * b, a / b, (a.astype(np.float64) * b + a).astype(np.float32),
+        np.maximum(a, b), np.minimum(a, b), np.abs(a), np.rint(a),
+        np.where(a < b, np.float32(1), lanes), 2.0 ** (lanes - 8),
+    ]  # fmt: skip
+    np.testing.assert_allclose(out.reshape(-1, 16), expected, rtol=2e-7)
+
+
+@entry
+def reductions(a):
+    return vsum(load(a, 0)), vgreatest(load(a, 0))
+
+
+def test_reductions_have_one_order(rng):
+    a = rng.standard_normal(16).astype(np.float32)
+    total = a
+    while total.size > 1:
+        total = total[: total.size // 2] + total[total.size // 2 :]
+    assert reductions(a) == (total[0], a.max())
+
+
+@entry
+def copy_first(a, b, count):
+    store_first(load_first(a, 0, count), b, 0, count)
+    return vsum(load_first(a, 0, count))
+
+
+@pytest.mark.parametrize("count", range(17))
+def test_partial_loads_and_stores_touch_nothing_else(count):
+    a, b = np.arange(1, 17, dtype=np.float32), np.zeros(16, np.float32)
+    assert copy_first(a, b, count) == a[:count].sum()
+    np.testing.assert_array_equal(b, np.where(np.arange(16) < count, a, 0))
+
+
+@entry
+def widened(halves, out):
+    store(load(halves, 0), out, 0)
+    store_first(load_first(halves, 0, 5), out, 16, 16)
+    out[32] = widen(halves[3])
+
+
+def test_uint16_is_read_as_bfloat16(rng):
+    wide = rng.standard_normal(16).astype(np.float32)
+    halves = (wide.view(np.uint32) >> 16).astype(np.uint16)
+    exact = (halves.astype(np.uint32) << 16).view(np.float32)
+    out = np.empty(33, np.float32)
+    widened(halves, out)
+    np.testing.assert_array_equal(out[:16], exact)
+    np.testing.assert_array_equal(out[16:32], np.where(np.arange(16) < 5, exact, 0))
+    assert out[32] == exact[3]
+
+
+@entry
+def sum_at(address, size, like):
+    total = 0.0
+    for value in array_at(address, size, like):
+        total += value
+    return total
+
+
+def test_an_address_is_an_array(rng):
+    a = rng.standard_normal(10).astype(np.float32)
+    total = sum_at(np.uint64(a.ctypes.data), a.size, np.empty(0, np.float32))
+    assert total == pytest.approx(a.sum(dtype=np.float64))
+
+
+def in_a_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A fresh Python in the checkout, with no cache of compiled kernels."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "MINIGPT_CACHE": "", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_vector_that_reaches_outside_is_caught_when_bounds_are_checked():
+    code = (
+        "import numpy as np\n"
+        "from minigpt.kernels.jit import entry\n"
+        "from minigpt.kernels.simd import load, vsum\n"
+        "@entry\n"
+        "def f(a, i): return vsum(load(a, i))\n"
+        "a = np.ones(20, np.float32)\n"
+        "assert f(a, 4) == 16\n"
+        "for i in (-1, 5):\n"
+        "    try: f(a, i)\n"
+        "    except IndexError: print('caught')\n"
+    )
+    result = in_a_process("-c", code, NUMBA_BOUNDSCHECK="1")
+    assert result.stdout == "caught\ncaught\n", result.stderr
+
+
+KERNEL_TESTS = [f"tests/kernels/test_{name}.py" for name in ("matmul", "attention", "layernorm")]
+PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "1 and thread"]
+
+
+def test_all_kernels_stay_inside_their_arrays():
+    result = in_a_process(*PYTEST, *KERNEL_TESTS, NUMBA_BOUNDSCHECK="1")
+    assert result.returncode == 0, result.stdout[-2000:]
+
+
+@pytest.mark.skipif("x86" not in os.uname().machine, reason="names processors of x86")
+@pytest.mark.parametrize(
+    ("name", "features"),
+    [("haswell", ""), ("x86-64", "")],
+    ids=["AVX2 and no more", "no AVX at all"],
+)
+def test_kernels_on_lesser_processors(name, features):
+    """As compiled for an older processor, which this one can run."""
+    result = in_a_process(
+        *PYTEST, *KERNEL_TESTS, NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features
+    )
+    assert result.returncode == 0, result.stdout[-2000:]

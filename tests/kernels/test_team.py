@@ -1,0 +1,100 @@
+"""Threads: every task is done once, exceptions come back, nothing hangs, forks work."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from minigpt.kernels.jit import entry
+from minigpt.kernels.team import Team, barrier, claim
+
+
+@entry
+def count_tasks(team, done, phases):
+    for _ in range(phases):
+        task = claim(team)
+        while task < done.size:
+            done[task] += 1
+            task = claim(team)
+        barrier(team)
+
+
+@entry
+def fail_in_one(team, rank, phases):
+    for _ in range(phases):
+        if team.rank == rank:
+            raise ValueError("as wanted")
+        barrier(team)
+
+
+def scratch(size):
+    return np.zeros((size, 1), np.float32)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_every_task_is_done_once_in_every_phase(size):
+    team, done = Team(size), np.zeros(17, np.int64)
+    for _ in range(20):
+        team.run(count_tasks, scratch(size), done, 50)
+    assert (done == 1000).all()
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_an_exception_in_one_thread_reaches_the_caller(rank):
+    team = Team(3)
+    with pytest.raises(ValueError, match="as wanted"):
+        team.run(fail_in_one, scratch(3), rank, 3)
+    done = np.zeros(4, np.int64)
+    team.run(count_tasks, scratch(3), done, 2)
+    assert (done == 2).all()
+
+
+def test_callers_wait_for_each_other():
+    team, done = Team(2), np.zeros(8, np.int64)
+    calls = [
+        threading.Thread(target=lambda: team.run(count_tasks, scratch(2), done, 200))
+        for _ in range(4)
+    ]
+    for call in calls:
+        call.start()
+    for call in calls:
+        call.join()
+    assert (done == 800).all()
+
+
+def test_the_threads_end_with_the_team():
+    before = threading.active_count()
+    team = Team(4)
+    assert threading.active_count() == before + 3
+    del team
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_an_idle_team_uses_no_processor_time():
+    team, done = Team(3), np.zeros(8, np.int64)
+    team.run(count_tasks, scratch(3), done, 10)
+    start = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - start < 0.1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_has_its_own_threads():
+    team, done = Team(2), np.zeros(8, np.int64)
+    team.run(count_tasks, scratch(2), done, 3)
+    child = os.fork()
+    if child == 0:
+        team.run(count_tasks, scratch(2), done, 3)
+        os._exit(0 if (done == 6).all() else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert sys.is_finalizing() is False
