@@ -25,7 +25,7 @@ from .simd import (
     vround,
 )
 
-GELU, GELU_TANH, RELU, SILU = range(4)
+GELU, GELU_TANH, RELU, SILU = np.arange(4)  # typed numbers, as in matmul.py
 
 _F = np.float32
 _ZERO, _ONE, _THREE, _HALF, _FAR = (_F(n) for n in (0.0, 1.0, 3.0, 0.5, 30.0))

@@ -31,17 +31,17 @@ from typing import Any
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
-_FLAGS = {"nogil": True, "error_model": "numpy", "fastmath": False}
+_FLAGS = {"nogil": True, "error_model": "numpy", "fastmath": False, "no_rewrites": True}
 
 
 def jit(function: Callable[..., Any]) -> Any:
     """Compile `function` as a part of the compiled functions that call it."""
-    return numba.njit(**_FLAGS)(function)
+    return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_FLAGS)(function)
 
 
 def inline(function: Callable[..., Any]) -> Any:
     """As `jit`, for one-liners: LLVM is told to inline them always."""
-    return numba.njit(forceinline=True, **_FLAGS)(function)
+    return numba.njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_FLAGS)(function)
 
 
 def entry(function: Callable[..., Any]) -> Any:

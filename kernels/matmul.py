@@ -41,7 +41,10 @@ from .simd import (
 from .team import barrier, claim
 
 K_BLOCK = 256
-NO_ACTIVATION = -1
+
+# Typed numbers, so that Numba compiles one function for all of them and not one for each.
+NO_ACTIVATION = np.int64(-1)
+SET, ADD = np.int64(0), np.int64(1)  # what happens to y: y = …, y += …
 
 _TILE_COLUMNS = TILE_VECTORS * LANES
 _STREAM_ROWS = max(8, TILE_ROWS)  # up to here w is read once and used from the cache for every row
@@ -63,8 +66,8 @@ _dot_one = sum_of_dots(1, 1)
 
 
 @jit
-def matmul_forward(team, y, x, w, bias, M, K, N, add, activation):
-    """y = x · w + bias, or y += x · w + bias with `add`; then the activation, if there is one.
+def matmul_forward(team, y, x, w, bias, M, K, N, mode, activation):
+    """y = x · w + bias in mode SET, y += x · w + bias in mode ADD; then the activation, if any.
 
     y     float32 [M · N]
     x     float32 [M · K]
@@ -79,7 +82,7 @@ def matmul_forward(team, y, x, w, bias, M, K, N, add, activation):
     while task < tasks:
         m, n = task // across * _TASK_ROWS, task % across * columns
         rows, width = min(_TASK_ROWS, M - m), min(columns, N - n)
-        _start(y, bias, m, n, rows, width, N, add)
+        _start(y, bias, m, n, rows, width, N, mode)
         if M <= _STREAM_ROWS:
             _stream(team.scratch, y, x, w, m, n, rows, width, K, N)
         else:
@@ -92,12 +95,12 @@ def matmul_forward(team, y, x, w, bias, M, K, N, add, activation):
 
 
 @jit
-def _start(y, bias, m, n, rows, width, N, add):
-    """What the products are added to: the bias, and what was there before with `add`."""
+def _start(y, bias, m, n, rows, width, N, mode):
+    """What the products are added to: the bias, and in mode ADD what was there before."""
     for row in range(m, m + rows):
         for c in range(n, n + width):
             start = widen(bias[c])
-            y[row * N + c] = y[row * N + c] + start if add else start
+            y[row * N + c] = y[row * N + c] + start if mode == ADD else start
 
 
 @jit

@@ -8,8 +8,10 @@ import pytest
 from minigpt.kernels import reference
 from minigpt.kernels.activation import GELU
 from minigpt.kernels.matmul import (
+    ADD,
     K_BLOCK,
     NO_ACTIVATION,
+    SET,
     matmul_forward,
     matmul_transposed_forward,
 )
@@ -41,7 +43,7 @@ def case(rng, M, K, N):
 def test_matmul_is_numpys(run, rng, M, K, N):
     x, w, bias = case(rng, M, K, N)
     y = np.full(M * N, np.nan, np.float32)
-    run(matmul_forward, y, x.ravel(), w.ravel(), bias, M, K, N, False, NO_ACTIVATION)
+    run(matmul_forward, y, x.ravel(), w.ravel(), bias, M, K, N, SET, NO_ACTIVATION)
     truth = reference.matmul(x.astype(np.float64), w, bias)
     assert (np.abs(y.reshape(M, N) - truth) <= bound(x, w)).all()
 
@@ -51,7 +53,7 @@ def test_matmul_adds_to_what_is_there(run, rng, M, K, N):
     x, w, bias = case(rng, M, K, N)
     start = rng.standard_normal((M, N)).astype(np.float32)
     y = start.copy().ravel()
-    run(matmul_forward, y, x.ravel(), w.ravel(), bias, M, K, N, True, NO_ACTIVATION)
+    run(matmul_forward, y, x.ravel(), w.ravel(), bias, M, K, N, ADD, NO_ACTIVATION)
     truth = start + reference.matmul(x.astype(np.float64), w, bias)
     assert (np.abs(y.reshape(M, N) - truth) <= bound(x, w)).all()
 
@@ -60,8 +62,8 @@ def test_activation_is_the_last_step(run, rng):
     for M in (3, 40):
         x, w, bias = case(rng, M, 20, 37)
         plain, active = np.empty(M * 37, np.float32), np.empty(M * 37, np.float32)
-        run(matmul_forward, plain, x.ravel(), w.ravel(), bias, M, 20, 37, False, NO_ACTIVATION)
-        run(matmul_forward, active, x.ravel(), w.ravel(), bias, M, 20, 37, False, GELU)
+        run(matmul_forward, plain, x.ravel(), w.ravel(), bias, M, 20, 37, SET, NO_ACTIVATION)
+        run(matmul_forward, active, x.ravel(), w.ravel(), bias, M, 20, 37, SET, GELU)
         truth = reference.gelu(plain.astype(np.float64))
         np.testing.assert_allclose(active, truth, rtol=1e-5, atol=1e-7)
 
@@ -80,9 +82,9 @@ def test_transposed_is_numpys(run, rng, M, K, N):
 def test_a_row_has_the_same_bits_alone(run, rng, M, K, N):
     x, w, bias = case(rng, M, K, N)
     together, alone = np.empty(M * N, np.float32), np.empty((M, N), np.float32)
-    run(matmul_forward, together, x.ravel(), w.ravel(), bias, M, K, N, False, NO_ACTIVATION)
+    run(matmul_forward, together, x.ravel(), w.ravel(), bias, M, K, N, SET, NO_ACTIVATION)
     for m in range(M):
-        run(matmul_forward, alone[m], x[m], w.ravel(), bias, 1, K, N, False, NO_ACTIVATION)
+        run(matmul_forward, alone[m], x[m], w.ravel(), bias, 1, K, N, SET, NO_ACTIVATION)
     assert together.tobytes() == alone.tobytes()
 
     wt = np.ascontiguousarray(w.T).ravel()
@@ -100,8 +102,8 @@ def test_bfloat16_weights_are_widened_exactly(run, rng):
     for rows in (M, 2):
         a, b = np.empty(rows * N, np.float32), np.empty(rows * N, np.float32)
         few = x[:rows].ravel()
-        run(matmul_forward, a, few, halves.ravel(), bias, rows, K, N, False, NO_ACTIVATION)
-        run(matmul_forward, b, few, wide.ravel(), bias, rows, K, N, False, NO_ACTIVATION)
+        run(matmul_forward, a, few, halves.ravel(), bias, rows, K, N, SET, NO_ACTIVATION)
+        run(matmul_forward, b, few, wide.ravel(), bias, rows, K, N, SET, NO_ACTIVATION)
         assert a.tobytes() == b.tobytes()
         run(matmul_transposed_forward, a, few, halves.ravel(), rows, K, N, np.float32(1))
         run(matmul_transposed_forward, b, few, wide.ravel(), rows, K, N, np.float32(1))
@@ -112,5 +114,5 @@ def test_nothing_beyond_the_result_is_written(run, rng):
     M, K, N = 13, 20, 37
     x, w, bias = case(rng, M, K, N)
     y = np.full(M * N + 64, 7, np.float32)
-    run(matmul_forward, y[: M * N], x.ravel(), w.ravel(), bias, M, K, N, False, NO_ACTIVATION)
+    run(matmul_forward, y[: M * N], x.ravel(), w.ravel(), bias, M, K, N, SET, NO_ACTIVATION)
     assert (y[M * N :] == 7).all()
