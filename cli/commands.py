@@ -1,0 +1,25 @@
+"""The group of all commands."""
+
+from __future__ import annotations
+
+import click
+
+from .. import __version__
+from .generate import generate
+from .info import info
+from .tokenize import tokenize
+
+
+@click.group(
+    no_args_is_help=False,  # without a command the line is wrong, like any other
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+    epilog='Completion in the shell: eval "$(_MINIGPT_COMPLETE=bash_source minigpt)" in ~/.bashrc; '
+    "zsh_source and fish_source for these shells.",
+)
+@click.version_option(__version__, prog_name="minigpt", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Runs GPT-2-architecture models such as Cerebras-GPT on the processor."""
+
+
+for command in (generate, info, tokenize):
+    cli.add_command(command)

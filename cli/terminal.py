@@ -1,0 +1,127 @@
+"""How commands read and write: text in, the result on stdout, notes and failures on stderr."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import InputError, MinigptError
+
+LARGEST_INPUT = 64 << 20  # bytes; far beyond every context, and it keeps /dev/zero from our memory
+
+
+class Text(click.ParamType):
+    """An argument that is text: UTF-8, and not empty where that would mean nothing."""
+
+    name = "text"
+
+    def __init__(self, may_be_empty: bool = False) -> None:
+        self.may_be_empty = may_be_empty
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            self.fail("it is not UTF-8 text", param, ctx)
+        if not value and not self.may_be_empty:
+            self.fail("it is empty, and must be a text of at least one character", param, ctx)
+        return str(value)
+
+
+model_option = click.option(
+    "-m",
+    "--model",
+    "source",
+    required=True,
+    metavar="SOURCE",
+    help="A folder in Hugging Face layout, or a hub id such as cerebras/Cerebras-GPT-111M.",
+)
+verbose_option = click.option(
+    "--verbose", is_flag=True, help="Write notes and timings to stderr even if it is no terminal."
+)
+
+
+def prepare() -> None:
+    """Makes stdout UTF-8 without newline translation, whatever the locale; closed ones harmless."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  (until the end)
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(encoding="utf-8", newline="")
+
+
+def read_text(argument: str | None, name: str) -> str:
+    """The text of an argument, or of stdin where it is `-`, or absent and stdin no terminal.
+
+    Text comes as it is: no newline is added, removed or translated. Raises UsageError where there
+    is none to read, InputError where stdin cannot be read, is no UTF-8 or endlessly long.
+    """
+    if argument not in (None, "-"):
+        return str(argument)
+    if sys.stdin is None or (argument is None and sys.stdin.isatty()):
+        raise click.UsageError(
+            f"Missing argument '{name}': give it, or a text on standard input.",
+            click.get_current_context(),
+        )
+    try:
+        data = sys.stdin.buffer.read(LARGEST_INPUT + 1)
+        if len(data) > LARGEST_INPUT:
+            raise InputError(
+                f"standard input: longer than {LARGEST_INPUT} bytes; give less at once"
+            )
+        return data.decode("utf-8")
+    except OSError as error:
+        raise InputError(f"standard input: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"standard input: not UTF-8 text: byte {error.start} is {data[error.start]:#04x}"
+        ) from None
+
+
+def write(text: str) -> None:
+    """Puts a piece of the result on stdout, at once.
+
+    Raises BrokenPipeError where nobody reads any more, MinigptError where it cannot be written.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # Windows reports a closed pipe as EINVAL
+        if error.errno == errno.EPIPE or (os.name == "nt" and error.errno == errno.EINVAL):
+            raise BrokenPipeError from None
+        raise MinigptError(f"standard output: cannot be written: {error.strerror}") from None
+
+
+def end_line() -> None:
+    """Ends the line where a person looks; what a program reads is the result and nothing else."""
+    if sys.stdout.isatty():
+        write("\n")
+
+
+def note(text: str, verbose: bool) -> None:
+    """Something beside the result: on stderr, for a person who looks or who asked for it."""
+    if verbose or sys.stderr.isatty():
+        print(f"[{text}]", file=sys.stderr, flush=True)
+
+
+def fail(message: str, code: int) -> int:
+    """Prints `message` as the one line of a failure; gives back `code`."""
+    line = " ".join(message.split())
+    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
+    print(f"Error: {shown}", file=sys.stderr, flush=True)
+    return code
+
+
+def describe_bug(error: Exception) -> str:
+    """What to say of an error that no part of the program foresaw: what it is, and where."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(last.filename).name}, line {last.lineno}"
+    return f"{place}: {type(error).__name__}: {error}; this is a bug in minigpt, please report it"

@@ -1,0 +1,132 @@
+"""minigpt generate, as typed, over a tiny random model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from minigpt.cli import generate as command
+
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+Start = Callable[..., "subprocess.Popen[bytes]"]
+GREEDY = ["--temperature", "0"]
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path) -> str:
+    """What the library writes after "hello": 20 tokens, the likeliest each time."""
+    from minigpt import GPTModel, GPTTokenizer
+
+    tokenizer = GPTTokenizer.from_pretrained(model)
+    ids = tokenizer.encode("hello", return_tensors="np")
+    out = GPTModel.from_pretrained(model).generate(ids, max_new_tokens=20)
+    return tokenizer.decode(out[0, ids.shape[1] :])
+
+
+def test_stdout_carries_the_continuation_alone(run: Run, model: Path, expected: str) -> None:
+    done = run("generate", "-m", model, "hello", "-n", "20", *GREEDY)
+    assert (done.stdout.decode(), done.stderr, done.returncode) == (expected, b"", 0)
+
+
+@pytest.mark.parametrize("dash", [[], ["-"]])
+def test_the_prompt_on_stdin(run: Run, model: Path, expected: str, dash: list[str]) -> None:
+    done = run("generate", "-m", model, "-n", "20", *GREEDY, *dash, "--echo", input=b"hello")
+    assert done.stdout.decode() == "hello" + expected
+
+
+def test_no_tokens(run: Run, model: Path) -> None:
+    done = run("generate", "-m", model, "hello", "-n", "0")
+    assert (done.stdout, done.returncode) == (b"", 0)
+
+
+def test_a_seed_gives_the_same_text_with_any_number_of_threads(run: Run, model: Path) -> None:
+    line = ["generate", "-m", model, "hello", "-n", "30", "--seed"]
+    first = run(*line, "1", "--threads", "1").stdout
+    assert first
+    assert run(*line, "1", "--threads", "2").stdout == first
+    assert run(*line, "2").stdout != first
+
+
+def test_json_tells_everything(run: Run, model: Path, expected: str) -> None:
+    done = run("generate", "-m", model, "hello", "-n", "20", *GREEDY, "--json", "--seed", "3")
+    (line,) = done.stdout.splitlines()
+    found = json.loads(line)
+    assert (found["prompt"], found["text"], found["reason"]) == ("hello", expected, "length")
+    assert (found["prompt_tokens"], found["new_tokens"], found["seed"]) == (1, 20, 3)
+    assert len(found["ids"]) == 20
+    assert found["load_s"] > 0
+    assert found["first_token_s"] > 0
+    assert found["tokens_per_s"] > 0
+
+
+def test_a_stop_string_ends_the_text_before_it(run: Run, model: Path, expected: str) -> None:
+    stop = expected[5:7]
+    done = run("generate", "-m", model, "hello", "-n", "20", *GREEDY, "--stop", stop)
+    assert done.stdout.decode() == expected[: expected.index(stop)]
+
+
+def test_notes_go_to_stderr_when_asked_for(run: Run, model: Path) -> None:
+    prompt = b"a" * 2046
+    done = run("generate", "-m", model, "--verbose", "--temperature", "0", input=prompt)
+    assert b"context is full: stopped at 2048 tokens" in done.stderr
+    assert b"prompt_tokens 2046, new_tokens 2, seed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "text"), [("2048", b"a" * 2049), ("empty", b""), ("UTF-8", b"\xff")]
+)
+def test_a_prompt_that_cannot_be(fails: Callable[..., None], model: Path, word: str, text: bytes):
+    fails(1, word, "generate", "-m", model, input=text)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locale")
+def test_output_is_utf8_whatever_the_locale(run: Run, model: Path) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    text = "h\u00e9\u65e5\r\n".encode()
+    done = run("generate", "-m", model, "-n", "0", "--echo", input=text, env=plain)
+    assert (done.stdout, done.stderr) == (text, b"")
+
+
+def test_a_closed_pipe_ends_it_quietly(start: Start, model: Path) -> None:
+    process = start("generate", "-m", model, "hello", "-n", "2000", *GREEDY)
+    assert process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal to send")
+def test_an_interrupt_leaves_the_text_so_far(start: Start, model: Path) -> None:
+    # the signal follows the first token at once, and hundreds are still to come
+    process = start("generate", "-m", model, "hello", "-n", "2000", "--seed", "1")
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, b"")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+def test_a_terminal_gets_a_newline_and_the_notes(start: Start, model: Path, expected: str) -> None:
+    import pty
+
+    master, slave = pty.openpty()
+    process = start("generate", "-m", model, "hello", "-n", "20", *GREEDY, stdout=slave)
+    _, error = process.communicate(timeout=120)
+    os.close(slave)
+    shown = os.read(master, 10_000).replace(b"\r\n", b"\n")
+    os.close(master)
+    assert error == b""  # stderr is a pipe here
+    assert shown.decode() == expected.replace("\r\n", "\n") + "\n"
+
+
+def test_dtypes_and_threads_are_the_librarys() -> None:
+    from minigpt.api import MAX_THREADS
+    from minigpt.weights import DTYPES
+
+    assert (command.DTYPES, command.MAX_THREADS) == (DTYPES, MAX_THREADS)

@@ -1,0 +1,135 @@
+"""What holds for every command: help, exit codes, one line for a failure, a clean end."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import minigpt
+
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+Fails = Callable[..., None]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").stdout.decode() == f"minigpt {minigpt.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["generate", "info", "tokenize"])
+def test_help_documents_every_option(run: Run, command: str) -> None:
+    done = run(command, "--help")
+    assert (done.returncode, done.stderr) == (0, b"")
+    options = re.split(r"\n  (?=-)", done.stdout.decode().partition("Options:")[2])
+    assert len(options) > 1
+    for option in options[1:]:
+        assert len(option.split("  ", 1)[1].split()) > 2, option
+
+
+def test_help_lists_the_commands_without_loading_the_engine() -> None:
+    program = (
+        "import sys; sys.argv = ['minigpt', '--help']; import minigpt.cli.main as m\n"
+        "try: m.main()\n"
+        "except SystemExit: print(sorted({'numpy', 'numba'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True, text=True
+    )
+    assert {"generate", "info", "tokenize"} <= set(done.stdout.split())
+    assert done.stdout.endswith("[]\n")
+
+
+def test_completion_script(run: Run) -> None:
+    done = run(env={"_MINIGPT_COMPLETE": "zsh_source"})
+    assert (done.returncode, b"compdef" in done.stdout) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("word", "args"),
+    [
+        ("command", []),
+        ("nonsense", ["nonsense"]),
+        ("--nonsense", ["--nonsense"]),
+        ("SOURCE", ["info"]),
+        ("extra", ["info", "a", "b"]),
+        ("--model", ["generate", "text"]),
+        ("--model", ["tokenize", "text"]),
+        ("minigpt generate --help", ["generate", "-m", "x", "text", "--bogus"]),
+        ("--max-tokens", ["generate", "-m", "x", "text", "-n", "-1"]),
+        ("--max-tokens", ["generate", "-m", "x", "text", "-n", "1.5"]),
+        ("--temperature", ["generate", "-m", "x", "text", "--temperature", "-0.1"]),
+        ("--temperature", ["generate", "-m", "x", "text", "--temperature", "nan"]),
+        ("--temperature", ["generate", "-m", "x", "text", "--temperature", "inf"]),
+        ("--top-k", ["generate", "-m", "x", "text", "--top-k", "0"]),
+        ("--top-p", ["generate", "-m", "x", "text", "--top-p", "0"]),
+        ("--top-p", ["generate", "-m", "x", "text", "--top-p", "nan"]),
+        ("--min-p", ["generate", "-m", "x", "text", "--min-p", "1.1"]),
+        ("--seed", ["generate", "-m", "x", "text", "--seed", str(2**64)]),
+        ("--stop", ["generate", "-m", "x", "text", "--stop", ""]),
+        ("--dtype", ["generate", "-m", "x", "text", "--dtype", "f8"]),
+        ("--threads", ["generate", "-m", "x", "text", "--threads", "0"]),
+        ("--threads", ["generate", "-m", "x", "text", "--threads", "100000"]),
+        ("PROMPT", ["generate", "-m", "x", ""]),
+    ],
+)
+def test_a_wrong_command_line(fails: Fails, word: str, args: list[str]) -> None:
+    fails(2, word, *args)
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="arguments are Unicode there")
+@pytest.mark.parametrize("args", [[b"\xff"], [b"text", b"--stop", b"\xff"]])
+def test_an_argument_that_is_no_text(fails: Fails, args: list[bytes]) -> None:
+    fails(2, "UTF-8", "generate", "-m", "x", *args, env={"PYTHONUTF8": "1"})
+
+
+@pytest.mark.parametrize("args", [["generate", "text", "-m"], ["info"], ["tokenize", "text", "-m"]])
+def test_a_source_that_is_not_there(fails: Fails, args: list[str], tmp_path: Path) -> None:
+    fails(1, "nowhere", *args, str(tmp_path / "nowhere"))
+
+
+def test_a_message_stays_one_printable_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from minigpt.cli.terminal import fail
+
+    assert fail("a\nb\x1b[2Jc\u2028d", 1) == 1
+    assert capsys.readouterr().err == "Error: a b\\x1b[2Jc d\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_full_disk(fails: Fails, model: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        fails(1, "standard output", "info", model, stdout=full)
+
+
+@pytest.mark.parametrize("module", ["click", "numpy", "numba"])
+def test_an_interrupt_while_importing(module: str, model: Path) -> None:
+    program = f"""
+import sys
+class Interrupting:
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["minigpt", "generate", "text", "-m", {str(model)!r}]
+from minigpt.cli.main import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal to send")
+def test_an_interrupt_while_waiting_for_stdin(start: Callable[..., subprocess.Popen]) -> None:
+    process = start("tokenize", "-m", "x", "-", stdin=subprocess.PIPE)
+    # more than a pipe holds: when it is written, the command is reading; the end does not come
+    process.stdin.write(b"a" * 2_000_000)
+    process.send_signal(signal.SIGINT)
+    output, error = process.communicate(timeout=60)
+    assert (process.returncode, output, error) == (130, b"", b"")
