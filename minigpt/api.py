@@ -1,0 +1,119 @@
+"""GPTModel: the engine as an object. Everything it does is done elsewhere; arguments are checked
+here, at the border."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import generate as generation
+from .cache import State
+from .checkpoint import open_checkpoint, resolve
+from .config import GPTConfig
+from .errors import InputError
+from .model import Engine
+from .save import save_model
+from .weights import load_weights
+
+MAX_THREADS = 256
+
+
+class Output(NamedTuple):
+    """logits  float32 [B, T, V]"""
+
+    logits: np.ndarray
+
+
+class GPTModel:
+    """A GPT that is ready to run.
+
+        model = GPTModel.from_pretrained("cerebras/Cerebras-GPT-111M")
+        logits = model(ids).logits                       # ids: int64 [B, T]
+        ids = model.generate(ids, max_new_tokens=64)     # int64 [B, T + n]
+
+    config  the GPTConfig
+    dtype   "f32" or "bf16": how the matrices are held
+
+    Several threads may use one model: they take turns, one pass at a time.
+    """
+
+    def __init__(self, engine: Engine, source: Path) -> None:
+        self._engine = engine
+        self._source = source
+        self.config = engine.config
+        self.dtype = engine.weights.dtype
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | os.PathLike[str], dtype: str = "auto", threads: int | None = None
+    ) -> GPTModel:
+        """The model of a source: a folder in Hugging Face layout, or a hub id.
+
+        dtype    how weights are held: "f32", "bf16", or "auto" (as the folder holds them)
+        threads  how many threads compute; by default one for each processor this process may use
+
+        Raises SourceError (and its children CheckpointError, ConfigError) for what is wrong with
+        the source, InputError for the other arguments.
+        """
+        threads = _checked_threads(threads)
+        folder = resolve(source)
+        config = GPTConfig.from_file(folder / "config.json")
+        weights = load_weights(open_checkpoint(folder), config, dtype)
+        return cls(Engine(config, weights, threads), folder)
+
+    def __call__(self, ids: Any) -> Output:
+        """The logits at every position of ids: int [B, T] (or [T], read as B = 1)."""
+        rows = generation.checked_batch(ids, self.config)
+        B, T = rows.shape
+        state = self.new_state(B, T)
+        logits = self._engine.forward(state, range(B), list(rows), every=True)
+        return Output(logits.reshape(B, T, -1))
+
+    def generate(self, ids: Any, **options: Any) -> Any:
+        """Continue sequences; see minigpt.generate.generate for the options."""
+        return generation.generate(self, ids, **options)
+
+    def stream(self, ids: Any, **options: Any) -> Iterator[int]:
+        """Continue one sequence, token by token; see minigpt.generate.stream for the options."""
+        return generation.stream(self, ids, **options)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], dtype: str = "f32") -> None:
+        """Write config.json and model.safetensors into a folder, with the source's tokenizer files.
+
+        dtype  "f32" or "bf16": how the matrices are stored
+        """
+        save_model(self.config, self._engine.weights, self._source, Path(folder), dtype)
+
+    def new_state(self, batch: int, capacity: int) -> State:
+        """Room for the keys and values of `batch` sequences of at most `capacity` tokens."""
+        return State(self.config, batch, capacity)
+
+    def advance(
+        self, state: State, rows: Sequence[int], ids: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """Read ids[i], one or more checked tokens, as the continuation of sequence rows[i].
+
+        Returns float32 [len(rows), V]: the logits after the last token of each.
+        """
+        return self._engine.forward(state, rows, ids)
+
+
+def _checked_threads(threads: int | None) -> int:
+    if threads is None:
+        return _processors()
+    if isinstance(threads, bool) or not isinstance(threads, int | np.integer):
+        raise InputError(f"threads {threads!r}: a whole number from 1 to {MAX_THREADS}")
+    if not 1 <= threads <= MAX_THREADS:
+        raise InputError(f"threads {threads}: from 1 to {MAX_THREADS}")
+    return int(threads)
+
+
+def _processors() -> int:
+    """The processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    return min(MAX_THREADS, os.cpu_count() or 1)

@@ -1,0 +1,331 @@
+"""The forward pass: what a GPT computes, as one compiled function over the kernels.
+
+Tokens of all sequences stand below each other as rows of one matrix, whatever sequence they are
+of and however long it is; only attention looks at which row belongs to whom. A prompt, a batch
+of prompts of unequal length and one token of each of several sequences are the same to it.
+
+    x = (wte[ids] + wpe[positions]) · scale
+    for each layer:
+        x += c_proj · attention(c_attn · ln_1(x))
+        x += c_proj · activation(c_fc · ln_2(x))
+    logits = lm_head · ln_f(x)                  (of the rows where they are wanted)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from .cache import State
+from .config import GPTConfig
+from .kernels.activation import GELU, GELU_TANH, RELU, SILU
+from .kernels.attention import QUERIES, attention_forward, attention_scratch, cache_write
+from .kernels.embedding import embedding_forward, gather_forward
+from .kernels.jit import entry
+from .kernels.layernorm import layernorm_forward
+from .kernels.matmul import (
+    ADD,
+    MATMUL_SCRATCH,
+    NO_ACTIVATION,
+    SET,
+    matmul_forward,
+    matmul_transposed_forward,
+)
+from .kernels.simd import array_at
+from .kernels.team import Team
+from .weights import Weights, layer_shapes
+
+ROWS = 512  # tokens that pass through the layers together; more are cut into such chunks
+_ROWS_AT_ONCE = 16  # up to here all layers are one compiled call, else each is one
+
+_ACTIVATIONS = {
+    "gelu": GELU,
+    "gelu_new": GELU_TANH,
+    "gelu_pytorch_tanh": GELU_TANH,
+    "gelu_fast": GELU_TANH,
+    "relu": RELU,
+    "silu": SILU,
+}
+
+
+class Sizes(NamedTuple):
+    """The numbers of the config that the compiled function needs."""
+
+    L: int
+    C: int
+    NH: int
+    HS: int
+    H: int
+    V: int
+    n_positions: int
+    activation: int
+    eps: np.float32
+    embedding_scale: np.float32
+    logit_scale: np.float32
+
+
+class Table(NamedTuple):
+    """Where the weights lie.
+
+    layers      [L] records of addresses, a field for each tensor of a layer
+    ends        [1] record of the addresses of wte, wpe, ln_f and the head
+    matrix      an empty array of the matrices' type: uint16 for bfloat16
+    vector      an empty array of the vectors' type
+    """
+
+    layers: np.ndarray
+    ends: np.ndarray
+    matrix: np.ndarray
+    vector: np.ndarray
+
+
+class Buffers(NamedTuple):
+    """Room for the activations of ROWS tokens, flat float32: [rows · C], …, as in Step."""
+
+    x: np.ndarray
+    normed: np.ndarray
+    qkv: np.ndarray
+    attended: np.ndarray
+    hidden: np.ndarray
+
+
+class Step(NamedTuple):
+    """The tokens of one pass.
+
+    ids, positions, slots  int64 [M]
+    blocks                 int64 [4 · n]: runs of tokens of one sequence, as attention takes them
+    wanted                 int64 [n]: the rows whose logits are wanted
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    slots: np.ndarray
+    blocks: np.ndarray
+    wanted: np.ndarray
+
+
+class Cache(NamedTuple):
+    """The State's arrays: keys and values, flat, and their sizes."""
+
+    keys: np.ndarray
+    values: np.ndarray
+    slots: int
+    capacity: int
+
+
+def _field(name: str) -> str:
+    """`attn.c_attn.weight` as a field name."""
+    return name.replace(".", "_")
+
+
+def make_table(weights: Weights, config: GPTConfig) -> Table:
+    """The addresses of all weights. They are valid as long as the weights are."""
+    address = {name: tensor.ctypes.data for name, tensor in weights.tensors.items()}
+    names = list(layer_shapes(config))
+    layers = np.array(
+        [tuple(address[f"h.{n}.{name}"] for name in names) for n in range(config.n_layer)],
+        dtype=[(_field(name), np.uint64) for name in names],
+    )
+    ends = np.array(
+        [
+            (
+                address["wte.weight"],
+                address["wpe.weight"],
+                address["ln_f.weight"],
+                address["ln_f.bias"],
+                weights.head.ctypes.data,
+            )
+        ],
+        dtype=[(name, np.uint64) for name in ("wte", "wpe", "ln_f_weight", "ln_f_bias", "head")],
+    )
+    matrix = np.empty(0, np.uint16 if weights.dtype == "bf16" else np.float32)
+    return Table(layers, ends, matrix, np.empty(0, np.float32))
+
+
+def make_sizes(config: GPTConfig) -> Sizes:
+    """The numbers that the compiled function needs."""
+    return Sizes(
+        L=config.n_layer,
+        C=config.n_embd,
+        NH=config.n_head,
+        HS=config.head_size,
+        H=config.n_inner,
+        V=config.vocab_size,
+        n_positions=config.n_positions,
+        activation=_ACTIVATIONS[config.activation_function],
+        eps=np.float32(config.layer_norm_epsilon),
+        embedding_scale=np.float32(config.mup_embeddings_scale),
+        logit_scale=np.float32(config.mup_output_alpha * config.mup_width_scale),
+    )
+
+
+def attention_scales(config: GPTConfig) -> np.ndarray:
+    """float32 [L]: what the scores of each layer are multiplied with."""
+    scale = 1.0
+    if config.scale_attn_weights:
+        power = 1.0 if config.mup_scale_qk_dot_by_d else 0.5
+        scale = config.head_size**-power
+    layers = np.arange(config.n_layer)
+    by_layer = 1 / (layers + 1) if config.scale_attn_by_inverse_layer_idx else 1 + 0 * layers
+    return (scale * by_layer).astype(np.float32)
+
+
+def make_buffers(config: GPTConfig, rows: int) -> Buffers:
+    """Room for the activations of `rows` tokens."""
+    C, H = config.n_embd, config.n_inner
+    return Buffers(*(np.empty(rows * width, np.float32) for width in (C, C, 3 * C, C, H)))
+
+
+def make_scratch(config: GPTConfig, threads: int) -> np.ndarray:
+    """float32 [threads, n]: what each thread needs for itself."""
+    needed = max(MATMUL_SCRATCH, attention_scratch(config.head_size))
+    return np.empty((threads, needed), np.float32)
+
+
+# ---- the compiled part ----------------------------------------------------------------------
+
+
+@entry
+def _layers(team, first, last, sizes, table, scales, cache, buffers, step, logits):
+    """Layers first … last − 1; before the first the embedding, after the last the logits.
+
+    logits  float32 [wanted rows · V], written when the last layer is among them
+    """
+    C, NH, HS, H, V = sizes.C, sizes.NH, sizes.HS, sizes.H, sizes.V
+    x, normed, qkv, attended, hidden = buffers
+    M = step.ids.size
+    matrix, vector = table.matrix, table.vector
+    ends = table.ends[0]
+
+    if first == 0:
+        wte = array_at(ends.wte, V * C, matrix)
+        wpe = array_at(ends.wpe, sizes.n_positions * C, matrix)
+        embedding_forward(team, x, step.ids, step.positions, wte, wpe, M, C, sizes.embedding_scale)
+
+    for n in range(first, last):
+        layer = table.layers[n]
+        ln_1 = array_at(layer.ln_1_weight, C, vector)
+        ln_1_bias = array_at(layer.ln_1_bias, C, vector)
+        c_attn = array_at(layer.attn_c_attn_weight, C * 3 * C, matrix)
+        c_attn_bias = array_at(layer.attn_c_attn_bias, 3 * C, vector)
+        attn_c_proj = array_at(layer.attn_c_proj_weight, C * C, matrix)
+        attn_c_proj_bias = array_at(layer.attn_c_proj_bias, C, vector)
+        ln_2 = array_at(layer.ln_2_weight, C, vector)
+        ln_2_bias = array_at(layer.ln_2_bias, C, vector)
+        c_fc = array_at(layer.mlp_c_fc_weight, C * H, matrix)
+        c_fc_bias = array_at(layer.mlp_c_fc_bias, H, vector)
+        mlp_c_proj = array_at(layer.mlp_c_proj_weight, H * C, matrix)
+        mlp_c_proj_bias = array_at(layer.mlp_c_proj_bias, C, vector)
+
+        # x += c_proj · attention(c_attn · ln_1(x))
+        layernorm_forward(team, normed, x, ln_1, ln_1_bias, M, C, sizes.eps)
+        matmul_forward(
+            team, qkv, normed, c_attn, c_attn_bias, M, C, 3 * C, SET, NO_ACTIVATION
+        )  # fmt: skip
+        cache_write(
+            team, cache.keys, cache.values, qkv, step.slots, step.positions, M,
+            n, cache.slots, cache.capacity, NH, HS,
+        )  # fmt: skip
+        attention_forward(
+            team, attended, qkv, cache.keys, cache.values, step.blocks, step.blocks.size // 4,
+            n, cache.slots, cache.capacity, NH, HS, scales[n],
+        )  # fmt: skip
+        matmul_forward(
+            team, x, attended, attn_c_proj, attn_c_proj_bias, M, C, C, ADD, NO_ACTIVATION
+        )  # fmt: skip
+
+        # x += c_proj · activation(c_fc · ln_2(x))
+        layernorm_forward(team, normed, x, ln_2, ln_2_bias, M, C, sizes.eps)
+        matmul_forward(team, hidden, normed, c_fc, c_fc_bias, M, C, H, SET, sizes.activation)
+        matmul_forward(
+            team, x, hidden, mlp_c_proj, mlp_c_proj_bias, M, H, C, ADD, NO_ACTIVATION
+        )  # fmt: skip
+
+    if last == sizes.L and step.wanted.size:
+        ln_f = array_at(ends.ln_f_weight, C, vector)
+        ln_f_bias = array_at(ends.ln_f_bias, C, vector)
+        head = array_at(ends.head, V * C, matrix)
+        N = step.wanted.size
+        gather_forward(team, attended, x, step.wanted, N, C)
+        layernorm_forward(team, normed, attended, ln_f, ln_f_bias, N, C, sizes.eps)
+        matmul_transposed_forward(team, logits, normed, head, N, C, V, sizes.logit_scale)
+
+
+# ---- the part in Python ---------------------------------------------------------------------
+
+
+class Engine:
+    """A model made ready to run: what stays the same from one pass to the next."""
+
+    def __init__(self, config: GPTConfig, weights: Weights, threads: int) -> None:
+        self.config = config
+        self.weights = weights
+        self._team = Team(threads)
+        self._sizes = make_sizes(config)
+        self._table = make_table(weights, config)
+        self._scales = attention_scales(config)
+
+    def forward(
+        self, state: State, slots: Sequence[int], ids: Sequence[np.ndarray], every: bool = False
+    ) -> np.ndarray:
+        """Read ids[i] (int64, 1-D, ≥ 1 token) as the continuation of the sequence in slots[i].
+
+        Returns float32 [n, V]: the logits after each sequence's last token, or after every token
+        with `every`, the sequences' tokens one after the other. Arguments are checked by the
+        caller; the state's lengths move on when all is computed.
+        """
+        lengths = np.array([len(row) for row in ids])
+        starts = state.lengths[list(slots)]
+        tokens = np.concatenate(ids)
+        positions = np.concatenate(
+            [np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+        )
+        owners = np.repeat(np.asarray(slots, np.int64), lengths)
+        wanted = np.arange(len(tokens)) if every else np.cumsum(lengths) - 1
+        logits = np.empty((len(wanted), self.config.vocab_size), np.float32)
+        buffers = make_buffers(self.config, min(ROWS, len(tokens)))
+        for start in range(0, len(tokens), ROWS):
+            rows = slice(start, start + ROWS)
+            first, end = np.searchsorted(wanted, (start, start + ROWS))
+            step = Step(
+                tokens[rows],
+                positions[rows],
+                owners[rows],
+                attention_blocks(owners[rows], positions[rows]),
+                wanted[first:end] - start,
+            )
+            self._run(state, buffers, step, logits[first:end].reshape(-1))
+        state.lengths[list(slots)] += lengths
+        return logits
+
+    def _run(self, state: State, buffers: Buffers, step: Step, logits: np.ndarray) -> None:
+        """One chunk of at most ROWS tokens through all layers.
+
+        Few tokens are one compiled call. Many are a call for each layer, between which Python can
+        see that the user wants to stop.
+        """
+        L = self.config.n_layer
+        stride = L if len(step.ids) <= _ROWS_AT_ONCE else 1
+        cache = Cache(state.keys, state.values, state.slots, state.capacity)
+        scratch = make_scratch(self.config, self._team.size)
+        for first in range(0, L, stride):
+            self._team.run(
+                _layers, scratch, first, min(L, first + stride),
+                self._sizes, self._table, self._scales, cache, buffers, step, logits,
+            )  # fmt: skip
+
+
+def attention_blocks(owners: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Runs of rows of one sequence, cut to at most QUERIES rows, as attention_forward takes them.
+
+    owners, positions  int64 [M]
+    Returns int64 [4 · n]: slot, first row, rows, first position of each.
+    """
+    M = len(owners)
+    borders = np.flatnonzero(np.diff(owners)) + 1
+    blocks = []
+    for begin, end in zip([0, *borders], [*borders, M], strict=True):
+        for row in range(begin, end, QUERIES):
+            blocks += [owners[row], row, min(QUERIES, end - row), positions[row]]
+    return np.array(blocks, np.int64)

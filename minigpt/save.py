@@ -1,0 +1,62 @@
+"""Writing a model as a folder in Hugging Face layout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from .checkpoint import write_file, write_safetensors
+from .config import GPTConfig
+from .errors import InputError, SourceError
+from .weights import Weights, narrowed, widened
+
+_TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def save_model(
+    config: GPTConfig, weights: Weights, source: Path, folder: Path, dtype: str = "f32"
+) -> None:
+    """Write model.safetensors, config.json, and the tokenizer files that `source` has.
+
+    dtype  "f32" or "bf16", of the matrices; vectors are written as f32
+
+    Each file appears whole or not at all. Raises InputError for another dtype, SourceError where
+    the folder cannot be written.
+    """
+    if dtype not in ("f32", "bf16"):
+        raise InputError(f"dtype {dtype!r}: a model is saved as f32 or bf16")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SourceError(f"{folder}: cannot be made: {error.strerror}") from error
+    tensors = {_stored_name(name): tensor for name, tensor in weights.tensors.items()}
+    narrow = {name for name, tensor in tensors.items() if tensor.ndim == 2 and dtype == "bf16"}
+    held = {name: _as(tensor, name in narrow) for name, tensor in tensors.items()}
+    write_safetensors(folder / "model.safetensors", held, bf16=narrow)
+    saved = {**config.to_dict(), "tie_word_embeddings": weights.tied}
+    write_file(folder / "config.json", (json.dumps(saved, indent=2) + "\n").encode())
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _stored_name(name: str) -> str:
+    """The name that Hugging Face gives the tensor in a language model."""
+    return name if name.startswith("lm_head.") else f"transformer.{name}"
+
+
+def _as(tensor: np.ndarray, narrow: bool) -> np.ndarray:
+    """A float32 or bfloat16 tensor as bfloat16 if it is to be narrow, else as float32."""
+    if narrow == (tensor.dtype == np.uint16):
+        return tensor
+    return narrowed(tensor) if narrow else widened(tensor)

@@ -1,0 +1,196 @@
+"""The tensors of a GPT: the one table of their names and shapes, and how they are held.
+
+Names are the checkpoint's, without the `transformer.` that some checkpoints put before them.
+Matrices are held as float32, or as bfloat16 in uint16 arrays; the vectors (layernorms, biases)
+always as float32. What a file stores in the wanted form is not copied: it stays in the mapping.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .checkpoint import Checkpoint
+from .config import GPTConfig
+from .errors import CheckpointError, InputError
+
+DTYPES = ("auto", "f32", "bf16")
+_PREFIX = "transformer."
+_HEAD = "lm_head.weight"
+# Buffers that old checkpoints carry: the causal mask, and the number it puts in place of scores.
+_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+
+
+def layer_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """{name within a layer: shape}, in the order of the computation. Matrices are [in, out]."""
+    C, H = config.n_embd, config.n_inner
+    return {
+        "ln_1.weight": (C,),
+        "ln_1.bias": (C,),
+        "attn.c_attn.weight": (C, 3 * C),
+        "attn.c_attn.bias": (3 * C,),
+        "attn.c_proj.weight": (C, C),
+        "attn.c_proj.bias": (C,),
+        "ln_2.weight": (C,),
+        "ln_2.bias": (C,),
+        "mlp.c_fc.weight": (C, H),
+        "mlp.c_fc.bias": (H,),
+        "mlp.c_proj.weight": (H, C),
+        "mlp.c_proj.bias": (C,),
+    }
+
+
+def tensor_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of every tensor but the head."""
+    C = config.n_embd
+    layers = layer_shapes(config)
+    return {
+        "wte.weight": (config.vocab_size, C),
+        "wpe.weight": (config.n_positions, C),
+        **{f"h.{n}.{name}": s for n in range(config.n_layer) for name, s in layers.items()},
+        "ln_f.weight": (C,),
+        "ln_f.bias": (C,),
+    }
+
+
+def parameter_count(config: GPTConfig, tied: bool = True) -> int:
+    """The number of weights; a tied head counts once."""
+    count = sum(int(np.prod(shape)) for shape in tensor_shapes(config).values())
+    return count if tied else count + config.vocab_size * config.n_embd
+
+
+@dataclass(frozen=True)
+class Weights:
+    """
+    tensors  {name: array of the shape in the table}; `lm_head.weight` only where it is not tied
+    dtype    "f32" or "bf16": how the matrices are held
+    prefix   what the checkpoint puts before the names: "transformer." or nothing
+    """
+
+    tensors: dict[str, np.ndarray]
+    dtype: str
+    prefix: str
+
+    @property
+    def tied(self) -> bool:
+        """The head is wte."""
+        return _HEAD not in self.tensors
+
+    @property
+    def head(self) -> np.ndarray:
+        """[V, C]: what the last hidden state is multiplied with."""
+        return self.tensors.get(_HEAD, self.tensors["wte.weight"])
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes the weights take."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def load_weights(checkpoint: Checkpoint, config: GPTConfig, dtype: str = "auto") -> Weights:
+    """The weights of a checkpoint, checked against the config.
+
+    dtype  "f32", "bf16", or "auto": bf16 where all matrices are stored so, else f32
+
+    Raises CheckpointError for a tensor that is missing, of another shape, or changes the
+    architecture; InputError for another dtype.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r}: this version holds weights as {', '.join(DTYPES)}")
+    prefix, stored = _names(checkpoint)
+    shapes = tensor_shapes(config)
+    if _HEAD in stored:
+        shapes[_HEAD] = shapes["wte.weight"]
+    elif not config.tie_word_embeddings:
+        raise CheckpointError(
+            f"{checkpoint.folder}: {_HEAD} is missing, and config.json does not tie it to wte"
+        )
+    _check_names(checkpoint, stored, shapes)
+    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+    if dtype == "auto":
+        narrow = all(checkpoint.tensors[stored[name]].dtype == "BF16" for name in matrices)
+        dtype = "bf16" if narrow else "f32"
+    tensors = {
+        name: _held(checkpoint, stored[name], dtype if len(shape) == 2 else "f32")
+        for name, shape in shapes.items()
+    }
+    if _HEAD in tensors and _same(tensors[_HEAD], tensors["wte.weight"]):
+        del tensors[_HEAD]
+    return Weights(tensors, dtype, prefix)
+
+
+def _names(checkpoint: Checkpoint) -> tuple[str, dict[str, str]]:
+    """(prefix, {name in the table: name in the checkpoint})"""
+    prefix = _PREFIX if any(name.startswith(_PREFIX) for name in checkpoint.tensors) else ""
+    stored: dict[str, str] = {}
+    for name in checkpoint.tensors:
+        plain = name.removeprefix(_PREFIX)
+        if plain in stored:
+            raise CheckpointError(
+                f"{checkpoint.folder}: {plain} is there both with and without {_PREFIX!r}"
+            )
+        stored[plain] = name
+    return prefix, stored
+
+
+def _check_names(
+    checkpoint: Checkpoint, stored: dict[str, str], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    """All tensors of the table are there, in their shape, and nothing else is inside a layer.
+
+    Tensors outside the layers that the table does not have belong to other tasks' heads.
+    """
+    for name, shape in shapes.items():
+        if name not in stored:
+            raise CheckpointError(f"{checkpoint.folder}: tensor {name} is missing")
+        found = checkpoint.tensors[stored[name]]
+        if tuple(found.shape) != shape:
+            raise CheckpointError(
+                f"{checkpoint.folder}: tensor {name} has shape {list(found.shape)}; "
+                f"by config.json it is {list(shape)}"
+            )
+        if found.dtype not in ("F32", "BF16", "F16", "F64"):
+            raise CheckpointError(
+                f"{checkpoint.folder}: tensor {name} is of type {found.dtype}; "
+                "weights are F32, BF16, F16 or F64"
+            )
+    for name in stored:
+        if name.startswith("h.") and name not in shapes and not _BUFFER.fullmatch(name):
+            raise CheckpointError(
+                f"{checkpoint.folder}: tensor {name} is not of a GPT-2 with {_layers(shapes)} layers"
+            )
+
+
+def _layers(shapes: Iterable[str]) -> int:
+    return sum(name.endswith(".ln_1.weight") for name in shapes)
+
+
+def _held(checkpoint: Checkpoint, name: str, dtype: str) -> np.ndarray:
+    """One tensor as f32 or bf16, contiguous and aligned; the mapping itself where it is that."""
+    array = checkpoint.read(name)
+    if checkpoint.tensors[name].dtype == "BF16":
+        held = array if dtype == "bf16" else widened(array)
+    else:
+        array = array.astype(np.float32, copy=False)
+        held = narrowed(array) if dtype == "bf16" else array
+    return np.require(held, requirements=["C", "A"])
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal bit for bit; at once where both are the same memory, as a tied head's mostly is."""
+    return a.ctypes.data == b.ctypes.data or a.tobytes() == b.tobytes()
+
+
+def widened(halves: np.ndarray) -> np.ndarray:
+    """bfloat16 (uint16) to float32, exactly."""
+    return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
+def narrowed(array: np.ndarray) -> np.ndarray:
+    """float32 to bfloat16 (uint16), to the nearest, halves to the even one; NaN stays NaN."""
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(array), 0x7FC0, rounded).astype(np.uint16)
