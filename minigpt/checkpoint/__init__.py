@@ -1,0 +1,27 @@
+"""Bytes on disk ⇄ named arrays.
+
+hub.py          a folder's path or a hub id → a folder
+folder.py       the files of weights in it; shards and their index
+safetensors.py  one of the two formats of weights, read and written
+torch_bin.py    the other, read: a ZIP archive (zip_entries.py) or older, holding a pickle
+                (unpickle.py), which is read as data and never run
+tensors.py      a tensor in a file → an array
+files.py  strict_json.py  atomic.py    opening, parsing and replacing files with care
+"""
+
+from __future__ import annotations
+
+from .atomic import write_file
+from .folder import Checkpoint, open_checkpoint
+from .hub import resolve
+from .safetensors import write_safetensors
+from .tensors import TensorInfo
+
+__all__ = [
+    "Checkpoint",
+    "TensorInfo",
+    "open_checkpoint",
+    "resolve",
+    "write_file",
+    "write_safetensors",
+]

@@ -1,0 +1,90 @@
+"""Writing a file whole or not at all.
+
+The bytes go to a temporary name in the same folder, are flushed to the disk, and take the
+file's name in one step; whatever interrupts that leaves the file as it was. A temporary of a
+process that was killed is removed by the next write of the same file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import CheckpointError
+
+if os.name == "posix":
+    import fcntl
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path` when the block ends without an error.
+
+    Raises CheckpointError when the system refuses (disk full, no such folder, no permission).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        _sweep(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        # 0o666 less the user's umask, as for any file; tempfile's 0o600 would stay with it
+        with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
+            _lock(file.fileno())
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as flaw:
+        raise CheckpointError(f"{path}: cannot be written: {flaw.strerror or flaw}") from None
+    finally:
+        with contextlib.suppress(OSError):  # after a success it has its new name
+            temporary.unlink()
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes `data` as the file `path`, whole or not at all; raises CheckpointError."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _sweep(path: Path) -> None:
+    """Removes the temporaries of `path` that no process is writing."""
+    for stale in path.parent.iterdir():
+        if stale.name.startswith(f".{path.name}.") and stale.suffix == ".tmp":
+            with contextlib.suppress(OSError):
+                if _abandoned(stale):
+                    stale.unlink()
+
+
+def _lock(descriptor: int) -> None:
+    """Marks an open file as being written, until it is closed or its process dies."""
+    if os.name == "posix":
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _abandoned(path: Path) -> bool:
+    if os.name != "posix":
+        return True  # there, a file that is open cannot be removed: trying is safe
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

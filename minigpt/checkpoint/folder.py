@@ -1,0 +1,143 @@
+"""A model's folder: which of its files hold the weights, and the tensors in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import CheckpointError, SourceError
+from .files import map_file
+from .safetensors import read_safetensors
+from .strict_json import read_json_object
+from .tensors import MappedFile, StoredTensor, TensorInfo, shown
+from .torch_bin import read_torch_bin
+
+_Reader = Callable[[MappedFile], dict[str, StoredTensor]]
+
+# In the order in which they win when a folder holds several.
+_SINGLE_AND_INDEX: tuple[tuple[str, _Reader], ...] = (
+    ("model.safetensors", read_safetensors),
+    ("pytorch_model.bin", read_torch_bin),
+)
+_OTHER_KINDS = (".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".ckpt")
+
+_MAX_INDEX_BYTES = 64_000_000
+_MAX_SHARDS = 10_000
+_LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The named tensors of a model's folder; headers are read, tensors are not until asked for.
+
+    folder   where it lies
+    files    the files of weights that were opened, first to last
+    tensors  what the headers say of each tensor, by name as it is stored
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    tensors: dict[str, TensorInfo]
+    stored: dict[str, StoredTensor]
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor as a C-contiguous array of its stored dtype; BF16 comes as the uint16 bits.
+
+        Where it lies contiguous and aligned in its file, this is a view: nothing is copied, and
+        pages are loaded as they are touched. Writing to a view never changes the file. A view
+        is lost (the process gets SIGBUS) if another program cuts its file short meanwhile.
+
+        Raises CheckpointError when there is no such tensor.
+        """
+        if name not in self.stored:
+            raise CheckpointError(f"{self.folder}: holds no tensor {shown(name)}")
+        return self.stored[name].read()
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Finds and opens the weights in a folder in Hugging Face layout.
+
+    model.safetensors wins over model.safetensors.index.json, and that over pytorch_model.bin
+    and pytorch_model.bin.index.json. Raises SourceError when the folder holds none of them,
+    CheckpointError when one that it holds is damaged.
+    """
+    folder = Path(folder)
+    for single, reader in _SINGLE_AND_INDEX:
+        if _exists(folder / single):
+            stored = reader(_open(folder / single))
+            return _checkpoint(folder, [single], stored)
+        index = folder / f"{single}.index.json"
+        if _exists(index):
+            return _open_shards(folder, index, reader)
+    raise SourceError(_nothing_found(folder))
+
+
+def _exists(path: Path) -> bool:
+    """True for a broken link too: what a folder names and lacks is an error to be told."""
+    return path.is_symlink() or path.exists()
+
+
+def _checkpoint(folder: Path, names: list[str], stored: dict[str, StoredTensor]) -> Checkpoint:
+    tensors = {name: tensor.info for name, tensor in stored.items()}
+    return Checkpoint(folder, tuple(folder / name for name in names), tensors, stored)
+
+
+def _open(path: Path) -> MappedFile:
+    data = map_file(path)
+    if data[: len(_LFS_POINTER)] == _LFS_POINTER:
+        raise CheckpointError(f"{path}: is a Git LFS pointer, not the file; run `git lfs pull`")
+    return MappedFile(path, data)
+
+
+def _open_shards(folder: Path, index: Path, reader: _Reader) -> Checkpoint:
+    names_by_shard = _read_index(index)
+    stored: dict[str, StoredTensor] = {}
+    for shard in sorted(names_by_shard):
+        if not _exists(folder / shard):
+            raise CheckpointError(f"{folder / shard}: is missing, and {index.name} names it")
+        tensors = reader(_open(folder / shard))
+        missing = names_by_shard[shard] - tensors.keys()
+        if missing:
+            flaw = f"lacks {shown(min(missing))}, which {index.name} says it holds"
+            raise CheckpointError(f"{folder / shard}: {flaw}")
+        twice = stored.keys() & tensors.keys()
+        if twice:
+            other = stored[min(twice)].file.path.name
+            raise CheckpointError(f"{folder / shard}: {shown(min(twice))} is in {other} as well")
+        stored |= tensors
+    return _checkpoint(folder, sorted(names_by_shard), stored)
+
+
+def _read_index(index: Path) -> dict[str, set[str]]:
+    """The names of the tensors that each shard must hold."""
+    weight_map = read_json_object(index, _MAX_INDEX_BYTES, CheckpointError).get("weight_map")
+    if type(weight_map) is not dict or not weight_map:
+        raise CheckpointError(f"{index}: its weight_map must map the names of tensors to files")
+    names_by_shard: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+        if type(shard) is not str or not _is_plain_name(shard):
+            flaw = f"tensor {shown(name)} is in {shown(shard)}"
+            raise CheckpointError(f"{index}: {flaw}; only files of the same folder are read")
+        names_by_shard.setdefault(shard, set()).add(name)
+    if len(names_by_shard) > _MAX_SHARDS:
+        raise CheckpointError(f"{index}: names {len(names_by_shard)} files, far more than a model")
+    return names_by_shard
+
+
+def _is_plain_name(name: str) -> bool:
+    """True for the name of a file in the same folder, on every system; so no drive, no path."""
+    printable = name != "" and name.isprintable()
+    return printable and not name.startswith(".") and not set(name) & set('/\\:*?"<>|')
+
+
+def _nothing_found(folder: Path) -> str:
+    looked_for = "model.safetensors or pytorch_model.bin, or the index.json of either"
+    if not folder.is_dir():
+        return f"{folder}: is no folder; a model is a folder with config.json and {looked_for}"
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_KINDS)
+    if others:
+        return f"{folder}: holds {shown(others[0])}, which is not read; needed: {looked_for}"
+    return f"{folder}: holds no weights; needed: {looked_for}"

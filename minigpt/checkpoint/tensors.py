@@ -1,0 +1,116 @@
+"""What the readers of all formats share: how a tensor lies in a file, and the array it becomes."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError
+
+# safetensors' names of the dtypes. NumPy has no bfloat16: its bits come as uint16.
+NUMPY_DTYPE: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+
+# Tensors may share storages (tied weights, expanded masks), so a small file can describe more
+# tensors than it has bytes. Past this many times its size it is a trap, not a model.
+_MAX_SHARING = 16
+_MAX_ELEMENTS = 2**56
+_FREE_SHARING = 64 * 2**20  # bytes, of any file
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What the header of a file says of a tensor: dtype as safetensors names it, size in bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class MappedFile:
+    """A file of weights as memory; arrays over it keep it open."""
+
+    path: Path
+    data: mmap.mmap
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor and where it lies: `offset` in bytes from the file's start, strides in elements."""
+
+    info: TensorInfo
+    file: MappedFile
+    offset: int
+    strides: tuple[int, ...]
+
+    def read(self) -> np.ndarray:
+        """The tensor as a C-contiguous, aligned array: a view of the file where it lies so.
+
+        The type is NUMPY_DTYPE's of the tensor's dtype.
+        """
+        dtype = NUMPY_DTYPE[self.info.dtype]
+        shape = self.info.shape
+        if math.prod(shape) == 0:
+            return np.empty(shape, dtype)
+        extent = 1 + sum((n - 1) * s for n, s in zip(shape, self.strides, strict=True))
+        run = np.frombuffer(self.file.data, dtype, extent, self.offset)
+        if self.info.dtype == "BOOL":
+            run = run.view(np.uint8) != 0  # any byte but 0 is true; as a NumPy bool only 1 is
+        strides = [dtype.itemsize * stride for stride in self.strides]
+        array = np.lib.stride_tricks.as_strided(run, shape, strides)
+        return np.require(array, dtype.newbyteorder("="), ["C", "A"])
+
+
+def packed_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides, in elements, of a C-contiguous tensor of that shape."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def checked_nbytes(dtype: str, shape: Sequence[int], where: str) -> int:
+    """The size in bytes of a tensor of that dtype and shape.
+
+    Raises CheckpointError where NumPy could not hold the shape: it multiplies the dimensions,
+    those beside a zero too, as int64.
+    """
+    if math.prod(max(n, 1) for n in shape) > _MAX_ELEMENTS:
+        raise CheckpointError(f"{where}: its shape {shown(list(shape))} is too large to be real")
+    return math.prod(shape) * NUMPY_DTYPE[dtype].itemsize
+
+
+def by_name(tensors: list[StoredTensor], file: MappedFile) -> dict[str, StoredTensor]:
+    """The tensors of one file under their names.
+
+    Raises CheckpointError when together they are far larger than the file, as a hostile file
+    of overlapping tensors would be.
+    """
+    total = sum(tensor.info.nbytes for tensor in tensors)
+    if total > _MAX_SHARING * len(file.data) + _FREE_SHARING:
+        raise CheckpointError(
+            f"{file.path}: its tensors take {total} bytes and the file has {len(file.data)}; "
+            "tensors that share so much are not weights"
+        )
+    return {tensor.info.name: tensor for tensor in tensors}
+
+
+def shown(value: Any) -> str:
+    """A name out of a file as a message may show it: quoted, on one line, not too long."""
+    text = repr(value)
+    return text if len(text) <= 100 else text[:90] + "…" + text[-1]

@@ -1,0 +1,213 @@
+"""What a model is: the fields of config.json that the mathematics needs, read and checked once.
+
+Names are Hugging Face's (`GPT2Config`, and `BTLMConfig` for the muP variants of Cerebras). A
+GPTConfig that came out of `from_dict` or `from_file` needs no further check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .checkpoint.strict_json import read_json_object
+from .errors import ConfigError
+
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu")
+
+_MAX_CONFIG_BYTES = 16_000_000
+_MAX_SIZE = 2**24  # of any dimension; the product of two still fits an int64 with room to spare
+_MAX_LAYERS = 10_000  # each layer costs time and memory by its names alone
+_MAX_SCALE = 1e6
+_GPT2_END_OF_TEXT = 50256
+
+# The muP keys, and what Cerebras' files called them before they got their prefix.
+_OLDER_NAME = {
+    "mup_embeddings_scale": "embeddings_scale",
+    "mup_width_scale": "width_scale",
+    "mup_scale_qk_dot_by_d": "scale_qk_dot_by_d",
+}
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """A GPT-2 architecture in numbers.
+
+    n_layer, n_head, n_embd        L, NH and C; C is a multiple of NH
+    n_inner                        width of the MLP, mostly 4·C
+    n_positions, vocab_size        longest sequence T, and V
+    activation_function            one of ACTIVATIONS; "gelu" is the exact one, by erf
+    layer_norm_epsilon             added to the variance under the root
+    scale_attn_weights             attention scores ÷ √HS (÷ HS where mup_scale_qk_dot_by_d)
+    scale_attn_by_inverse_layer_idx    … and ÷ (layer number + 1)
+    tie_word_embeddings            the head is wte
+    eos_token_id                   the token that ends a text; None where V has none
+    model_type                     "gpt2" or "btlm"
+    mup_embeddings_scale           (wte + wpe) × this
+    mup_output_alpha, mup_width_scale  logits × both
+    """
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    n_inner: int
+    n_positions: int
+    vocab_size: int
+    activation_function: str
+    layer_norm_epsilon: float
+    scale_attn_weights: bool
+    scale_attn_by_inverse_layer_idx: bool
+    tie_word_embeddings: bool
+    eos_token_id: int | None
+    model_type: str
+    mup_embeddings_scale: float = 1.0
+    mup_output_alpha: float = 1.0
+    mup_width_scale: float = 1.0
+    mup_scale_qk_dot_by_d: bool = False
+
+    @property
+    def head_size(self) -> int:
+        """HS = C ÷ NH."""
+        return self.n_embd // self.n_head
+
+    @classmethod
+    def from_file(cls, path: Path) -> GPTConfig:
+        """The config in a `config.json`. Raises ConfigError, naming the file and the key."""
+        data = read_json_object(Path(path), _MAX_CONFIG_BYTES, ConfigError)
+        return cls.from_dict(data, str(path))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str) -> GPTConfig:
+        """The config that the names and values of a config.json describe.
+
+        Missing sizes are an error, anything else missing has Hugging Face's default, unknown
+        names are ignored. `where` begins the message of the ConfigError raised for a value that
+        is of the wrong type, out of range, or asks for what is not GPT-2.
+        """
+        read = _Reader(data, where)
+        model_type = read.choice("model_type", "gpt2", ("gpt2", "btlm"))
+        read.choice("position_embedding_type", "learned", ("learned",))
+        if read.boolean("add_cross_attention", False):
+            raise ConfigError(f"{where}: add_cross_attention is true; decoders alone are run here")
+        n_embd, n_head = read.size("n_embd"), read.size("n_head")
+        if n_embd % n_head:
+            raise ConfigError(f"{where}: n_embd {n_embd} is not a multiple of n_head {n_head}")
+        vocab_size = read.size("vocab_size")
+        return cls(
+            n_layer=read.size("n_layer", at_most=_MAX_LAYERS),
+            n_head=n_head,
+            n_embd=n_embd,
+            n_inner=4 * n_embd if read.get("n_inner") is None else read.size("n_inner"),
+            n_positions=read.size("n_ctx" if read.get("n_positions") is None else "n_positions"),
+            vocab_size=vocab_size,
+            activation_function=_activation(read),
+            layer_norm_epsilon=read.number("layer_norm_epsilon", 1e-5, below=1.0),
+            scale_attn_weights=read.boolean("scale_attn_weights", True),
+            scale_attn_by_inverse_layer_idx=read.boolean("scale_attn_by_inverse_layer_idx", False),
+            tie_word_embeddings=read.boolean("tie_word_embeddings", True),
+            eos_token_id=_end_of_text(read, vocab_size),
+            model_type=model_type,
+            mup_embeddings_scale=read.number("mup_embeddings_scale", 1.0, below=_MAX_SCALE),
+            mup_output_alpha=read.number("mup_output_alpha", 1.0, below=_MAX_SCALE),
+            mup_width_scale=read.number("mup_width_scale", 1.0, below=_MAX_SCALE),
+            mup_scale_qk_dot_by_d=read.boolean("mup_scale_qk_dot_by_d", False),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config.json of a saved model, as Hugging Face's libraries read it."""
+        architecture = "GPT2LMHeadModel" if self.model_type == "gpt2" else "BTLMLMHeadModel"
+        data: dict[str, Any] = {
+            "architectures": [architecture],
+            "model_type": self.model_type,
+            "n_layer": self.n_layer,
+            "n_head": self.n_head,
+            "n_embd": self.n_embd,
+            "n_inner": self.n_inner,
+            "n_positions": self.n_positions,
+            "vocab_size": self.vocab_size,
+            "activation_function": self.activation_function,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "scale_attn_weights": self.scale_attn_weights,
+            "scale_attn_by_inverse_layer_idx": self.scale_attn_by_inverse_layer_idx,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "bos_token_id": self.eos_token_id,
+            "eos_token_id": self.eos_token_id,
+        }
+        if self.model_type == "btlm":
+            data |= {
+                "position_embedding_type": "learned",
+                "mup_embeddings_scale": self.mup_embeddings_scale,
+                "mup_output_alpha": self.mup_output_alpha,
+                "mup_width_scale": self.mup_width_scale,
+                "mup_scale_qk_dot_by_d": self.mup_scale_qk_dot_by_d,
+            }
+        return data
+
+
+def _activation(read: _Reader) -> str:
+    # "swish" is the older name of silu, and Hugging Face's libraries take both.
+    name = read.choice("activation_function", "gelu_new", (*ACTIVATIONS, "swish"))
+    return "silu" if name == "swish" else name
+
+
+def _end_of_text(read: _Reader, vocab_size: int) -> int | None:
+    """The id that ends a text: the config's (the first, of a list), else GPT-2's, if V has it.
+
+    Configs of small models often carry GPT-2's 50256 although their vocabulary ends before it.
+    """
+    value = read.get("eos_token_id")
+    candidates = value if isinstance(value, list) else [value]
+    for candidate in candidates:
+        if candidate is not None and type(candidate) is not int:
+            raise read.wrong("eos_token_id", value, "a token id, a list of these, or null")
+    first = candidates[0] if candidates else None
+    if first is not None and 0 <= first < vocab_size:
+        return first
+    return _GPT2_END_OF_TEXT if vocab_size > _GPT2_END_OF_TEXT else None
+
+
+class _Reader:
+    """Typed, range-checked look-ups in the object of a config.json; `null` counts as missing."""
+
+    def __init__(self, data: Mapping[str, Any], where: str) -> None:
+        self.data = data
+        self.where = where
+
+    def get(self, key: str) -> Any:
+        value = self.data.get(key)
+        return self.data.get(_OLDER_NAME.get(key, key)) if value is None else value
+
+    def wrong(self, key: str, value: object, right: str) -> ConfigError:
+        shown = repr(value) if isinstance(value, (str, int, float, type(None))) else "of that type"
+        return ConfigError(f"{self.where}: {key} cannot be {shown[:80]}; it must be {right}")
+
+    def size(self, key: str, at_most: int = _MAX_SIZE) -> int:
+        value = self.get(key)
+        if type(value) is not int or not 1 <= value <= at_most:
+            raise self.wrong(key, value, f"a whole number from 1 to {at_most}")
+        return value
+
+    def number(self, key: str, default: float, below: float) -> float:
+        value = self.get(key)
+        if value is None:
+            return default
+        if type(value) not in (int, float) or not 0 < value < below:  # false for NaN
+            raise self.wrong(key, value, f"a number above 0 and below {below:g}")
+        return float(value)
+
+    def boolean(self, key: str, default: bool) -> bool:
+        value = self.get(key)
+        if value is None:
+            return default
+        if type(value) is not bool:
+            raise self.wrong(key, value, "true or false")
+        return value
+
+    def choice(self, key: str, default: str, choices: tuple[str, ...]) -> str:
+        value = self.get(key)
+        if value is None:
+            return default
+        if type(value) is not str or value not in choices:
+            raise self.wrong(key, value, "one of " + ", ".join(choices))
+        return value

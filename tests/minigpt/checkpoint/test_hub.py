@@ -1,0 +1,273 @@
+"""Sources: folders, and hub ids fetched from a small hub on this machine.
+
+The hub's answers are those that huggingface_hub asks for; it reads HF_ENDPOINT when imported,
+so fetching happens in a process of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import minigpt
+from minigpt.checkpoint import resolve
+from minigpt.errors import SourceError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_a_folder_is_itself(tmp_path: Path) -> None:
+    assert resolve(tmp_path) == tmp_path
+    assert resolve(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        ".hidden/x",
+        "absent",
+        "a/b/c",
+        "../x",
+        "a/..",
+        "owner/na me",
+        "owner/x\n",
+        "a\0b",
+        7,
+        None,
+    ],
+)
+def test_neither_a_folder_nor_a_hub_id(source: object, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError) as caught:
+        resolve(source)  # type: ignore[arg-type]
+    assert "hub id" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_very_long_source(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no such folder"):
+        resolve("x" * 100_000)
+
+
+def test_a_file_is_answered_with_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "x.bin").touch()
+    with pytest.raises(SourceError, match="is a file; name the folder"):
+        resolve(tmp_path / "x.bin")
+
+
+def test_without_huggingface_hub_it_says_how_to_get_it(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(SourceError, match=r"pip install 'minigpt\[hub\]'"):
+        resolve("cerebras/Cerebras-GPT-111M")
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """Models by id, each a dict of its files; `requests` are the paths asked for."""
+
+    models: dict[str, dict[str, bytes]]
+    requests: list[str]
+    cut_after: int | None  # break the next download off after so many bytes
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    server: Hub
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        self.server.requests.append(f"{self.command} {path}")
+        for model, files in self.server.models.items():
+            if path in (f"/api/models/{model}", f"/api/models/{model}/revision/main"):
+                siblings = [{"rfilename": name} for name in files]
+                return self.send({"id": model, "sha": COMMIT, "siblings": siblings})
+            if path.startswith(f"/api/models/{model}/tree/"):
+                return self.send([self.described(name, data) for name, data in files.items()])
+            for revision in ("main", COMMIT):
+                name = path.removeprefix(f"/{model}/resolve/{revision}/")
+                if name in files and model.endswith("gated"):
+                    return self.send({"error": "log in"}, 403, {"X-Error-Code": "GatedRepo"})
+                if name in files:
+                    return self.send_file(files[name])
+        self.send({"error": "no such model"}, 404, {"X-Error-Code": "RepoNotFound"})
+        return None
+
+    def described(self, name: str, data: bytes) -> dict[str, object]:
+        oid = hashlib.sha1(data).hexdigest()
+        return {"type": "file", "path": name, "size": len(data), "oid": oid}
+
+    def send(self, value: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send_bytes(json.dumps(value).encode(), status, headers or {})
+
+    def send_file(self, data: bytes) -> None:
+        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        headers["Accept-Ranges"] = "bytes"
+        status, start = 200, 0
+        if self.headers.get("Range", "").startswith("bytes=") and self.command == "GET":
+            start = int(self.headers["Range"][6:].partition("-")[0])
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            status = 206
+        self.server.requests[-1] += f" from {start}"
+        self.send_bytes(data[start:], status, headers)
+
+    def send_bytes(self, data: bytes, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if self.server.cut_after is not None and len(data) > self.server.cut_after:
+            data, self.server.cut_after = data[: self.server.cut_after], None
+            self.close_connection = True
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    server = Hub(("127.0.0.1", 0), Answer)
+    server.models, server.requests, server.cut_after = {}, [], None
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+FETCH = """
+import sys
+from minigpt.checkpoint import resolve
+from minigpt.errors import SourceError
+try:
+    print(resolve(sys.argv[1]))
+except SourceError as error:
+    print("SourceError", error)
+"""
+
+
+def fetch(hub: Hub, model: str, cache: Path, **environment: str) -> str:
+    """What resolve(model) gives in a process whose hub is `hub`; stderr must stay empty."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    ours = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_HOME": str(cache),
+        "PYTHONPATH": str(Path(minigpt.__file__).parent.parent),
+        "NO_PROXY": "127.0.0.1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", FETCH, model],
+        env={**kept, **ours, **environment},
+        cwd=cache,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.removesuffix("\n")
+
+
+BIN_MODEL = {
+    "config.json": b"{}",
+    "vocab.json": b"{}",
+    "merges.txt": b"#version: 0.2\n",
+    "pytorch_model.bin": bytes(range(256)) * 4000,
+    "README.md": b"# not needed",
+    "flax_model.msgpack": b"not needed",
+}
+
+
+def test_a_model_is_fetched_once_and_then_found_offline(hub: Hub, tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    hub.models["owner/name"] = BIN_MODEL
+    folder = Path(fetch(hub, "owner/name", tmp_path))
+    wanted = sorted(BIN_MODEL.keys() - {"README.md", "flax_model.msgpack"})
+    assert sorted(path.name for path in folder.iterdir()) == wanted
+    assert all((folder / name).read_bytes() == BIN_MODEL[name] for name in wanted)
+    hub.requests.clear()
+    assert fetch(hub, "owner/name", tmp_path) == str(folder)
+    assert not any(line.startswith("GET /owner/") for line in hub.requests)
+    hub.requests.clear()
+    assert fetch(hub, "owner/name", tmp_path, HF_HUB_OFFLINE="1") == str(folder)
+    assert hub.requests == []
+    gone = fetch(hub, "owner/name", tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    assert gone == str(folder)
+
+
+def test_of_several_kinds_of_weights_one_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    hub.models["owner/name"] = {
+        **BIN_MODEL,
+        "model.safetensors.index.json": b"{}",
+        "model-00001-of-00002.safetensors": b"1",
+        "model-00002-of-00002.safetensors": b"2",
+        "other.safetensors": b"not needed",
+        "onnx/model.safetensors": b"not needed",
+    }
+    names = {path.name for path in Path(fetch(hub, "owner/name", tmp_path)).iterdir()}
+    assert {name for name in names if "model" in name} == {
+        "model.safetensors.index.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    }
+
+
+def test_an_interrupted_download_goes_on(hub: Hub, tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    weights = bytes(range(256)) * 100_000  # huggingface_hub keeps pieces of 10 MB
+    hub.models["owner/name"] = {"config.json": b"{}", "pytorch_model.bin": weights}
+    hub.cut_after = 20_000_000
+    first = fetch(hub, "owner/name", tmp_path)  # it may try again by itself
+    folder = Path(fetch(hub, "owner/name", tmp_path) if "SourceError" in first else first)
+    assert (folder / "pytorch_model.bin").read_bytes() == weights
+    starts = [line.split()[-1] for line in hub.requests if line.startswith("GET /owner/name/res")]
+    assert any(int(start) >= 10_000_000 for start in starts)
+
+
+def test_what_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    answer = fetch(hub, "owner/absent", tmp_path)
+    assert answer.startswith("SourceError owner/absent: no such folder, and the hub has no such")
+    assert answer.count("\n") == 0
+    hub.models["owner/gated"] = BIN_MODEL
+    answer = fetch(hub, "owner/gated", tmp_path)
+    assert "wants you to log in" in answer
+    assert answer.count("\n") == 0
+    hub.models["owner/empty"] = {"README.md": b"# nothing here"}
+    assert "no weights of a kind that is read" in fetch(hub, "owner/empty", tmp_path)
+    answer = fetch(hub, "owner/name", tmp_path, HF_HUB_OFFLINE="1")
+    assert answer.startswith("SourceError owner/name: no such folder, not in the cache")
+    assert answer.count("\n") == 0
+
+
+def test_names_that_lead_out_of_the_cache_are_not_fetched(hub: Hub, tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    cache = tmp_path / "a" / "cache"
+    cache.mkdir(parents=True)
+    evil = ["../../../../../../model-x.safetensors", "model/../../../../../../x.safetensors"]
+    evil += ["model*.safetensors", "model..\\..\\x.safetensors"]
+    files = {
+        "config.json": b"{}",
+        "model.safetensors.index.json": b"{}",
+        "model-1.safetensors": b"1",
+    }
+    hub.models["owner/name"] = {**files, **dict.fromkeys(evil, b"evil")}
+    fetch(hub, "owner/name", cache)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in written if path.read_bytes() == b"evil"]
+    assert all(cache in path.parents for path in written)
