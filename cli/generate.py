@@ -101,7 +101,7 @@ def generate(
     if not text:
         raise InputError("standard input: empty; a prompt needs at least one character")
     started = perf_counter()
-    tokenizer, model = _load(source, dtype, threads)
+    tokenizer, model = _load(source, dtype, threads, verbose)
     ids = tokenizer.encode(text)
     loaded = perf_counter()
 
@@ -144,15 +144,21 @@ def generate(
     note(", ".join(f"{name} {value}" for name, value in facts.items()), verbose)
 
 
-def _load(source: str, dtype: str, threads: int | None) -> tuple[GPTTokenizer, GPTModel]:
+def _load(
+    source: str, dtype: str, threads: int | None, verbose: bool
+) -> tuple[GPTTokenizer, GPTModel]:
     """The tokenizer first: where the source is wrong, that is told before Numba is loaded."""
     from .. import GPTTokenizer
 
     tokenizer = GPTTokenizer.from_pretrained(source)
 
     from .. import GPTModel
+    from ..kernels.jit import is_first_use
 
-    return tokenizer, GPTModel.from_pretrained(source, dtype=dtype, threads=threads)
+    model = GPTModel.from_pretrained(source, dtype=dtype, threads=threads)
+    if is_first_use():
+        note("compiling for this processor, once: some ten seconds", verbose)
+    return tokenizer, model
 
 
 def _show(pieces: Iterable[str], before: str) -> None:

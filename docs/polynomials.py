@@ -1,10 +1,10 @@
-"""Where the coefficients in kernels/activation.py come from. Run it: it prints them and their errors.
+"""Where the coefficients in kernels/activation.py come from. Run it: it prints them.
 
 exp    on r in [−ln2/2, ln2/2]:  exp(r) ≈ 1 + r + r² · p(r)
 Φ(−t)  for t ≥ 0, the normal distribution's tail: Φ(−t) = exp(−t²/2) · g(t) with
        g(t) = erfcx(t/√2) / 2, which falls smoothly from 1/2 like 1/(t·√2π). The substitution
-       q = (t − 3) / (t + 3) maps [0, ∞) to [−1, 1), and (1 + t) · g(t) is nearly a straight line in q,
-       so a polynomial in q fits it to float32 precision for every t.
+       q = (t − 3) / (t + 3) maps [0, ∞) to [−1, 1), and (1 + t) · g(t) is nearly a straight
+       line in q, so a polynomial in q fits it to float32 precision for every t.
 
 Both are fitted at Chebyshev nodes in float64, weighted for the relative error. There the
 interpolating polynomial is within a small factor of the best one (Trefethen, Approximation
@@ -32,7 +32,7 @@ def fit(x: np.ndarray, y: np.ndarray, weight: np.ndarray, degree: int) -> np.nda
 
 
 def scaled_tail(t: float) -> float:
-    """(1 + t) · exp(t²/2) · Φ(−t), by erfc while that is not underflowing, then by its asymptotics."""
+    """(1 + t) · exp(t²/2) · Φ(−t): by erfc, and where that underflows by its asymptotics."""
     if t < 35:
         return (1 + t) * math.exp(t * t / 2) * math.erfc(t / math.sqrt(2)) / 2
     series = 1 - 1 / t**2 + 3 / t**4 - 15 / t**6

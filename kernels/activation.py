@@ -64,7 +64,7 @@ _TANH_B = _F(2 * np.sqrt(2 / np.pi) * 0.044715)
 
 @jit
 def exp(x):
-    """eˣ of each lane, to 2 units in the last place; 0 below e^−87.3, inf above e^88.3, NaN of NaN."""
+    """eˣ of each lane to 2 units in the last place; 0 for x < −87.3, inf for x > 88.3."""
     safe = select_less(x, splat(_EXP_LOWEST), splat(_EXP_LOWEST), x)
     safe = select_less(splat(_EXP_HIGHEST), safe, splat(_EXP_HIGHEST), safe)
     n = vround(safe * splat(_LOG2_E))
@@ -81,8 +81,8 @@ def exp(x):
 
 @jit
 def _normal_tail(t):
-    """Φ(−t) for t ≥ 0: how much of the normal distribution lies beyond t; 0 in float32 from 14 on."""
-    t = vmin(t, splat(_FAR))
+    """Φ(−t) for t ≥ 0: how much of the normal distribution lies beyond t."""
+    t = vmin(t, splat(_FAR))  # where it is 0 already
     q = (t - splat(_THREE)) / (t + splat(_THREE))
     g = splat(_TAIL[10])
     for power in range(9, -1, -1):

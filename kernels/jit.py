@@ -10,6 +10,8 @@ The flags:
   fastmath=False       the kernels fix the order of every sum themselves, so that one row, a
                        batch and any number of threads give the same bits; a compiler that may
                        reassociate would choose another order in every place
+  no_rewrites=True     Numba's own rewriting of array expressions: we write none
+  no_…_wrapper=True    parts are called by compiled code alone
 Bounds checks follow NUMBA_BOUNDSCHECK, which simd.py obeys too.
 
 The cache differs from Numba's own in three ways. Its folder is the user's (never the installed
@@ -32,16 +34,17 @@ import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
 _FLAGS = {"nogil": True, "error_model": "numpy", "fastmath": False, "no_rewrites": True}
+_PART = {**_FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 def jit(function: Callable[..., Any]) -> Any:
     """Compile `function` as a part of the compiled functions that call it."""
-    return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_FLAGS)(function)
+    return numba.njit(**_PART)(function)
 
 
 def inline(function: Callable[..., Any]) -> Any:
     """As `jit`, for one-liners: LLVM is told to inline them always."""
-    return numba.njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_FLAGS)(function)
+    return numba.njit(forceinline=True, **_PART)(function)
 
 
 def entry(function: Callable[..., Any]) -> Any:
@@ -68,6 +71,12 @@ def cache_folder() -> Path | None:
         return folder if _is_private(folder) and os.access(folder, os.W_OK) else None
     except (OSError, RuntimeError):  # a read-only disk; no home folder
         return None
+
+
+def is_first_use() -> bool:
+    """Nothing compiled is on disk yet: the first call of a kernel will take its time."""
+    folder = cache_folder()
+    return folder is None or not any(folder.glob("*.nbc"))
 
 
 def _user_cache() -> Path:

@@ -5,8 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from .jit import jit
-from .simd import LANES, fma, lane_numbers, load, load_first, select_less, splat, store, store_first
-from .simd import vsum
+from .simd import (
+    LANES,
+    fma,
+    lane_numbers,
+    load,
+    load_first,
+    select_less,
+    splat,
+    store,
+    store_first,
+    vsum,
+)
 from .team import barrier, claim
 
 _ROWS_PER_TASK = 8

@@ -179,7 +179,9 @@ def _multiply_panels(scratch, y, x, w, m, n, rows, width, K, N):
                             scratch, column * K_BLOCK, _TILE_COLUMNS, LANES, depth,
                         )  # fmt: skip
                     else:
-                        _add_edge(scratch, column, y, x, row, end, n + column, lanes, first, depth, K, N)
+                        _add_edge(
+                            scratch, column, y, x, row, end, n + column, lanes, first, depth, K, N
+                        )  # fmt: skip
 
 
 @jit

@@ -51,7 +51,7 @@ def cpu_features() -> frozenset[str]:
 
 
 def _tile_shape() -> tuple[int, int]:
-    """(rows, vectors) of the largest tile whose sums, row of b and element of a fit in registers."""
+    """(rows, vectors) of the largest tile that fits in registers with a row of b."""
     features = cpu_features()
     if "avx512f" in features:  # 32 registers of 16 lanes: 24 sums
         return 12, 2
@@ -474,7 +474,7 @@ def atomic_store(typingctx, array, index, value):
     return types.void(array, types.intp, types.int64), codegen
 
 
-_IS_X86 = cpu_target.target_context.codegen().magic_tuple()[0].startswith(("x86_64", "i686", "amd64"))
+_IS_X86 = "sse2" in cpu_features()
 
 
 @intrinsic
@@ -533,7 +533,7 @@ def _vector_at(context: Any, builder: Any, array_type: Any, array: Any, index: A
 
 
 def _accumulate(builder: Any, tile: Any, acc: Any, rows: Any, columns: Any) -> Any:
-    """acc[r, c] += rows[r] · columns[c], lane by lane. Each row is asked for when its turn comes."""
+    """acc[r, c] += rows[r] · columns[c], lane by lane. `rows` is asked for one at a time."""
     for r, row in enumerate(rows):
         for c, column in enumerate(columns):
             cell = r * tile.vectors + c

@@ -92,9 +92,7 @@ class GPTModel:
         """Room for the keys and values of `batch` sequences of at most `capacity` tokens."""
         return State(self.config, batch, capacity)
 
-    def advance(
-        self, state: State, rows: Sequence[int], ids: Sequence[np.ndarray]
-    ) -> np.ndarray:
+    def advance(self, state: State, rows: Sequence[int], ids: Sequence[np.ndarray]) -> np.ndarray:
         """Read ids[i], one or more checked tokens, as the continuation of sequence rows[i].
 
         Returns float32 [len(rows), V]: the logits after the last token of each.

@@ -1,4 +1,4 @@
-"""What can go wrong, by whose doing. Every message is one line: where, what, what would be right."""
+"""What can go wrong. Every message is one line: where, what, and what would be right."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
 from .cache import State
 from .config import GPTConfig
 from .kernels.activation import GELU, GELU_TANH, RELU, SILU
@@ -275,13 +276,13 @@ class Engine:
         with `every`, the sequences' tokens one after the other. Arguments are checked by the
         caller; the state's lengths move on when all is computed.
         """
+        owners, tokens = np.asarray(slots, np.int64), np.concatenate(ids)
         lengths = np.array([len(row) for row in ids])
-        starts = state.lengths[list(slots)]
-        tokens = np.concatenate(ids)
+        ends = state.lengths[owners] + lengths
         positions = np.concatenate(
-            [np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+            [np.arange(e - n, e) for e, n in zip(ends, lengths, strict=True)]
         )
-        owners = np.repeat(np.asarray(slots, np.int64), lengths)
+        owners = np.repeat(owners, lengths)
         wanted = np.arange(len(tokens)) if every else np.cumsum(lengths) - 1
         logits = np.empty((len(wanted), self.config.vocab_size), np.float32)
         buffers = make_buffers(self.config, min(ROWS, len(tokens)))
@@ -296,7 +297,7 @@ class Engine:
                 wanted[first:end] - start,
             )
             self._run(state, buffers, step, logits[first:end].reshape(-1))
-        state.lengths[list(slots)] += lengths
+        state.lengths[list(slots)] = ends
         return logits
 
     def _run(self, state: State, buffers: Buffers, step: Step, logits: np.ndarray) -> None:

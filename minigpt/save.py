@@ -42,7 +42,7 @@ def save_model(
     tensors = {_stored_name(name): tensor for name, tensor in weights.tensors.items()}
     narrow = {name for name, tensor in tensors.items() if tensor.ndim == 2 and dtype == "bf16"}
     held = {name: _as(tensor, name in narrow) for name, tensor in tensors.items()}
-    write_safetensors(folder / "model.safetensors", held, bf16=narrow)
+    write_safetensors(folder / "model.safetensors", held)
     saved = {**config.to_dict(), "tie_word_embeddings": weights.tied}
     write_file(folder / "config.json", (json.dumps(saved, indent=2) + "\n").encode())
     for name in _TOKENIZER_FILES:

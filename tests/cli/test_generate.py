@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from minigpt.cli import generate as command
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_a_vector_that_reaches_outside_is_caught_when_bounds_are_checked():
     assert result.stdout == "caught\ncaught\n", result.stderr
 
 
-KERNEL_TESTS = [f"tests/kernels/test_{name}.py" for name in ("matmul", "attention", "layernorm")]
+KERNEL_TESTS = [f"tests/kernels/test_{name}.py" for name in ("matmul", "attention")]
 PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "1 and thread"]
 
 
@@ -159,7 +160,9 @@ def test_all_kernels_stay_inside_their_arrays():
     assert result.returncode == 0, result.stdout[-2000:]
 
 
-@pytest.mark.skipif("x86" not in os.uname().machine, reason="names processors of x86")
+@pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64"), reason="names processors of x86"
+)
 @pytest.mark.parametrize(
     ("name", "features"),
     [("haswell", ""), ("x86-64", "")],
@@ -167,7 +170,5 @@ def test_all_kernels_stay_inside_their_arrays():
 )
 def test_kernels_on_lesser_processors(name, features):
     """As compiled for an older processor, which this one can run."""
-    result = in_a_process(
-        *PYTEST, *KERNEL_TESTS, NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features
-    )
+    result = in_a_process(*PYTEST, *KERNEL_TESTS, NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features)
     assert result.returncode == 0, result.stdout[-2000:]
