@@ -30,16 +30,17 @@ def _facts(folder: Path) -> dict[str, Any]:
     from ..cache import state_bytes
     from ..checkpoint import open_checkpoint
     from ..config import GPTConfig
-    from ..weights import parameter_count, tensor_shapes
+    from ..weights import checked_names, parameter_count, tensor_shapes
 
     config = GPTConfig.from_file(folder / "config.json")
     checkpoint = open_checkpoint(folder)
-    stored = {name.removeprefix("transformer."): t for name, t in checkpoint.tensors.items()}
+    _, names = checked_names(checkpoint, config)
+    stored = {plain: checkpoint.tensors[name] for plain, name in names.items()}
     tied = config.tie_word_embeddings or "lm_head.weight" not in stored
     shapes = tensor_shapes(config)
-    dtypes = sorted({stored[name].dtype for name in shapes if name in stored})
+    dtypes = sorted({stored[name].dtype for name in shapes})
     # as `--dtype auto` holds them: the vectors, few and small, always as f32
-    matrix_dtypes = {stored[n].dtype for n, shape in shapes.items() if n in stored and shape[1:]}
+    matrix_dtypes = {stored[name].dtype for name, shape in shapes.items() if shape[1:]}
     bytes_each = 2 if matrix_dtypes == {"BF16"} else 4
     parameters = parameter_count(config, tied)
     vectors = sum(shape[0] for shape in shapes.values() if not shape[1:])

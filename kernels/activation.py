@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from .jit import inline, jit
+from .layout import LANES
 from .simd import (
-    LANES,
     fma,
     load,
     load_first,

@@ -18,8 +18,8 @@ import numpy as np
 
 from .activation import exp
 from .jit import jit
+from .layout import KEYS, LANES, padded
 from .simd import (
-    LANES,
     TILE_ROWS,
     fma,
     lane_numbers,
@@ -35,7 +35,6 @@ from .simd import (
 )
 from .team import barrier, claim
 
-KEYS = 64
 QUERIES = 48  # queries that one task takes through the keys: a multiple of every TILE_ROWS
 
 _PANELS = KEYS // LANES
@@ -46,11 +45,6 @@ _one_of_64 = sum_of_products(1, _PANELS, False)
 _one_of_16 = sum_of_products(1, 1, False)
 
 _MINUS_INFINITY = np.float32(-np.inf)
-
-
-def padded(HS: int) -> int:
-    """HSP: the head size, rounded up to whole vectors."""
-    return -(-HS // LANES) * LANES
 
 
 def attention_scratch(HS: int) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from .jit import jit
+from .layout import LANES
 from .simd import (
-    LANES,
     fma,
     lane_numbers,
     load,

@@ -20,10 +20,10 @@ import numpy as np
 
 from .activation import activation_forward
 from .jit import jit
+from .layout import LANES
 from .simd import (
     DOT_COLUMNS,
     DOT_ROWS,
-    LANES,
     TILE_ROWS,
     TILE_VECTORS,
     chain_of_eight,

@@ -30,8 +30,7 @@ from numba.core.extending import intrinsic, models, overload, register_model
 from numba.core.registry import cpu_target
 
 from .jit import inline, jit
-
-LANES = 16
+from .layout import LANES
 
 _F32 = ir.FloatType()
 _I16 = ir.IntType(16)

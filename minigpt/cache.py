@@ -6,7 +6,7 @@ import numpy as np
 
 from .config import GPTConfig
 from .errors import InputError
-from .kernels.attention import KEYS, padded
+from .kernels.layout import KEYS, padded
 
 
 class State:

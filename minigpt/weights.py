@@ -99,15 +99,10 @@ def load_weights(checkpoint: Checkpoint, config: GPTConfig, dtype: str = "auto")
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}: this version holds weights as {', '.join(DTYPES)}")
-    prefix, stored = _names(checkpoint)
+    prefix, stored = checked_names(checkpoint, config)
     shapes = tensor_shapes(config)
     if _HEAD in stored:
         shapes[_HEAD] = shapes["wte.weight"]
-    elif not config.tie_word_embeddings:
-        raise CheckpointError(
-            f"{checkpoint.folder}: {_HEAD} is missing, and config.json does not tie it to wte"
-        )
-    _check_names(checkpoint, stored, shapes)
     matrices = [name for name, shape in shapes.items() if len(shape) == 2]
     if dtype == "auto":
         narrow = all(checkpoint.tensors[stored[name]].dtype == "BF16" for name in matrices)
@@ -121,8 +116,13 @@ def load_weights(checkpoint: Checkpoint, config: GPTConfig, dtype: str = "auto")
     return Weights(tensors, dtype, prefix)
 
 
-def _names(checkpoint: Checkpoint) -> tuple[str, dict[str, str]]:
-    """(prefix, {name in the table: name in the checkpoint})"""
+def checked_names(checkpoint: Checkpoint, config: GPTConfig) -> tuple[str, dict[str, str]]:
+    """(prefix, {name in the table: name in the checkpoint}), of tensors that fit the config.
+
+    All tensors of the table are there, in their shape and a type of floats, and nothing else is
+    inside a layer. Tensors outside the layers that the table does not have belong to other tasks'
+    heads. Reads headers only; raises CheckpointError.
+    """
     prefix = _PREFIX if any(name.startswith(_PREFIX) for name in checkpoint.tensors) else ""
     stored: dict[str, str] = {}
     for name in checkpoint.tensors:
@@ -132,35 +132,37 @@ def _names(checkpoint: Checkpoint) -> tuple[str, dict[str, str]]:
                 f"{checkpoint.folder}: {plain} is there both with and without {_PREFIX!r}"
             )
         stored[plain] = name
-    return prefix, stored
-
-
-def _check_names(
-    checkpoint: Checkpoint, stored: dict[str, str], shapes: dict[str, tuple[int, ...]]
-) -> None:
-    """All tensors of the table are there, in their shape, and nothing else is inside a layer.
-
-    Tensors outside the layers that the table does not have belong to other tasks' heads.
-    """
+    shapes = tensor_shapes(config)
+    if _HEAD in stored or not config.tie_word_embeddings:
+        shapes[_HEAD] = shapes["wte.weight"]
     for name, shape in shapes.items():
-        if name not in stored:
-            raise CheckpointError(f"{checkpoint.folder}: tensor {name} is missing")
-        found = checkpoint.tensors[stored[name]]
-        if tuple(found.shape) != shape:
-            raise CheckpointError(
-                f"{checkpoint.folder}: tensor {name} has shape {list(found.shape)}; "
-                f"by config.json it is {list(shape)}"
-            )
-        if found.dtype not in ("F32", "BF16", "F16", "F64"):
-            raise CheckpointError(
-                f"{checkpoint.folder}: tensor {name} is of type {found.dtype}; "
-                "weights are F32, BF16, F16 or F64"
-            )
+        _check_tensor(checkpoint, stored, name, shape)
     for name in stored:
         if name.startswith("h.") and name not in shapes and not _BUFFER.fullmatch(name):
             raise CheckpointError(
-                f"{checkpoint.folder}: tensor {name} is none of this config's layers"
+                f"{checkpoint.folder}: tensor {name} is in no layer that config.json describes"
             )
+    return prefix, stored
+
+
+def _check_tensor(
+    checkpoint: Checkpoint, stored: dict[str, str], name: str, shape: tuple[int, ...]
+) -> None:
+    if name not in stored:
+        raise CheckpointError(
+            f"{checkpoint.folder}: tensor {name} is missing; config.json asks for it"
+        )
+    found = checkpoint.tensors[stored[name]]
+    if tuple(found.shape) != shape:
+        raise CheckpointError(
+            f"{checkpoint.folder}: tensor {name} has shape {list(found.shape)}; "
+            f"by config.json it is {list(shape)}"
+        )
+    if found.dtype not in ("F32", "BF16", "F16", "F64"):
+        raise CheckpointError(
+            f"{checkpoint.folder}: tensor {name} is of type {found.dtype}; "
+            "weights are F32, BF16, F16 or F64"
+        )
 
 
 def _held(checkpoint: Checkpoint, name: str, dtype: str) -> np.ndarray:

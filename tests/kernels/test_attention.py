@@ -9,12 +9,11 @@ import pytest
 
 from minigpt.kernels import reference
 from minigpt.kernels.attention import (
-    KEYS,
     QUERIES,
     attention_forward,
     cache_write,
-    padded,
 )
+from minigpt.kernels.layout import KEYS, padded
 
 
 class Sequence:
