@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -109,15 +110,21 @@ def end_line() -> None:
 def note(text: str, verbose: bool) -> None:
     """Something beside the result: on stderr, for a person who looks or who asked for it."""
     if verbose or sys.stderr.isatty():
-        print(f"[{text}]", file=sys.stderr, flush=True)
+        _tell(f"[{text}]")
 
 
 def fail(message: str, code: int) -> int:
     """Prints `message` as the one line of a failure; gives back `code`."""
     line = " ".join(message.split())
     shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
-    print(f"Error: {shown}", file=sys.stderr, flush=True)
+    _tell(f"Error: {shown}")
     return code
+
+
+def _tell(line: str) -> None:
+    """Puts a line on stderr. Where that cannot be written, result and exit code have to do."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def describe_bug(error: Exception) -> str:

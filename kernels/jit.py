@@ -111,23 +111,25 @@ def _fingerprint() -> str:
 
 
 class _KernelLocator(_CacheLocator):
-    """Tells Numba's cache machinery: in `cache_folder()`, and fresh by its name alone."""
+    """Tells Numba's cache machinery where: in `cache_folder()`; and how fresh: as the file is."""
 
-    def __init__(self, line: int) -> None:
+    def __init__(self, file: str, line: int) -> None:
+        self._file = file
         self._line = line
 
     def get_cache_path(self) -> str:
         return str(cache_folder())
 
     def get_source_stamp(self) -> str:
-        return _fingerprint()
+        # the kernels are in the folder's name; the function itself may be of another program
+        return hashlib.sha256(Path(self._file).read_bytes()).hexdigest()
 
     def get_disambiguator(self) -> str:
         return str(self._line)
 
     @classmethod
     def from_function(cls, py_func: Any, py_file: str) -> _KernelLocator:
-        return cls(py_func.__code__.co_firstlineno)
+        return cls(py_file, py_func.__code__.co_firstlineno)
 
 
 class _KernelCacheImpl(CompileResultCacheImpl):

@@ -48,9 +48,10 @@ SET, ADD = np.int64(0), np.int64(1)  # what happens to y: y = …, y += …
 
 _TILE_COLUMNS = TILE_VECTORS * LANES
 _STREAM_ROWS = max(8, TILE_ROWS)  # up to here w is read once and used from the cache for every row
-_STREAM_COLUMNS = 256
+_STREAM_COLUMNS = 512
 _PANEL_COLUMNS = 64  # columns of w that a task packs at a time
 _X_ROWS = 96  # rows of x that stay in the L2 cache meanwhile
+_AHEAD = 16  # rows of w that packing asks for before it needs them
 _TASK_ROWS = 512
 _HEAD_COLUMNS = 96
 _HEAD_X_BYTES = 1 << 18
@@ -75,7 +76,7 @@ def matmul_forward(team, y, x, w, bias, M, K, N, mode, activation):
     bias  [N]
     activation  a number of activation.py, or NO_ACTIVATION
     """
-    columns = _STREAM_COLUMNS if M <= _STREAM_ROWS else _PANEL_COLUMNS
+    columns = _stream_columns(N, team.size) if M <= _STREAM_ROWS else _PANEL_COLUMNS
     across = (N + columns - 1) // columns
     tasks = across * ((M + _TASK_ROWS - 1) // _TASK_ROWS)
     task = claim(team)
@@ -92,6 +93,13 @@ def matmul_forward(team, y, x, w, bias, M, K, N, mode, activation):
                 activation_forward(y, row * N + n, width, activation)
         task = claim(team)
     barrier(team)
+
+
+@jit
+def _stream_columns(N, threads):
+    """Columns of w for a task: wide, for long reads, yet four tasks or more for each thread."""
+    shared = (N // (4 * threads) + 63) // 64 * 64
+    return min(_STREAM_COLUMNS, max(64, shared))
 
 
 @jit
@@ -189,6 +197,7 @@ def _pack(panel, place, w, iw, lanes, depth, N):
     """Copy w[depth rows, lanes columns] to a panel; the columns that a tile has more are zeros."""
     for k in range(depth):
         for c in range(0, _TILE_COLUMNS, LANES):
+            prefetch(w, iw + (k + _AHEAD) * N + c)
             here = max(0, min(LANES, lanes - c))
             if here == LANES:
                 vector = load(w, iw + k * N + c)

@@ -633,12 +633,12 @@ def _tile_store_sums(typingctx, tile, c, ic, ldc):
     return types.void(tile, c, types.intp, types.intp), codegen
 
 
-@intrinsic(prefer_literal=True)
-def _chain(typingctx, acc, x, ix, w, iw, ldw, count):
+@intrinsic
+def _chain_of_eight(typingctx, acc, x, ix, w, iw, ldw):
     def codegen(context, builder, signature, arguments):
-        total, x, ix, w, iw, ldw, _ = arguments
+        total, x, ix, w, iw, ldw = arguments
         x_type, w_type = signature.args[1], signature.args[3]
-        for r in range(count.literal_value):
+        for r in range(8):
             address = _element(context, builder, x_type, x, builder.add(ix, ix.type(r)))
             factor = _broadcast(builder, _load_scalar(builder, x_type, address))
             line = _vector_at(context, builder, w_type, w, _at(builder, iw, ldw, r))
@@ -646,7 +646,7 @@ def _chain(typingctx, acc, x, ix, w, iw, ldw, count):
         return total
 
     n = types.intp
-    return vector_type(acc, x, n, w, n, n, count), codegen
+    return vector_type(acc, x, n, w, n, n), codegen
 
 
 @inline
@@ -654,7 +654,7 @@ def chain_of_eight(acc, x, ix, w, iw, ldw):
     """acc + Σ_r x[ix + r] · w[iw + r · ldw …], r = 0 … 7: eight rows of w, one after the other."""
     _check(x, ix, ix + 7)
     _check(w, iw, iw + 7 * ldw + LANES - 1)
-    return _chain(acc, x, ix, w, iw, ldw, 8)
+    return _chain_of_eight(acc, x, ix, w, iw, ldw)
 
 
 # The loops around a tile. Each returns a function for tiles of `rows` × `columns` that checks

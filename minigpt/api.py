@@ -14,8 +14,9 @@ from . import generate as generation
 from .cache import State
 from .checkpoint import open_checkpoint, resolve
 from .config import GPTConfig
-from .errors import InputError
+from .errors import InputError, shown
 from .model import Engine
+from .sampler import is_integer
 from .save import save_model
 from .weights import load_weights
 
@@ -86,7 +87,7 @@ class GPTModel:
 
         dtype  "f32" or "bf16": how the matrices are stored
         """
-        save_model(self.config, self._engine.weights, self._source, Path(folder), dtype)
+        save_model(self.config, self._engine.weights, self._source, folder, dtype)
 
     def new_state(self, batch: int, capacity: int) -> State:
         """Room for the keys and values of `batch` sequences of at most `capacity` tokens."""
@@ -103,10 +104,8 @@ class GPTModel:
 def _checked_threads(threads: int | None) -> int:
     if threads is None:
         return _processors()
-    if isinstance(threads, bool) or not isinstance(threads, int | np.integer):
-        raise InputError(f"threads {threads!r}: a whole number from 1 to {MAX_THREADS}")
-    if not 1 <= threads <= MAX_THREADS:
-        raise InputError(f"threads {threads}: from 1 to {MAX_THREADS}")
+    if not (is_integer(threads) and 1 <= threads <= MAX_THREADS):
+        raise InputError(f"threads {shown(threads)}: must be an integer from 1 to {MAX_THREADS}")
     return int(threads)
 
 

@@ -1,17 +1,34 @@
-"""Byte-pair encoding of one word, and the alphabet and the split that go before it.
+"""Byte-level byte-pair encoding: how GPT-2 turns text into tokens.
 
-Nothing here knows about files: `tokenizer.py` reads the vocabulary and calls these.
+For "low lower" and a toy vocabulary of the 256 bytes and these merges:
+
+    l o       rank 0
+    lo w      rank 1
+    e r       rank 2
+    Ġ low     rank 3
+
+1. The text is split into words, each with the space before it:  "low", " lower"
+2. A word is its UTF-8 bytes, one symbol a byte (Ġ writes the space):  Ġ l o w e r
+3. The pair of neighbours of lowest rank is joined, again and again:
+       Ġ lo w e r  →  Ġ low e r  →  Ġ low er  →  Ġlow er
+4. Each symbol left is a token, and the vocabulary gives its id.
+
+As every byte is a symbol, any text can be written, and no "unknown" token is needed; as merges
+never cross words, frequent words are one token. Decoding joins the tokens' bytes again.
+
+The merges are Sennrich, Haddow and Birch, "Neural Machine Translation of Rare Words with Subword
+Units" (ACL 2016); over bytes, with this split into words, they are Radford et al., "Language
+Models are Unsupervised Multitask Learners" (2019), section 2.2: the GPT-2 paper.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from heapq import heappop, heappush
-from itertools import count, pairwise
+from itertools import count
 
 import regex
-
-# (left id, right id) → (rank, id of the two joined); the lower the rank, the earlier it is merged
-Merges = dict[tuple[int, int], tuple[int, int]]
 
 # GPT-2's words: an English contraction's tail; letters, digits, or other signs, each with at most
 # one space before; white space. A run of white space leaves its last space to the word after it.
@@ -20,7 +37,7 @@ WORD = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N
 KEPT_WORDS = 1 << 16  # some 15 MB; English prose of 3 MB has 40 thousand distinct words
 KEPT_LENGTH = 32  # characters; longer words are rare, and would let the text decide our memory
 
-GONE = -1  # in `merge`: a symbol swallowed by the one on its left
+GONE = -1  # in `merge`: no symbol, or one swallowed by that on its left
 
 
 def byte_symbols() -> list[str]:
@@ -35,45 +52,76 @@ def byte_symbols() -> list[str]:
     return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
 
 
+_BYTE_OF = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+
+
+@lru_cache(maxsize=1 << 16)  # a vocabulary's worth
+def token_bytes(token: str) -> bytes:
+    """The bytes that `token` writes in byte symbols; one with other characters is plain text."""
+    try:
+        return bytes(map(_BYTE_OF.__getitem__, token))
+    except KeyError:
+        return token.encode("utf-8")
+
+
+@dataclass(frozen=True)
+class Merges:
+    """Which neighbours are joined, and in which order.
+
+    ranks   `left << 32 | right`, the ids of two neighbours, → the rank of their merge: the
+            lower, the earlier. One number takes half the time and memory of a pair.
+    joined  rank → the id of the two joined
+    """
+
+    ranks: dict[int, int]
+    joined: list[int]
+
+
 def merge(symbols: list[int], merges: Merges) -> list[int]:
-    """Joins neighbours until no pair of them is in `merges`, the lowest rank first.
+    """Joins neighbours until no two of them have a merge, the lowest rank first.
 
     One round merges every place where the pair of lowest rank stands, from left to right, as
     GPT-2's own encoder does (Sennrich et al. 2016, algorithm 1, applied). Instead of searching
     the whole word in each round, it keeps for each rank the places where that pair was seen, and
     a heap of those ranks: n symbols take O(n log n) steps, whatever they are.
+
+    symbols  the ids of single bytes
+    returns  the ids of tokens
     """
     n = len(symbols)
-    # A linked list over the positions. The extra entry, GONE, ends it on both sides: it is
-    # symbols[n], right of the last symbol, and symbols[-1], left of the first.
+    # A ring over the positions: symbols[n], which is GONE, stands between the last and the first.
     symbols = [*symbols, GONE]
-    left = list(range(-1, n))
-    right = list(range(1, n + 2))
+    left = [n, *range(n)]
+    right = [*range(1, n + 1), 0]
+    places: dict[int, list[int]] = {}  # rank → positions of the left symbol
+    heap: list[int] = []  # the ranks in places
 
-    places: dict[int, list[int]] = {}
-    for i, pair in enumerate(pairwise(symbols)):
-        if pair in merges:
-            places.setdefault(merges[pair][0], []).append(i)
-    ranks = sorted(places)  # a sorted list is a heap
+    def rank_at(i: int) -> int | None:
+        # With GONE, -1, on either side this is negative, and no merge's.
+        return merges.ranks.get(symbols[i] << 32 | symbols[right[i]])
 
-    while ranks:
-        rank = heappop(ranks)
+    def note(i: int) -> None:
+        rank = rank_at(i)
+        if rank is None:
+            return
+        if rank not in places:
+            places[rank] = []
+            heappush(heap, rank)
+        places[rank].append(i)
+
+    for i in range(n):
+        note(i)
+    while heap:
+        rank = heappop(heap)
         for i in sorted(places.pop(rank)):
-            j = right[i]
-            found = merges.get((symbols[i], symbols[j]))
-            if found is None or found[0] != rank:
+            if rank_at(i) != rank:
                 continue  # a neighbour was merged since this place was noted
-            symbols[i], symbols[j] = found[1], GONE
-            k = right[i] = right[j]
-            left[k] = i
-            for a, b in ((left[i], i), (i, k)):
-                new = merges.get((symbols[a], symbols[b]))
-                if new is None:
-                    continue
-                if new[0] not in places:
-                    places[new[0]] = []
-                    heappush(ranks, new[0])
-                places[new[0]].append(a)
+            j = right[i]
+            symbols[i], symbols[j] = merges.joined[rank], GONE
+            right[i] = right[j]
+            left[right[i]] = i
+            note(left[i])
+            note(i)
     return [symbol for symbol in symbols if symbol != GONE]
 
 

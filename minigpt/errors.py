@@ -25,3 +25,12 @@ class TokenizerError(SourceError):
 
 class InputError(MinigptError, ValueError):
     """An argument is wrong: ids, targets, an option out of its range, a prompt too long."""
+
+
+def shown(value: object) -> str:
+    """A value as a message may show it: quoted, on one line, not too long, whatever it is."""
+    try:
+        text = " ".join(line.strip() for line in repr(value).splitlines())
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return f"<{type(value).__name__} too long to show>"
+    return text if len(text) <= 100 else text[:90] + "…" + text[-1]

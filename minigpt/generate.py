@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from .config import GPTConfig
-from .errors import InputError
+from .errors import InputError, shown
 from .sampler import SamplingParams, generators, is_integer, sample
 
 Eos = int | None | Literal["config"]
@@ -46,6 +46,7 @@ def stream(
     top_p: float | None = None,
     min_p: float | None = None,
     seed: int | None = None,
+    vocab_size: int | None = None,
     eos_token_id: Eos = "config",
 ) -> Generator[int, None, None]:
     """Continues one prompt; yields the new tokens as they come.
@@ -62,7 +63,7 @@ def stream(
     prompts = _prompts(ids, model.config)
     if len(prompts) != 1:
         raise InputError(f"ids: {len(prompts)} sequences, where stream takes one; use generate")
-    params = SamplingParams(temperature, top_k, top_p, min_p, seed)
+    params = SamplingParams(temperature, top_k, top_p, min_p, seed, vocab_size)
     end = _End.of(model.config, max_new_tokens, eos_token_id)
     return (step[0] for step in _steps(model, prompts, params, end))
 
@@ -77,6 +78,7 @@ def generate(
     top_p: float | None = None,
     min_p: float | None = None,
     seed: int | None = None,
+    vocab_size: int | None = None,
     eos_token_id: Eos = "config",
 ) -> np.ndarray | list[np.ndarray]:
     """Continues a batch of prompts; the arguments are those of `stream`, except ids.
@@ -91,7 +93,7 @@ def generate(
     not depend on its neighbours, and row 0 is what `stream` gives for the same seed.
     """
     prompts = _prompts(ids, model.config)
-    params = SamplingParams(temperature, top_k, top_p, min_p, seed)
+    params = SamplingParams(temperature, top_k, top_p, min_p, seed, vocab_size)
     end = _End.of(model.config, max_new_tokens, eos_token_id)
     new: list[list[int]] = [[] for _ in prompts]
     for step in _steps(model, prompts, params, end):
@@ -109,7 +111,7 @@ def resolve_eos(config: GPTConfig, eos_token_id: Eos) -> int | None:
         return None
     if not (is_integer(eos_token_id) and 0 <= eos_token_id < config.vocab_size):
         raise InputError(
-            f"eos_token_id {eos_token_id!r}: must be an integer from 0 to "
+            f"eos_token_id {shown(eos_token_id)}: must be an integer from 0 to "
             f"{config.vocab_size - 1}, or None for no end"
         )
     return int(eos_token_id)
@@ -126,7 +128,7 @@ class _End:
     @classmethod
     def of(cls, config: GPTConfig, max_new_tokens: int, eos_token_id: Eos) -> _End:
         if not (is_integer(max_new_tokens) and max_new_tokens >= 0):
-            raise InputError(f"max_new_tokens {max_new_tokens!r}: must be an integer of at least 0")
+            raise InputError(f"max_new_tokens {shown(max_new_tokens)}: must be an integer from 0")
         return cls(int(max_new_tokens), resolve_eos(config, eos_token_id), config.n_positions)
 
     def length(self, prompt: np.ndarray) -> int:
@@ -217,6 +219,7 @@ def _prompt(ids: Any, config: GPTConfig, where: str) -> np.ndarray:
     for extreme in (min(ids), max(ids)):
         if not 0 <= extreme < config.vocab_size:
             raise InputError(
-                f"{where}: {extreme} is not a token; they go from 0 to {config.vocab_size - 1}"
+                f"{where}: {shown(int(extreme))} is not a token; "
+                f"they go from 0 to {config.vocab_size - 1}"
             )
     return np.array(ids, np.int64)

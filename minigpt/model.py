@@ -20,6 +20,7 @@ import numpy as np
 
 from .cache import State
 from .config import GPTConfig
+from .errors import InputError
 from .kernels.activation import GELU, GELU_TANH, RELU, SILU
 from .kernels.attention import QUERIES, attention_forward, attention_scratch, cache_write
 from .kernels.embedding import embedding_forward, gather_forward
@@ -266,6 +267,7 @@ class Engine:
         self._sizes = make_sizes(config)
         self._table = make_table(weights, config)
         self._scales = attention_scales(config)
+        self._scratch = make_scratch(config, threads)
 
     def forward(
         self, state: State, slots: Sequence[int], ids: Sequence[np.ndarray], every: bool = False
@@ -284,7 +286,7 @@ class Engine:
         )
         owners = np.repeat(owners, lengths)
         wanted = np.arange(len(tokens)) if every else np.cumsum(lengths) - 1
-        logits = np.empty((len(wanted), self.config.vocab_size), np.float32)
+        logits = _room_for_logits(len(wanted), self.config.vocab_size)
         buffers = make_buffers(self.config, min(ROWS, len(tokens)))
         for start in range(0, len(tokens), ROWS):
             rows = slice(start, start + ROWS)
@@ -309,12 +311,22 @@ class Engine:
         L = self.config.n_layer
         stride = L if len(step.ids) <= _ROWS_AT_ONCE else 1
         cache = Cache(state.keys, state.values, state.slots, state.capacity)
-        scratch = make_scratch(self.config, self._team.size)
         for first in range(0, L, stride):
             self._team.run(
-                _layers, scratch, first, min(L, first + stride),
+                _layers, self._scratch, first, min(L, first + stride),
                 self._sizes, self._table, self._scales, cache, buffers, step, logits,
             )  # fmt: skip
+
+
+def _room_for_logits(rows: int, V: int) -> np.ndarray:
+    """float32 [rows, V]; raises InputError where there is no such memory."""
+    try:
+        return np.empty((rows, V), np.float32)
+    except MemoryError as error:
+        raise InputError(
+            f"ids: the logits of {rows} tokens take {rows * V * 4 / 1e9:.1f} GB, more than there is; "
+            "give fewer tokens at once"
+        ) from error
 
 
 def attention_blocks(owners: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import CheckpointError, InputError
+from .errors import CheckpointError, InputError, shown
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class SamplingParams:
     top_p        keep the likeliest tokens that together reach this probability; None: all
     min_p        keep the tokens at least this fraction as likely as the likeliest; None: all
     seed         the same seed draws the same tokens; None: a new one each time
+    vocab_size   only ids below it are tokens; None: all are. Models pad their vocabulary, mostly
+                 to a round number, with ids that no tokenizer knows
 
     Raises InputError for a value of the wrong type or out of its range.
     """
@@ -33,18 +35,29 @@ class SamplingParams:
     top_p: float | None = None
     min_p: float | None = None
     seed: int | None = None
+    vocab_size: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= _as_float(self.temperature) < math.inf:
-            raise InputError(f"temperature {self.temperature!r}: must be a number of at least 0")
+            raise InputError(
+                f"temperature {shown(self.temperature)}: must be a number of at least 0"
+            )
         if self.top_k is not None and not (is_integer(self.top_k) and self.top_k >= 1):
-            raise InputError(f"top_k {self.top_k!r}: must be an integer of at least 1, or None")
+            raise InputError(f"top_k {shown(self.top_k)}: must be an integer from 1, or None")
         if self.top_p is not None and not 0 < _as_float(self.top_p) <= 1:
-            raise InputError(f"top_p {self.top_p!r}: must be above 0 and at most 1, or None")
+            raise InputError(f"top_p {shown(self.top_p)}: must be above 0 and at most 1, or None")
         if self.min_p is not None and not 0 <= _as_float(self.min_p) <= 1:
-            raise InputError(f"min_p {self.min_p!r}: must be from 0 to 1, or None")
+            raise InputError(f"min_p {shown(self.min_p)}: must be from 0 to 1, or None")
         if self.seed is not None and not (is_integer(self.seed) and 0 <= self.seed < 2**64):
-            raise InputError(f"seed {self.seed!r}: must be an integer from 0 to 2**64 - 1, or None")
+            raise InputError(
+                f"seed {shown(self.seed)}: must be an integer from 0 to 2**64 - 1, or None"
+            )
+        if self.vocab_size is not None and not (
+            is_integer(self.vocab_size) and self.vocab_size >= 1
+        ):
+            raise InputError(
+                f"vocab_size {shown(self.vocab_size)}: must be an integer from 1, or None"
+            )
 
 
 def is_integer(value: object) -> bool:
@@ -77,6 +90,7 @@ def sample(logits: np.ndarray, params: SamplingParams, rng: np.random.Generator)
     Draws one number from `rng`, or none at temperature 0. Raises CheckpointError where the logits
     have no finite largest one: what such a model would say is not a choice.
     """
+    logits = logits[: params.vocab_size]
     peak = float(logits.max())  # NaN if any is
     if not np.isfinite(peak):
         raise CheckpointError(
@@ -102,6 +116,7 @@ def likeliest(logits: np.ndarray, k: int | None) -> np.ndarray:
     V = len(logits)
     if k is None or k >= V:
         return np.arange(V)
+    k = int(k)  # V - k may be too large for the type of a NumPy integer
     smallest = np.partition(logits, V - k)[V - k]
     kept = logits > smallest
     tied = np.flatnonzero(logits == smallest)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from pathlib import Path
 
 import numpy as np
 
 from .checkpoint import write_file, write_safetensors
+from .checkpoint.files import read_small_file
 from .config import GPTConfig
-from .errors import InputError, SourceError
+from .errors import InputError, SourceError, shown
 from .weights import Weights, narrowed, widened
 
 _TOKENIZER_FILES = (
@@ -22,23 +23,33 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
 )
 
+_LARGEST_TOKENIZER_FILE = 64 << 20  # bytes
+
 
 def save_model(
-    config: GPTConfig, weights: Weights, source: Path, folder: Path, dtype: str = "f32"
+    config: GPTConfig,
+    weights: Weights,
+    source: Path,
+    folder: str | os.PathLike[str],
+    dtype: str = "f32",
 ) -> None:
     """Write model.safetensors, config.json, and the tokenizer files that `source` has.
 
     dtype  "f32" or "bf16", of the matrices; vectors are written as f32
 
-    Each file appears whole or not at all. Raises InputError for another dtype, SourceError where
-    the folder cannot be written.
+    Each file appears whole or not at all. Raises InputError for another dtype and for what is no
+    path, SourceError where the folder cannot be written.
     """
-    if dtype not in ("f32", "bf16"):
-        raise InputError(f"dtype {dtype!r}: a model is saved as f32 or bf16")
+    if not (isinstance(dtype, str) and dtype in ("f32", "bf16")):
+        raise InputError(f"dtype {shown(dtype)}: must be f32 or bf16")
+    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+        raise InputError(f"folder {shown(folder)}: must be the path of a folder")
+    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SourceError(f"{folder}: cannot be made: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError for a zero byte in its name
+        reason = getattr(error, "strerror", None) or error
+        raise SourceError(f"{folder}: cannot be made: {reason}") from None
     tensors = {_stored_name(name): tensor for name, tensor in weights.tensors.items()}
     narrow = {name for name, tensor in tensors.items() if tensor.ndim == 2 and dtype == "bf16"}
     held = {name: _as(tensor, name in narrow) for name, tensor in tensors.items()}
@@ -47,7 +58,8 @@ def save_model(
     write_file(folder / "config.json", (json.dumps(saved, indent=2) + "\n").encode())
     for name in _TOKENIZER_FILES:
         if (source / name).is_file() and not (folder / name).exists():
-            shutil.copyfile(source / name, folder / name)
+            content = read_small_file(source / name, _LARGEST_TOKENIZER_FILE, SourceError)
+            write_file(folder / name, content)
 
 
 def _stored_name(name: str) -> str:

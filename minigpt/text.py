@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
-from .errors import InputError
+from .errors import InputError, shown
 from .generate import Eos, Model, resolve_eos, stream
 
 # Why a text ended: max_new_tokens were made; the end-of-text token came; a stop string came;
@@ -21,7 +21,10 @@ class Decoder(Protocol):
 
 
 class Tokenizer(Protocol):
-    """What `stream_text` needs of a tokenizer."""
+    """What TextStream needs of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
 
     def stream_decoder(self) -> Decoder: ...
 
@@ -87,7 +90,14 @@ class TextStream(Iterator[str]):
         """
         self.ids: list[int] = []
         self.reason: Reason | None = None
-        self._tokens = stream(model, ids, max_new_tokens, eos_token_id=eos_token_id, **sampling)
+        self._tokens = stream(
+            model,
+            ids,
+            max_new_tokens,
+            vocab_size=tokenizer.vocab_size,  # the model's may be larger, and those have no text
+            eos_token_id=eos_token_id,
+            **sampling,
+        )
         self._eos = resolve_eos(model.config, eos_token_id)
         self._max_new_tokens = max_new_tokens
         self._decoder = tokenizer.stream_decoder()
@@ -131,5 +141,5 @@ def _checked_stops(stop: str | Sequence[str]) -> list[str]:
     stops = [stop] if isinstance(stop, str) else list(stop)
     for item in stops:
         if not isinstance(item, str) or not item:
-            raise InputError(f"stop {item!r}: must be a text of at least one character")
+            raise InputError(f"stop {shown(item)}: must be a text of at least one character")
     return stops

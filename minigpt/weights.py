@@ -14,7 +14,7 @@ import numpy as np
 
 from .checkpoint import Checkpoint
 from .config import GPTConfig
-from .errors import CheckpointError, InputError
+from .errors import CheckpointError, InputError, shown
 
 DTYPES = ("auto", "f32", "bf16")
 _PREFIX = "transformer."
@@ -97,8 +97,8 @@ def load_weights(checkpoint: Checkpoint, config: GPTConfig, dtype: str = "auto")
     Raises CheckpointError for a tensor that is missing, of another shape, or changes the
     architecture; InputError for another dtype.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r}: this version holds weights as {', '.join(DTYPES)}")
+    if not (isinstance(dtype, str) and dtype in DTYPES):
+        raise InputError(f"dtype {shown(dtype)}: must be one of {', '.join(DTYPES)}")
     prefix, stored = checked_names(checkpoint, config)
     shapes = tensor_shapes(config)
     if _HEAD in stored:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import CheckpointError, SourceError
+from ..errors import CheckpointError, SourceError, shown
 from .files import map_file
 from .safetensors import read_safetensors
 from .strict_json import read_json_object
-from .tensors import MappedFile, StoredTensor, TensorInfo, shown
+from .tensors import MappedFile, StoredTensor, TensorInfo
 from .torch_bin import read_torch_bin
 
 _Reader = Callable[[MappedFile], dict[str, StoredTensor]]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 
 # safetensors' names of the dtypes. NumPy has no bfloat16: its bits come as uint16.
 NUMPY_DTYPE: dict[str, np.dtype[Any]] = {
@@ -108,9 +108,3 @@ def by_name(tensors: list[StoredTensor], file: MappedFile) -> dict[str, StoredTe
             "tensors that share so much are not weights"
         )
     return {tensor.info.name: tensor for tensor in tensors}
-
-
-def shown(value: Any) -> str:
-    """A name out of a file as a message may show it: quoted, on one line, not too long."""
-    text = repr(value)
-    return text if len(text) <= 100 else text[:90] + "…" + text[-1]

@@ -27,8 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import CheckpointError
-from .tensors import shown
+from ..errors import CheckpointError, shown
 
 MAX_PICKLE = 2 * 2**20  # bytes; a 13B model's is 0.1 MB
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import struct
 
-from ..errors import CheckpointError
-from .tensors import MappedFile, shown
+from ..errors import CheckpointError, shown
+from .tensors import MappedFile
 
 ZIP_MAGIC = b"PK\x03\x04"
 _MAX_ENTRIES = 100_000

@@ -79,6 +79,13 @@ def test_notes_go_to_stderr_when_asked_for(run: Run, model: Path) -> None:
     assert b"prompt_tokens 2046, new_tokens 2, seed" in done.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_notes_that_cannot_be_written_are_lost(run: Run, model: Path, expected: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = run("generate", "-m", model, "hello", "-n20", *GREEDY, "--verbose", stderr=full)
+    assert (done.stdout.decode(), done.returncode) == (expected, 0)
+
+
 @pytest.mark.parametrize(
     ("word", "text"), [("2048", b"a" * 2049), ("empty", b""), ("UTF-8", b"\xff")]
 )

@@ -106,6 +106,13 @@ def test_a_full_disk(fails: Fails, model: Path) -> None:
         fails(1, "standard output", "info", model, stdout=full)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+@pytest.mark.parametrize(("code", "args"), [(2, ["generate"]), (1, ["info", "nowhere"])])
+def test_stderr_that_cannot_be_written(run: Run, code: int, args: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        assert run(*args, stderr=full).returncode == code
+
+
 @pytest.mark.parametrize("module", ["click", "numpy", "numba"])
 def test_an_interrupt_while_importing(module: str, model: Path) -> None:
     program = f"""

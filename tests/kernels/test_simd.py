@@ -165,7 +165,7 @@ def test_all_kernels_stay_inside_their_arrays():
 )
 @pytest.mark.parametrize(
     ("name", "features"),
-    [("haswell", ""), ("x86-64", "")],
+    [("haswell", "+sse2,+avx,+avx2,+fma"), ("x86-64", "+sse2")],
     ids=["AVX2 and no more", "no AVX at all"],
 )
 def test_kernels_on_lesser_processors(name, features):

@@ -219,8 +219,9 @@ class Pieces:
 
     table: Sequence[str] = ["zero", "one", " two", "", "é", "END", "!", "", " eight", "<eos>"]
 
-    def __init__(self, held: str = "") -> None:
+    def __init__(self, held: str = "", vocab_size: int = V) -> None:
         self.held = held
+        self.vocab_size = vocab_size
 
     def stream_decoder(self) -> Pieces:
         return self
@@ -241,6 +242,18 @@ def test_text_comes_token_by_token() -> None:
     assert list(text) == ["one", " two", "", "é", ""]
     assert text.ids == [1, 2, 3, 4]
     assert text.reason == "length"
+
+
+def test_ids_that_the_tokenizer_does_not_know_are_not_chosen() -> None:
+    model = random_model()
+    text = TextStream(model, Pieces(vocab_size=2), [0], max_new_tokens=12, temperature=1.0, seed=1)
+    assert "".join(text).count("e") == 12  # of zero and one
+    assert set(text.ids) == {0, 1}
+
+
+def test_a_vocabulary_can_be_limited() -> None:
+    assert list(stream(Counter(), [3], 3, vocab_size=5)) == [4, 0, 1]
+    assert generate(Counter(), [[3], [0]], 2, vocab_size=np.int8(5))[0].tolist() == [3, 4, 0]
 
 
 def test_end_of_text_has_no_text() -> None:

@@ -56,6 +56,9 @@ def test_no_token_is_made_of_logits_that_are_no_choice(wrong: list, temperature:
         ({"top_k": 1}, [0, 1, 0, 0]),
         ({"top_k": 2}, [0, 4 / 7, 0, 3 / 7]),
         ({"top_k": 99}, [0.1, 0.4, 0.2, 0.3]),
+        ({"vocab_size": 2}, [0.2, 0.8, 0, 0]),
+        ({"vocab_size": 3, "top_k": 2}, [0, 2 / 3, 1 / 3, 0]),
+        ({"vocab_size": 99}, [0.1, 0.4, 0.2, 0.3]),
         ({"top_p": 0.35}, [0, 1, 0, 0]),
         ({"top_p": 0.65}, [0, 4 / 7, 0, 3 / 7]),
         ({"top_p": 1.0}, [0.1, 0.4, 0.2, 0.3]),
@@ -82,6 +85,7 @@ def test_tokens_of_minus_infinity_never_come() -> None:
 
 def test_of_equals_the_lower_ids_are_the_likeliest() -> None:
     assert likeliest(np.array([1, 2, 1, 2, 1], np.float32), 3).tolist() == [0, 1, 3]
+    assert likeliest(np.zeros(200, np.float32), np.int8(2)).tolist() == [0, 1]
     assert nucleus(np.array([1.0, 2.0, 1.0, 2.0, 1.0]), 0.6).tolist() == [0, 1, 3]
 
 
@@ -142,6 +146,10 @@ def test_a_row_draws_the_same_numbers_alone_and_in_a_batch() -> None:
         {"seed": 2**64},
         {"seed": 1.5},
         {"seed": False},
+        {"seed": 10**5000},
+        {"vocab_size": 0},
+        {"vocab_size": 3.0},
+        {"vocab_size": True},
     ],
 )
 def test_an_option_out_of_its_range_is_named(options: dict) -> None:

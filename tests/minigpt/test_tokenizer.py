@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.bpe import KEPT_WORDS, WordIds, byte_symbols, merge
+from minigpt.bpe import KEPT_WORDS, Merges, WordIds, byte_symbols, merge
 from minigpt.errors import InputError, TokenizerError
-from minigpt.tokenizer import LARGEST_FILE, GPTTokenizer
+from minigpt.tokenizer import GPTTokenizer
+from minigpt.vocabulary import LARGEST_FILE, read_vocabulary
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer_ids.json"
 SYMBOLS = byte_symbols()
@@ -150,7 +151,10 @@ def test_merge_equals_the_naive_algorithm(data: st.DataObject) -> None:
     word = data.draw(st.lists(st.sampled_from(alphabet), max_size=40))
 
     number = {symbol: i for i, symbol in enumerate(symbols)}
-    merges = {(number[a], number[b]): (rank, number[a + b]) for (a, b), rank in ranks.items()}
+    merges = Merges(
+        ranks={number[a] << 32 | number[b]: rank for (a, b), rank in ranks.items()},
+        joined=[number[a + b] for a, b in ranks],
+    )
     merged = merge([number[symbol] for symbol in word], merges)
     assert [symbols[i] for i in merged] == naive_merge(word, ranks)
 
@@ -286,6 +290,20 @@ def test_flags_of_added_tokens(
     assert tokenizer.encode(text) == expected
 
 
+def test_a_token_that_is_not_in_byte_symbols_is_plain_text(tmp_path: Path) -> None:
+    write_toy(tmp_path)
+    vocab(**{"<a b>": 261})(tmp_path)
+    assert GPTTokenizer.from_pretrained(tmp_path).decode([261]) == "<a b>"
+
+
+def test_null_means_absent(toy: GPTTokenizer, tmp_path: Path) -> None:
+    decoder = {"261": {"content": "<x>", "special": None, "lstrip": None}}
+    config = {"added_tokens_decoder": decoder, "eos_token": None, "add_prefix_space": None}
+    tokenizer = GPTTokenizer.from_pretrained(write_toy(tmp_path, tokenizer_config=config))
+    assert tokenizer.encode("low <x>") == [*toy.encode("low "), 261]
+    assert tokenizer.eos_token_id == 260
+
+
 # ---- forms of the files ----
 
 
@@ -404,7 +422,7 @@ def test_white_space_around_stripping_tokens_is_read_once(tmp_path: Path) -> Non
 
 
 def test_the_words_kept_are_bounded() -> None:
-    words = WordIds(list(range(256)), {})
+    words = WordIds(list(range(256)), Merges({}, []))
     for number in range(KEPT_WORDS + 10):
         words[str(number)]
     assert len(words) == 10
@@ -476,8 +494,8 @@ BAD_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     "fraction as id": (vocab(a=1.5), r"token 'a' has the id 1\.5"),
     "boolean as id": (vocab(a=True), r"token 'a' has the id True"),
     "negative id": (vocab(a=-1), r"token 'a' has the id -1"),
-    "id twice": (vocab(xx=3), r"the id 3: the ids of 262 tokens must be 0 to 261, each once"),
-    "gap": (vocab(xx=262), r"token 'xx' has the id 262"),
+    "id twice": (vocab(xx=3), r"token 'xx' has the id 3, which is that of 'ă'"),
+    "gap": (vocab(xx=262), r"'xx' has the id 262: the ids of 262 tokens must be 0 to 261"),
     "empty token": (vocab(**{"": 261}), "token '' must be a text, not empty"),
     "surrogate": (changed("vocab.json", json.dumps({**toy_vocab(), "\ud800": 261})), "surrogate"),
     "missing byte": (without("Ġ"), "lacks 'Ġ', the symbol of byte 32"),
@@ -495,11 +513,17 @@ BAD_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     "added: far": (side("added_tokens.json", {"<x>": 999}), "'<x>' has the id 999"),
     "added: taken": (side("added_tokens.json", {"<x>": 260}), "which is that of '<|endoftext|>'"),
     "added: other": (side("added_tokens.json", {"low": 261}), "'low' has the id 261, but else"),
+    "added: boolean": (side("added_tokens.json", {"<x>": True}), "'<x>' has the id True"),
+    "added: no id": (side("added_tokens.json", {"<x>": [261]}), r"'<x>' has the id \[261\]"),
     "added: surrogate": (side("added_tokens.json", {"<\ud800>": 261}), "surrogate"),
     "decoder": (decoder([]), r"added_tokens_decoder is \[\]: it must be an object"),
     "decoder id": (decoder({"-1": {"content": "<x>"}}), "'<x>' has the id '-1'"),
+    "decoder twice": (
+        decoder({"261": {"content": "<x>"}, "262": {"content": "<x>"}}),
+        "'<x>' has the id 262, but elsewhere 261",
+    ),
     "decoder entry": (decoder({"261": "<x>"}), "'<x>' must be an object"),
-    "flag": (decoder({"261": {"content": "x", "lstrip": 1}}), "lstrip is 1: it must be true or"),
+    "flag": (decoder({"261": {"content": "<x>", "lstrip": 1}}), "lstrip is 1: it must be true or"),
     "eos": (side("special_tokens_map.json", {"eos_token": 5}), "eos_token is 5: it must be a text"),
     "specials": (
         side("special_tokens_map.json", {"additional_special_tokens": "x"}),
@@ -521,6 +545,11 @@ def test_bad_files(tmp_path: Path, case: str) -> None:
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="none: cannot be read"):
+        read_vocabulary(tmp_path / "none")
 
 
 def test_merges_cut_short(gpt2_files: dict[str, bytes], tmp_path: Path) -> None:

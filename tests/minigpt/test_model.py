@@ -1,0 +1,116 @@
+"""The forward pass: the same bits however tokens arrive. That it is right, test_golden.py says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minigpt.cache import State
+from minigpt.config import GPTConfig
+from minigpt.kernels.attention import QUERIES
+from minigpt.model import ROWS, Engine, attention_blocks
+from minigpt.weights import Weights, narrowed, tensor_shapes, widened
+
+CONFIG = GPTConfig.from_dict(
+    {"n_layer": 2, "n_head": 3, "n_embd": 21, "n_positions": 700, "vocab_size": 50}, "test"
+)
+
+
+def random_weights() -> Weights:
+    rng = np.random.default_rng(5)
+    tensors = {
+        name: rng.standard_normal(shape, np.float32) * np.float32(0.4)
+        for name, shape in tensor_shapes(CONFIG).items()
+    }
+    return Weights(tensors, "f32", "")
+
+
+def forward(engine: Engine, pieces: list[tuple[list[int], list[np.ndarray]]]) -> list[np.ndarray]:
+    """The logits after each piece; a piece is (slots, their ids)."""
+    state = State(CONFIG, 3, CONFIG.n_positions)
+    return [engine.forward(state, slots, ids) for slots, ids in pieces]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(CONFIG, random_weights(), 2)
+
+
+@pytest.fixture(scope="module")
+def ids() -> np.ndarray:
+    return np.random.default_rng(6).integers(0, 50, 650)
+
+
+@pytest.fixture(scope="module")
+def whole(engine: Engine, ids: np.ndarray) -> np.ndarray:
+    """The logits at every one of 650 tokens read at once: [650, V]."""
+    return engine.forward(State(CONFIG, 1, 700), [0], [ids], every=True)
+
+
+def test_a_prompt_longer_than_a_chunk_is_read_like_one(engine, ids, whole):
+    assert len(ids) > ROWS
+    cuts = [0, 1, 2, 40, 300, 301, 512, 650]
+    pieces = [([0], [ids[a:b]]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    for logits, end in zip(forward(engine, pieces), cuts[1:], strict=True):
+        assert logits.tobytes() == whole[end - 1].tobytes()
+
+
+def test_token_by_token(engine, ids, whole):
+    logits = forward(engine, [([0], [ids[t : t + 1]]) for t in range(130)])
+    assert np.vstack(logits).tobytes() == whole[:130].tobytes()
+
+
+def test_a_batch_is_each_alone(engine, ids, whole):
+    first, then = forward(
+        engine,
+        [([2, 0, 1], [ids[:70], ids[:1], ids[:555]]), ([1, 2], [ids[555:556], ids[70:200]])],
+    )
+    assert first.tobytes() == whole[[69, 0, 554]].tobytes()
+    assert then.tobytes() == whole[[555, 199]].tobytes()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_any_number_of_threads(ids, whole, threads):
+    other = Engine(CONFIG, random_weights(), threads)
+    logits = other.forward(State(CONFIG, 1, 700), [0], [ids], every=True)
+    assert logits.tobytes() == whole.tobytes()
+
+
+def test_bfloat16_weights_give_what_their_float32_values_give(ids):
+    exact = random_weights().tensors
+    matrices = {name for name, tensor in exact.items() if tensor.ndim == 2}
+    narrow = {n: narrowed(t) if n in matrices else t for n, t in exact.items()}
+    wide = {n: widened(t) if n in matrices else t for n, t in narrow.items()}
+    a, b = (
+        Engine(CONFIG, Weights(tensors, dtype, ""), 1).forward(State(CONFIG, 1, 700), [0], [ids])
+        for tensors, dtype in ((narrow, "bf16"), (wide, "f32"))
+    )
+    assert a.tobytes() == b.tobytes()
+
+
+def test_a_pass_that_fails_leaves_the_state_as_it_was(engine, ids, whole, monkeypatch):
+    state = State(CONFIG, 1, 700)
+    engine.forward(state, [0], [ids[:20]])
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._team, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            engine.forward(state, [0], [ids[:30]])
+    assert state.lengths.tolist() == [20]
+    assert engine.forward(state, [0], [ids[20:50]]).tobytes() == whole[49].tobytes()
+
+
+def test_attention_blocks_are_runs_of_one_sequence():
+    owners = np.array([4] * (QUERIES + 2) + [1] * 3)
+    positions = np.array([*range(10, QUERIES + 12), 0, 1, 2])
+    assert attention_blocks(owners, positions).reshape(-1, 4).tolist() == [
+        [4, 0, QUERIES, 10],
+        [4, QUERIES, 2, QUERIES + 10],
+        [1, QUERIES + 2, 3, 0],
+    ]
+
+
+def test_narrowing_rounds_to_the_nearest_even():
+    exact = np.array([1.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -np.inf], np.float32)
+    expected = np.array([1.0, 1.0, 1 + 2**-6, 1 + 2**-7, -np.inf], np.float32)
+    np.testing.assert_array_equal(widened(narrowed(exact)), expected)
+    assert np.isnan(widened(narrowed(np.array([np.nan], np.float32)))).all()
