@@ -324,8 +324,8 @@ def _room_for_logits(rows: int, V: int) -> np.ndarray:
         return np.empty((rows, V), np.float32)
     except MemoryError as error:
         raise InputError(
-            f"ids: the logits of {rows} tokens take {rows * V * 4 / 1e9:.1f} GB, more than there is; "
-            "give fewer tokens at once"
+            f"ids: the logits of {rows} tokens take {rows * V * 4 / 1e9:.1f} GB, which are not "
+            "there; give fewer tokens at once"
         ) from error
 
 
