@@ -53,8 +53,8 @@ _PANEL_COLUMNS = 64  # columns of w that a task packs at a time
 _X_ROWS = 96  # rows of x that stay in the L2 cache meanwhile
 _AHEAD = 16  # rows of w that packing asks for before it needs them
 _TASK_ROWS = 512
-_HEAD_COLUMNS = 96
-_HEAD_X_BYTES = 1 << 18
+_HEAD_COLUMNS = 96  # rows of w that a task of the transposed product takes
+_HEAD_X_BYTES = 24 << 10  # of x that stay in the L1 cache meanwhile
 
 # float32 elements of scratch that a thread needs here: packed panels, then one tile
 MATMUL_SCRATCH = K_BLOCK * _PANEL_COLUMNS + TILE_ROWS * _TILE_COLUMNS

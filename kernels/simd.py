@@ -67,7 +67,7 @@ def _dot_shape() -> tuple[int, int]:
     if "avx512f" in features:
         return 4, 6
     if "avx2" in features or "neon" in features:
-        return 2, 3
+        return 3, 2
     return 1, 2
 
 

@@ -68,14 +68,14 @@ def test_callers_wait_for_each_other():
 
 
 def test_the_threads_end_with_the_team():
-    before = threading.active_count()
+    others = set(threading.enumerate())
     team = Team(4)
-    assert threading.active_count() == before + 3
+    started = set(threading.enumerate()) - others
+    assert len(started) == 3
     del team
-    deadline = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
+    for thread in started:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
 
 
 def test_an_idle_team_uses_no_processor_time():
