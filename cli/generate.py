@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InputError
-from .terminal import Text, end_line, model_option, note, read_text, verbose_option, write
+from .terminal import (
+    Text,
+    end_at_once_on_interrupt,
+    end_line,
+    model_option,
+    note,
+    read_text,
+    verbose_option,
+    write,
+)
 
 if TYPE_CHECKING:
     from .. import GPTModel, GPTTokenizer
@@ -104,6 +113,7 @@ def generate(
     tokenizer, model = _load(source, dtype, threads, verbose)
     ids = tokenizer.encode(text)
     loaded = perf_counter()
+    end_at_once_on_interrupt()
 
     from ..text import TextStream
 
@@ -153,11 +163,11 @@ def _load(
     tokenizer = GPTTokenizer.from_pretrained(source)
 
     from .. import GPTModel
-    from ..kernels.jit import is_first_use
+    from ..kernels.jit import must_compile
 
     model = GPTModel.from_pretrained(source, dtype=dtype, threads=threads)
-    if is_first_use():
-        note("compiling for this processor, once: some ten seconds", verbose)
+    if must_compile():
+        note("compiling for this processor: some ten seconds, where they can be kept once", verbose)
     return tokenizer, model
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -125,6 +126,21 @@ def _tell(line: str) -> None:
     """Puts a line on stderr. Where that cannot be written, result and exit code have to do."""
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
+
+
+def end_at_once_on_interrupt() -> None:
+    """From here on Ctrl-C ends the process where it stands; what was written is already out.
+
+    While kernels are compiled, its exception could come up inside a callback of the compiler,
+    which drops it; and a thread that still compiles must not see Python being taken down.
+    """
+
+    def end(*_: object) -> None:
+        if sys.stdout.isatty():  # past Python's buffer, which may be in use
+            os.write(sys.stdout.fileno(), b"\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, end)
 
 
 def describe_bug(error: Exception) -> str:

@@ -26,6 +26,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,8 @@ def cache_folder() -> Path | None:
         return None
 
 
-def is_first_use() -> bool:
-    """Nothing compiled is on disk yet: the first call of a kernel will take its time."""
+def must_compile() -> bool:
+    """Nothing compiled is on disk: the first call of a kernel will take its time."""
     folder = cache_folder()
     return folder is None or not any(folder.glob("*.nbc"))
 
@@ -85,7 +86,8 @@ def _user_cache() -> Path:
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return chosen if chosen.is_absolute() else Path.home() / ".cache"  # by XDG's own rule
 
 
 def _is_private(folder: Path) -> bool:
@@ -145,6 +147,8 @@ class _KernelCache(FunctionCache):
         try:
             return super().load_overload(sig, target_context)
         except Exception:  # unpickling a damaged file can raise anything
+            with suppress(Exception):
+                self.flush()  # else the damaged index would stay, and nothing be saved beside it
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:

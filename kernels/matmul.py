@@ -135,10 +135,10 @@ def _stream(part, y, x, w, m, n, rows, width, K, N):
 
 @jit
 def _add_eight(part, ip, x, ix, w, iw, width, N):
-    """part += Σ x[ix + r] · w[row r], r = 0 … 7, asking for the next eight rows of w meanwhile."""
+    """part += Σ x[ix + r] · w[row r], r = 0 … 7, asking for the eight after the next meanwhile."""
     whole = width - width % LANES
     for c in range(0, whole, LANES):
-        for r in range(8, 16):
+        for r in range(16, 24):
             prefetch(w, iw + r * N + c)
         store(chain_of_eight(load(part, ip + c), x, ix, w, iw + c, N), part, ip + c)
     if whole < width:

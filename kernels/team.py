@@ -22,11 +22,11 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import typeof
 from numba.core import types
 
 from .jit import inline, jit
@@ -96,58 +96,84 @@ class Team:
 
     One call runs at a time: a second caller waits. The threads sleep between calls, end with
     the team, and are started anew in a forked child, which has none.
+
+    keep  what the addresses among the arguments point into: it lives as long as a thread works
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, keep: object = None) -> None:
+        """Raises RuntimeError where the system gives no more threads."""
         self.size = size
+        self._keep = keep
+        self._compiled: set[Any] = set()
         self._jobs: list[SimpleQueue] = []
-        self._start()
-        weakref.finalize(self, _dismiss, self._jobs)
+        # Not at exit: what other modules do there may still compute, and the threads are daemons.
+        weakref.finalize(self, _dismiss, self._jobs).atexit = False
+        self._begin()
+        self._hire()
 
-    def _start(self) -> None:
-        self._pid = os.getpid()
+    def _begin(self) -> None:
+        """With no threads; also in a forked child, where those of the parent are not."""
+        self._whole = False
+        self._threads: list[threading.Thread] = []
+        self._sync = np.zeros(_SYNC_SIZE, np.int64)
         self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def _hire(self) -> None:
         self._sync = np.zeros(_SYNC_SIZE, np.int64)
         self._done: SimpleQueue[BaseException | None] = SimpleQueue()
-        self._running = 0
         self._jobs[:] = [SimpleQueue() for _ in range(self.size - 1)]
+        self._threads = []
         for jobs in self._jobs:
+            arguments = (jobs, self._done, self._keep)
             name = "minigpt-worker"
-            threading.Thread(target=_work, args=(jobs, self._done), name=name, daemon=True).start()
+            thread = threading.Thread(target=_work, args=arguments, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        self._whole = True
 
-    def run(self, function: Callable[..., None], scratch: np.ndarray, *arguments: Any) -> None:
+    def _dismiss(self) -> None:
+        """Send all workers home, whatever they are doing, and wait until they have gone."""
+        self._sync[_ABORT] = 1
+        _dismiss(self._jobs)
+        for thread in self._threads:
+            thread.join()
+
+    def run(self, function: Any, scratch: np.ndarray, *arguments: Any) -> None:
         """Call `function(member, *arguments)` in every thread and wait for all of them.
 
         function  made by `jit.entry`; it must end with a barrier
         scratch   float32 [size, n], a row of working memory for each thread
         """
         if self._pid != os.getpid():
-            self._start()
+            self._begin()
         with self._lock:
-            self._wait()  # for what an interrupted call may have left behind
+            if not self._whole:
+                self._dismiss()
+                self._hire()
             self._sync[:] = 0
             members = [
                 Member(rank, self.size, self._sync, scratch[rank]) for rank in range(self.size)
             ]
+            if function not in self._compiled:
+                # Here, not in all threads at once: Ctrl-C then leaves none that goes on compiling.
+                function.compile(tuple(typeof(a) for a in (members[0], *arguments)))
+                self._compiled.add(function)
+            # Ctrl-C can come between any two steps, and leave who knows how many threads at work
+            # and results unread. So whoever does not reach the end leaves the team to be renewed.
+            self._whole = False
             try:
                 for jobs, member in zip(self._jobs, members[1:], strict=True):
-                    self._running += 1
                     jobs.put((function, member, arguments))
                 function(members[0], *arguments)
+                failures = [self._done.get() for _ in self._jobs]
             except BaseException:
                 self._sync[_ABORT] = 1  # nobody shall wait for us
                 raise
-            finally:
-                self._wait()
-
-    def _wait(self) -> None:
-        """Until every worker has come back; raises what one of them raised."""
-        failure = None
-        while self._running:
-            failure = self._done.get() or failure
-            self._running -= 1
-        if failure is not None:
-            raise failure
+            self._whole = True
+        for failure in failures:
+            if failure is not None:
+                raise failure
 
 
 def _dismiss(jobs: list[SimpleQueue]) -> None:
@@ -156,7 +182,7 @@ def _dismiss(jobs: list[SimpleQueue]) -> None:
         queue.put(None)
 
 
-def _work(jobs: SimpleQueue, done: SimpleQueue) -> None:
+def _work(jobs: SimpleQueue, done: SimpleQueue, keep: object) -> None:
     """A worker's life: take a job, do it, say so; until the job is None."""
     while (job := jobs.get()) is not None:
         function, member, arguments = job

@@ -14,7 +14,7 @@ from . import generate as generation
 from .cache import State
 from .checkpoint import open_checkpoint, resolve
 from .config import GPTConfig
-from .errors import InputError, shown
+from .errors import InputError, SourceError, shown
 from .model import Engine
 from .sampler import is_integer
 from .save import save_model
@@ -63,8 +63,15 @@ class GPTModel:
         threads = _checked_threads(threads)
         folder = resolve(source)
         config = GPTConfig.from_file(folder / "config.json")
-        weights = load_weights(open_checkpoint(folder), config, dtype)
-        return cls(Engine(config, weights, threads), folder)
+        try:
+            weights = load_weights(open_checkpoint(folder), config, dtype)
+        except MemoryError as error:
+            raise SourceError(f"{folder}: its weights need more memory than there is") from error
+        try:
+            engine = Engine(config, weights, threads)
+        except RuntimeError as error:
+            raise InputError(f"threads {threads}: {error}; take fewer") from error
+        return cls(engine, folder)
 
     def __call__(self, ids: Any) -> Output:
         """The logits at every position of ids: int [B, T] (or [T], read as B = 1)."""

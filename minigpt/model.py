@@ -263,7 +263,7 @@ class Engine:
     def __init__(self, config: GPTConfig, weights: Weights, threads: int) -> None:
         self.config = config
         self.weights = weights
-        self._team = Team(threads)
+        self._team = Team(threads, keep=weights)
         self._sizes = make_sizes(config)
         self._table = make_table(weights, config)
         self._scales = attention_scales(config)
@@ -286,8 +286,14 @@ class Engine:
         )
         owners = np.repeat(owners, lengths)
         wanted = np.arange(len(tokens)) if every else np.cumsum(lengths) - 1
-        logits = _room_for_logits(len(wanted), self.config.vocab_size)
-        buffers = make_buffers(self.config, min(ROWS, len(tokens)))
+        try:
+            logits = np.empty((len(wanted), self.config.vocab_size), np.float32)
+            buffers = make_buffers(self.config, min(ROWS, len(tokens)))
+        except MemoryError as error:
+            raise InputError(
+                f"ids: {len(wanted)} rows of logits of {self.config.vocab_size} words need more "
+                "memory than there is; give fewer tokens at once"
+            ) from error
         for start in range(0, len(tokens), ROWS):
             rows = slice(start, start + ROWS)
             first, end = np.searchsorted(wanted, (start, start + ROWS))
@@ -316,17 +322,6 @@ class Engine:
                 _layers, self._scratch, first, min(L, first + stride),
                 self._sizes, self._table, self._scales, cache, buffers, step, logits,
             )  # fmt: skip
-
-
-def _room_for_logits(rows: int, V: int) -> np.ndarray:
-    """float32 [rows, V]; raises InputError where there is no such memory."""
-    try:
-        return np.empty((rows, V), np.float32)
-    except MemoryError as error:
-        raise InputError(
-            f"ids: the logits of {rows} tokens take {rows * V * 4 / 1e9:.1f} GB, which are not "
-            "there; give fewer tokens at once"
-        ) from error
 
 
 def attention_blocks(owners: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -12,18 +12,8 @@ from .checkpoint import write_file, write_safetensors
 from .checkpoint.files import read_small_file
 from .config import GPTConfig
 from .errors import InputError, SourceError, shown
+from .vocabulary import LARGEST_FILE, SAVED_AS
 from .weights import Weights, narrowed, widened
-
-_TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
-
-_LARGEST_TOKENIZER_FILE = 64 << 20  # bytes
 
 
 def save_model(
@@ -56,10 +46,10 @@ def save_model(
     write_safetensors(folder / "model.safetensors", held)
     saved = {**config.to_dict(), "tie_word_embeddings": weights.tied}
     write_file(folder / "config.json", (json.dumps(saved, indent=2) + "\n").encode())
-    for name in _TOKENIZER_FILES:
-        if (source / name).is_file() and not (folder / name).exists():
-            content = read_small_file(source / name, _LARGEST_TOKENIZER_FILE, SourceError)
-            write_file(folder / name, content)
+    for name, saved_as in SAVED_AS.items():
+        if (source / name).is_file() and not (folder / saved_as).exists():
+            content = read_small_file(source / name, LARGEST_FILE, SourceError)
+            write_file(folder / saved_as, content)
 
 
 def _stored_name(name: str) -> str:

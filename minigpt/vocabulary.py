@@ -37,8 +37,13 @@ _FORMS = (  # of vocabulary and merges, the one that wins first
     ("encoder.json", "vocab.bpe"),
 )
 _SIDE_FILES = ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
-_FILE_NAMES = ("tokenizer.json", "vocab.json", "merges.txt", *_SIDE_FILES)  # that we write
-_HUGGING_FACE_NAME = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
+_FILE_NAMES = ("tokenizer.json", "vocab.json", "merges.txt", *_SIDE_FILES)
+# {a file's name: the name it is saved under}
+SAVED_AS = {
+    **{name: name for name in _FILE_NAMES},
+    "encoder.json": "vocab.json",
+    "vocab.bpe": "merges.txt",
+}
 
 # What a tokenizer.json may say so that its ids are those of GPT-2's algorithm. None: it may be
 # absent or null.
@@ -144,7 +149,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         added=added,
         eos_id=ids.get(dict(specials)["eos_token"]),  # a dict keeps the last
         add_prefix_space=_prefix_space(objects, folder),
-        files={_HUGGING_FACE_NAME.get(name, name): data for name, data in files.items()},
+        files={SAVED_AS[name]: data for name, data in files.items()},
     )
 
 

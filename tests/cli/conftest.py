@@ -95,8 +95,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(*args: str | Path, **options: object) -> subprocess.Popen[bytes]:
+        environment = ENVIRONMENT | options.pop("env", {})  # type: ignore[operator]
         settings = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
-        settings |= {"stderr": subprocess.PIPE, "cwd": tmp_path, "env": ENVIRONMENT}
+        settings |= {"stderr": subprocess.PIPE, "cwd": tmp_path, "env": environment}
         processes.append(subprocess.Popen([*COMMAND, *args], **(settings | options)))
         return processes[-1]
 

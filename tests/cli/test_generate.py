@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +118,17 @@ def test_an_interrupt_leaves_the_text_so_far(start: Start, model: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (130, b"")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal to send")
+def test_an_interrupt_while_compiling_ends_it_at_once(start: Start, model: Path) -> None:
+    uncached = {"MINIGPT_CACHE": ""}  # so that there is something to compile
+    process = start("generate", "-m", model, "hello", "--verbose", env=uncached)
+    assert b"compiling" in process.stderr.readline()
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    output, error = process.communicate(timeout=4)
+    assert (process.returncode, output, error) == (130, b"", b"")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Compiles one kernel, and says whether that was needed and what came out.
 PROGRAM = """
 from minigpt.kernels import jit
-first = jit.is_first_use()
+first = jit.must_compile()
 @jit.entry
 def add(a, b):
     return a + b
@@ -68,6 +68,7 @@ def test_a_damaged_file_is_compiled_anew(tmp_path, ending, content):
     for file in folder.glob(f"*.{ending}"):
         file.write_bytes(content)
     assert run(tmp_path, MINIGPT_CACHE=cache)[1:3] == ["0", "5"]
+    assert run(tmp_path, MINIGPT_CACHE=cache)[1:3] == ["1", "5"]
 
 
 def test_the_empty_string_turns_it_off(tmp_path):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from minigpt.kernels.jit import entry
 from minigpt.kernels.team import Team, barrier, claim
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @entry
@@ -52,6 +56,49 @@ def test_an_exception_in_one_thread_reaches_the_caller(rank):
     done = np.zeros(4, np.int64)
     team.run(count_tasks, scratch(3), done, 2)
     assert (done == 2).all()
+
+
+class Interrupted:
+    """A queue whose first user gets a Ctrl-C right after it was used."""
+
+    def __init__(self, queue):
+        self.queue = queue
+
+    def get(self):
+        self.queue.get()
+        raise KeyboardInterrupt
+
+    def put(self, job):
+        self.queue.put(job)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("place", ["after a job was given out", "after one was done"])
+def test_after_an_interrupt_anywhere_the_team_works_again(place):
+    team, done = Team(3), np.zeros(4, np.int64)
+    jobs, results = team._jobs[0], team._done
+    if "given out" in place:
+        team._jobs[0] = Interrupted(jobs)
+    else:
+        team._done = Interrupted(results)
+    with pytest.raises(KeyboardInterrupt):
+        team.run(count_tasks, scratch(3), np.zeros(4, np.int64), 2)
+    team._jobs[0], team._done = jobs, results
+    team.run(count_tasks, scratch(3), done, 2)
+    assert (done == 2).all()
+
+
+def test_a_team_works_until_the_very_end_of_the_process():
+    """What runs at exit is called last to first: this one after all that Team could ask for."""
+    program = """
+import atexit
+atexit.register(lambda: print(len(model.generate([1], max_new_tokens=2)[0])))
+from minigpt import GPTModel
+model = GPTModel.from_pretrained("tests/golden/gelu-new", threads=2)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, [b"3"]), done.stderr
 
 
 def test_callers_wait_for_each_other():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +101,24 @@ def test_what_is_no_folder(model: GPTModel, value: object) -> None:
     refused(MinigptError, lambda: model.save_pretrained(value))
 
 
+def test_threads_that_the_system_does_not_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(InputError, match=r"^threads 200: can't start.*; take fewer"):
+        GPTModel.from_pretrained(FOLDER, threads=200)
+
+
+def test_weights_that_do_not_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_weights(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("minigpt.api.load_weights", load_weights)
+    with pytest.raises(SourceError, match="memory"):
+        GPTModel.from_pretrained(FOLDER)
+
+
 # ---- saving ----
 
 
@@ -152,17 +169,18 @@ def test_two_models_at_once_and_each_in_many_ways_at_once(model: GPTModel) -> No
 
 
 def test_models_and_streams_that_are_dropped_leave_no_threads() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     for close in (True, False):
         tokens = GPTModel.from_pretrained(FOLDER, threads=3).stream([1], max_new_tokens=9)
         next(tokens)
+        workers = set(threading.enumerate()) - before
+        assert workers
         if close:
             tokens.close()
         del tokens
-    deadline = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
+        for worker in workers:
+            worker.join(10)
+        assert not any(worker.is_alive() for worker in workers)
 
 
 def test_the_process_can_end_while_a_thread_generates() -> None:
