@@ -21,7 +21,7 @@ def run(request: pytest.FixtureRequest) -> Callable[..., None]:
     compiled = cache(_as_entry)
 
     def run(kernel: Any, *arguments: Any) -> None:
-        team.run(compiled(kernel), scratch, *arguments)
+        team.run(compiled(kernel), scratch, arguments)
 
     return run
 
@@ -30,7 +30,7 @@ def _as_entry(kernel: Any) -> Any:
     """A function that Python may call in every thread, for a kernel that compiled code calls."""
 
     @numba.njit(nogil=True)  # not `entry`: what tests compile is not kept
-    def call(member, *arguments):
+    def call(member, arguments):
         kernel(member, *arguments)
 
     return call
