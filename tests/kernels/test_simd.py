@@ -151,7 +151,8 @@ def test_a_vector_that_reaches_outside_is_caught_when_bounds_are_checked():
     assert result.stdout == "caught\ncaught\n", result.stderr
 
 
-KERNEL_TESTS = [f"tests/kernels/test_{name}.py" for name in ("matmul", "attention")]
+KERNELS = ("matmul", "attention", "layernorm", "embedding", "activation")
+KERNEL_TESTS = [f"tests/kernels/test_{name}.py" for name in KERNELS]
 PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "1 and thread"]
 
 
