@@ -167,7 +167,7 @@ def _load(
 
     model = GPTModel.from_pretrained(source, dtype=dtype, threads=threads)
     if must_compile():
-        note("compiling for this processor: some ten seconds, where they can be kept once", verbose)
+        note("compiling the kernels for this processor takes some ten seconds", verbose)
     return tokenizer, model
 
 

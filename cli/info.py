@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from .terminal import write
+from .terminal import complete_folder, write
 
 
 @click.command(short_help="Tell what a model source is.")
-@click.argument("source")
+@click.argument("source", shell_complete=complete_folder)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(source: str, as_json: bool) -> None:
     """Tells what SOURCE, a folder or a hub id, is: sizes, parameters, dtype, memory needed.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from ..errors import InputError, MinigptError
 
@@ -37,10 +38,18 @@ class Text(click.ParamType):
         return str(value)
 
 
+def complete_folder(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Lets the shell complete the name of a folder."""
+    return [CompletionItem(incomplete, type="dir")]
+
+
 model_option = click.option(
     "-m",
     "--model",
     "source",
+    shell_complete=complete_folder,
     required=True,
     metavar="SOURCE",
     help="A folder in Hugging Face layout, or a hub id such as cerebras/Cerebras-GPT-111M.",

@@ -71,7 +71,7 @@ def _fetch(hub_id: str) -> Path:
         from huggingface_hub.errors import RepositoryNotFoundError
     except ImportError:
         raise SourceError(
-            f"{hub_id}: no such folder; to fetch it from the hub: pip install 'minigpt[hub]'"
+            f"{hub_id}: no such folder; to fetch it from the hub: pip install huggingface_hub"
         ) from None
     with _quiet_unless_terminal():
         try:
