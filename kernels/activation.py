@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .jit import inline, jit
-from .layout import LANES
+from .jit import jit
 from .simd import (
     fma,
-    load,
-    load_first,
     power_of_two,
     select_less,
     splat,
-    store,
-    store_first,
     vabs,
     vmax,
     vmin,
@@ -113,14 +108,3 @@ def activate(x, kind):
     if kind == SILU:
         return _sigmoid_times(x, x)
     return vmax(x, splat(_ZERO))
-
-
-@inline
-def activation_forward(y, start, count, kind):
-    """y[start : start + count] through the activation `kind`, in place (float32, any count)."""
-    whole = count - count % LANES
-    for i in range(start, start + whole, LANES):
-        store(activate(load(y, i), kind), y, i)
-    if whole < count:
-        last = load_first(y, start + whole, count - whole)
-        store_first(activate(last, kind), y, start + whole, count - whole)

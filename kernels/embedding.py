@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 from .jit import jit
-from .simd import widen
+from .layout import LANES, padded
+from .simd import get, place, put
 from .team import barrier, claim
 
 
 @jit
-def embedding_forward(team, x, ids, positions, wte, wpe, M, C, scale):
+def embedding_forward(team, x, ldx, ids, positions, wte, wpe, M, C, scale):
     """x[m, :] = (wte[ids[m], :] + wpe[positions[m], :]) · scale
 
-    x               float32 [M · C]
+    x               float32 [M, C], rows `ldx` apart
     ids, positions  int64 [M], inside the tables
-    wte, wpe        [V · C], [n_positions · C]
+    wte             the panels of wteᵀ [C, V], as the head reads it
+    wpe             [n_positions · C]
     """
+    depth = padded(C)
     m = claim(team)
     while m < M:
-        token, position = ids[m] * C, positions[m] * C
+        panel, lane = ids[m] // LANES * LANES * depth, ids[m] % LANES
         for c in range(C):
-            x[m * C + c] = (widen(wte[token + c]) + widen(wpe[position + c])) * scale
+            word = get(wte, panel + place(wte, c, lane))
+            put((word + get(wpe, positions[m] * C + c)) * scale, x, m * ldx + c)
         m = claim(team)
     barrier(team)
 
 
 @jit
-def gather_forward(team, y, x, rows, N, C):
+def gather_forward(team, y, x, ld, rows, N, C):
     """y[n, :] = x[rows[n], :]
 
-    y, x  float32 [N · C], [M · C]
+    y, x  float32 [N, C], [M, C], rows `ld` apart
     rows  int64 [N], each < M
     """
     n = claim(team)
     while n < N:
         for c in range(C):
-            y[n * C + c] = x[rows[n] * C + c]
+            y[n * ld + c] = x[rows[n] * ld + c]
         n = claim(team)
     barrier(team)

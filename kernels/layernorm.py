@@ -23,10 +23,11 @@ _ROWS_PER_TASK = 8
 
 
 @jit
-def layernorm_forward(team, y, x, weight, bias, M, C, eps):
+def layernorm_forward(team, y, x, ld, weight, bias, M, C, eps):
     """y[m, :] = (x[m, :] − mean) / √(variance + eps) · weight + bias, over each row by itself.
 
-    y, x          float32 [M · C]
+    y             [M, C], rows `ld` apart
+    x             float32, as y
     weight, bias  [C]
     The variance is the mean of squared differences (not of squares less the mean's square,
     which cancels).
@@ -36,7 +37,7 @@ def layernorm_forward(team, y, x, weight, bias, M, C, eps):
     while task < tasks:
         first = task * _ROWS_PER_TASK
         for m in range(first, min(M, first + _ROWS_PER_TASK)):
-            _normalise(y, x, m * C, weight, bias, C, eps)
+            _normalise(y, x, m * ld, weight, bias, C, eps)
         task = claim(team)
     barrier(team)
 

@@ -9,6 +9,8 @@ import math
 
 import numpy as np
 
+from .layout import GROUP, LANES, padded
+
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
@@ -24,14 +26,26 @@ def layernorm(x, weight, bias, eps):
     return (x - mean) / np.sqrt(variance + eps) * weight + bias
 
 
+def panels(w, dtype):
+    """[K, N] → the same in panels (layout.py), flat: float32, or the bits of bfloat16 in uint16"""
+    K, N = w.shape
+    whole = np.zeros((padded(K), padded(N, GROUP)), np.float32)
+    whole[:K, :N] = w
+    if dtype == np.float32:
+        return whole.reshape(len(whole), -1, LANES).transpose(1, 0, 2).ravel()
+    pairs = bfloat16(whole).reshape(len(whole) // 2, 2, -1, LANES)
+    return pairs.transpose(2, 0, 3, 1).ravel()
+
+
+def bfloat16(x):
+    """float32 → the upper halves of its bits, rounded to the nearest, halves to even (no NaN)"""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
 def matmul(x, w, bias):
     """[M, K], [K, N], [N] → [M, N]"""
     return x @ w + bias
-
-
-def matmul_transposed(x, w, scale=1.0):
-    """[M, K], [N, K] → [M, N]"""
-    return scale * (x @ w.T)
 
 
 def gelu(x):

@@ -5,17 +5,17 @@ register, two AVX2 registers, four of SSE or NEON: LLVM splits it as the process
 kernel written once over sixteen lanes runs everywhere. It is also what keeps results the same
 everywhere: a sum over lanes has sixteen partial sums on every machine.
 
-A `Tile` is ROWS × VECTORS vectors that stay in registers while a product of matrices is summed
-into them; `TILE_ROWS` and `TILE_VECTORS` are chosen to fill the register file of this processor.
-
-    acc = tile_zeros(rows, vectors)
-    for k in range(K):                                # acc[r, :] += a[r, k] · b[k, :]
-        acc = _tile_fma(acc, a, ia + k, lda, b, ib + k * ldb, 16)
-    write(acc, c, ic, ldc)
+A `Tile` is rows × vectors of them that stay in registers while a product of matrices is summed
+into them; TILE_ROWS × TILE_VECTORS fill the registers of this processor. Where it has AMX, tiles
+of its own kind multiply bfloat16 (the end of this file).
 
 Arrays are one-dimensional here and places in them are given as element numbers. An array of
-uint16 is read as bfloat16, the upper half of a float32, and widened: kernels need not know how
-weights are held.
+uint16 is bfloat16, the upper half of a float32: widened when it is read, rounded when it is
+written. Kernels need not know how weights and activations are held.
+
+The right factor of a product lies in panels: sixteen columns wide, row below row. In bfloat16 two
+rows 2i and 2i + 1 are interleaved, element by element, as the processors' instructions for pairs
+want them; row k of a panel begins at element 16 · k for even k in either type.
 """
 
 from __future__ import annotations
@@ -26,11 +26,16 @@ from typing import Any
 from llvmlite import ir
 from numba import carray
 from numba.core import cgutils, config, types
-from numba.core.extending import intrinsic, models, overload, register_model
+from numba.core.extending import intrinsic, models, overload, register_jitable, register_model
 from numba.core.registry import cpu_target
 
 from .jit import inline, jit
-from .layout import LANES
+from .layout import LANES, padded, panels_size, row_stride
+from .permission import amx_allowed
+
+# What NumPy and compiled code count with alike.
+for _function in (padded, row_stride, panels_size):
+    register_jitable(_function)
 
 _F32 = ir.FloatType()
 _I16 = ir.IntType(16)
@@ -61,18 +66,10 @@ def _tile_shape() -> tuple[int, int]:
     return 2, 1  # 16 registers of 4 lanes: 8 sums
 
 
-def _dot_shape() -> tuple[int, int]:
-    """(rows, columns) of the largest tile of unsummed dot products that fits in registers."""
-    features = cpu_features()
-    if "avx512f" in features:
-        return 4, 6
-    if "avx2" in features or "neon" in features:
-        return 3, 2
-    return 1, 2
-
-
 TILE_ROWS, TILE_VECTORS = _tile_shape()
-DOT_ROWS, DOT_COLUMNS = _dot_shape()
+AMX = "amx-bf16" in cpu_features() and amx_allowed()
+# Products of two bfloat16 are instructions of their own: what is multiplied is held so, too.
+BF16_PRODUCTS = AMX or "avx512bf16" in cpu_features()
 
 
 # ---- types ----------------------------------------------------------------------------------
@@ -119,6 +116,11 @@ def _element(context: Any, builder: Any, array_type: Any, array: Any, index: Any
     return builder.gep(data, [index], inbounds=True)
 
 
+def _at(builder: Any, start: Any, stride: Any, times: int) -> Any:
+    """start + stride · times"""
+    return builder.add(start, builder.mul(stride, ir.Constant(stride.type, times)))
+
+
 def _widen(builder: Any, halves: Any, to: Any) -> Any:
     """bfloat16 to float32: the bits, moved to the upper half."""
     whole = _V16I if isinstance(to, ir.VectorType) else _I32
@@ -137,6 +139,33 @@ def _load_vector(builder: Any, array_type: Any, address: Any) -> Any:
 def _load_scalar(builder: Any, array_type: Any, address: Any) -> Any:
     value = builder.load(address)
     return _widen(builder, value, _F32) if array_type.dtype == types.uint16 else value
+
+
+def _narrow(builder: Any, value: Any) -> Any:
+    """float32 to bfloat16 as integers: to the nearest, halves to the even one; NaN stays NaN."""
+    wide = isinstance(value.type, ir.VectorType)
+    kind, half = (_V16I, _V16H) if wide else (_I32, _I16)
+
+    def number(n: int) -> Any:
+        return ir.Constant(kind, [n] * LANES if wide else n)
+
+    bits = builder.bitcast(value, kind)
+    odd = builder.and_(builder.lshr(bits, number(16)), number(1))
+    rounded = builder.lshr(builder.add(bits, builder.add(odd, number(0x7FFF))), number(16))
+    is_nan = builder.fcmp_unordered("uno", value, value)
+    return builder.trunc(builder.select(is_nan, number(0x7FC0), rounded), half)
+
+
+def _as_stored(builder: Any, array_type: Any, value: Any) -> Any:
+    """float32 in the type of an array's elements."""
+    return _narrow(builder, value) if array_type.dtype == types.uint16 else value
+
+
+def _store_vector(builder: Any, array_type: Any, value: Any, address: Any) -> None:
+    """Sixteen float32 to any address that an element may have, in the type of the array."""
+    value = _as_stored(builder, array_type, value)
+    align = 2 if array_type.dtype == types.uint16 else 4
+    builder.store(value, builder.bitcast(address, value.type.as_pointer()), align=align)
 
 
 def _broadcast(builder: Any, scalar: Any) -> Any:
@@ -194,7 +223,7 @@ def _store(typingctx, vector, array, index):
     def codegen(context, builder, signature, arguments):
         value, target, place = arguments
         address = _element(context, builder, signature.args[1], target, place)
-        builder.store(value, builder.bitcast(address, _V16F.as_pointer()), align=4)
+        _store_vector(builder, signature.args[1], value, address)
 
     return types.void(vector, array, types.intp), codegen
 
@@ -214,9 +243,12 @@ def _store_first(typingctx, vector, array, index, count):
     def codegen(context, builder, signature, arguments):
         value, target, place, lanes = arguments
         address = _element(context, builder, signature.args[1], target, place)
-        pointer = builder.bitcast(address, _V16F.as_pointer())
-        align, mask = ir.Constant(_I32, 4), _first(builder, lanes)
-        _call(builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), value, pointer, align, mask)
+        narrow = array.dtype == types.uint16
+        value = _as_stored(builder, signature.args[1], value)
+        pointer = builder.bitcast(address, value.type.as_pointer())
+        align, mask = ir.Constant(_I32, 2 if narrow else 4), _first(builder, lanes)
+        name = f"llvm.masked.store.{'v16i16' if narrow else 'v16f32'}.p0"
+        _call(builder, name, ir.VoidType(), value, pointer, align, mask)
 
     return types.void(vector, array, types.intp, types.intp), codegen
 
@@ -415,13 +447,92 @@ def store_first(vector, array, index, count):
 
 
 @intrinsic
-def widen(typingctx, value):
-    """One element as float32: itself, or the bfloat16 whose bits a uint16 holds."""
-
+def _get(typingctx, array, index):
     def codegen(context, builder, signature, arguments):
-        return _widen(builder, arguments[0], _F32) if value == types.uint16 else arguments[0]
+        address = _element(context, builder, signature.args[0], *arguments)
+        return _load_scalar(builder, signature.args[0], address)
 
-    return types.float32(value), codegen
+    return types.float32(array, types.intp), codegen
+
+
+@intrinsic
+def _put(typingctx, value, array, index):
+    def codegen(context, builder, signature, arguments):
+        value, target, place = arguments
+        address = _element(context, builder, signature.args[1], target, place)
+        builder.store(_as_stored(builder, signature.args[1], value), address)
+
+    return types.void(types.float32, array, types.intp), codegen
+
+
+@inline
+def get(array, index):
+    """One element as float32."""
+    _check(array, index, index)
+    return _get(array, index)
+
+
+@inline
+def put(value, array, index):
+    """Write a float32 to one element."""
+    _check(array, index, index)
+    _put(value, array, index)
+
+
+@inline
+def place(array, k, lane):
+    """Where in a panel of the array's type the element in row k and column `lane` lies."""
+    if array.itemsize == 2:
+        return (k - k % 2) * LANES + 2 * lane + k % 2
+    return k * LANES + lane
+
+
+@intrinsic
+def _store_two(typingctx, first, second, array, index):
+    def codegen(context, builder, signature, arguments):
+        first, second, target, start = arguments
+        kind = signature.args[2]
+        address = _element(context, builder, kind, target, start)
+        if kind.dtype == types.uint16:
+            low, high = (builder.zext(_narrow(builder, v), _V16I) for v in (first, second))
+            pairs = builder.or_(low, builder.shl(high, ir.Constant(_V16I, [16] * LANES)))
+            builder.store(pairs, builder.bitcast(address, _V16I.as_pointer()), align=2)
+            return
+        _store_vector(builder, kind, first, address)
+        below = _element(context, builder, kind, target, builder.add(start, start.type(LANES)))
+        _store_vector(builder, kind, second, below)
+
+    return types.void(first, second, array, types.intp), codegen
+
+
+@inline
+def store_two(first, second, array, index):
+    """Write rows k and k + 1 of a panel, k even, the first of them at `index`."""
+    _check(array, index, index + 2 * LANES - 1)
+    _store_two(first, second, array, index)
+
+
+@intrinsic
+def _load_strided(typingctx, array, index, stride):
+    def codegen(context, builder, signature, arguments):
+        source, start, stride = arguments
+        vector = ir.Constant(_V16F, ir.Undefined)
+        for lane in range(LANES):
+            address = _element(
+                context, builder, signature.args[0], source, _at(builder, start, stride, lane)
+            )
+            value = _load_scalar(builder, signature.args[0], address)
+            vector = builder.insert_element(vector, value, ir.Constant(_I32, lane))
+        return vector
+
+    return vector_type(array, types.intp, types.intp), codegen
+
+
+@inline
+def load_strided(array, index, stride):
+    """Sixteen elements `stride` apart as a vector."""
+    _check(array, index, index + (LANES - 1) * stride)
+    return _load_strided(array, index, stride)
 
 
 @intrinsic
@@ -522,193 +633,266 @@ def tile_zeros(typingctx, rows, vectors):
     return tile(rows, vectors), codegen
 
 
-def _at(builder: Any, start: Any, stride: Any, times: int) -> Any:
-    """start + stride · times"""
-    return builder.add(start, builder.mul(stride, ir.Constant(stride.type, times)))
+def _row_of_panel(context: Any, builder: Any, kind: Any, array: Any, first: Any, odd: int) -> Any:
+    """Row k or k + 1 (`odd`) of a panel, k even, whose row k begins at element `first`."""
+    if kind.dtype != types.uint16:
+        start = builder.add(first, first.type(LANES * odd))
+        return _load_vector(builder, kind, _element(context, builder, kind, array, start))
+    # Two bfloat16 in 32 bits: either is a float32 once the other's bits are gone.
+    address = builder.bitcast(_element(context, builder, kind, array, first), _V16I.as_pointer())
+    pairs = builder.load(address, align=2)
+    if odd:
+        bits = builder.and_(pairs, ir.Constant(_V16I, [0xFFFF0000] * LANES))
+    else:
+        bits = builder.shl(pairs, ir.Constant(_V16I, [16] * LANES))
+    return builder.bitcast(bits, _V16F)
 
 
-def _vector_at(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    return _load_vector(builder, array_type, _element(context, builder, array_type, array, index))
+def _add_row(context: Any, builder: Any, tile: Any, kinds: Any, values: Any, odd: int) -> Any:
+    """acc[r, v] += a[r, k] · b[k, v] for the even k at the given places, or for k + 1 (`odd`)."""
+    acc, a, ia, lda, b, ib, panel = values
+    rows = [
+        _row_of_panel(context, builder, kinds[4], b, _at(builder, ib, panel, v), odd)
+        for v in range(tile.vectors)
+    ]
+    for r in range(tile.rows):
+        index = builder.add(_at(builder, ia, lda, r), ia.type(odd))
+        address = _element(context, builder, kinds[1], a, index)
+        factor = _broadcast(builder, _load_scalar(builder, kinds[1], address))
+        for v, row in enumerate(rows):
+            cell = r * tile.vectors + v
+            total = _multiply_add(builder, factor, row, builder.extract_value(acc, cell))
+            acc = builder.insert_value(acc, total, cell)
+    return acc
 
 
-def _accumulate(builder: Any, tile: Any, acc: Any, rows: Any, columns: Any) -> Any:
-    """acc[r, c] += rows[r] · columns[c], lane by lane. `rows` is asked for one at a time."""
-    for r, row in enumerate(rows):
-        for c, column in enumerate(columns):
-            cell = r * tile.vectors + c
-            total = _multiply_add(builder, row, column, builder.extract_value(acc, cell))
+class _BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+
+_V32B = ir.VectorType(_BFloat(), 2 * LANES)
+
+
+def _add_pairs(context: Any, builder: Any, tile: Any, kinds: Any, values: Any) -> Any:
+    """The same for k and k + 1 at once, of a and b in bfloat16, by AVX-512's instruction for it."""
+    acc, a, ia, lda, b, ib, panel = values
+
+    def pairs(kind: Any, array: Any, index: Any, to: Any) -> Any:
+        address = _element(context, builder, kind, array, index)
+        return builder.load(builder.bitcast(address, to.as_pointer()), align=2)
+
+    rows = [
+        builder.bitcast(pairs(kinds[4], b, _at(builder, ib, panel, v), _V16I), _V32B)
+        for v in range(tile.vectors)
+    ]
+    for r in range(tile.rows):
+        pair = pairs(kinds[1], a, _at(builder, ia, lda, r), _F32)
+        factor = builder.bitcast(_broadcast(builder, pair), _V32B)
+        for v, row in enumerate(rows):
+            cell = r * tile.vectors + v
+            name = "llvm.x86.avx512bf16.dpbf16ps.512"
+            total = _call(builder, name, _V16F, builder.extract_value(acc, cell), factor, row)
             acc = builder.insert_value(acc, total, cell)
     return acc
 
 
 @intrinsic
-def _tile_fma(typingctx, tile, a, ia, lda, b, ib, ldv):
+def _tile_two(typingctx, tile, a, ia, lda, b, ib, panel):
+    paired = "avx512bf16" in cpu_features() and a.dtype == b.dtype == types.uint16
+
     def codegen(context, builder, signature, arguments):
-        acc, a, ia, lda, b, ib, ldv = arguments
-        a_type, b_type = signature.args[1], signature.args[4]
-
-        def factor(row):
-            address = _element(context, builder, a_type, a, _at(builder, ia, lda, row))
-            return _broadcast(builder, _load_scalar(builder, a_type, address))
-
-        columns = [
-            _vector_at(context, builder, b_type, b, _at(builder, ib, ldv, v))
-            for v in range(tile.vectors)
-        ]
-        return _accumulate(builder, tile, acc, map(factor, range(tile.rows)), columns)
+        if paired:
+            return _add_pairs(context, builder, tile, signature.args, arguments)
+        _, *places = arguments
+        acc = _add_row(context, builder, tile, signature.args, arguments, 0)
+        return _add_row(context, builder, tile, signature.args, [acc, *places], 1)
 
     n = types.intp
     return tile(tile, a, n, n, b, n, n), codegen
 
 
 @intrinsic
-def _tile_dot(typingctx, tile, a, ia, lda, b, ib, ldb):
+def _tile_one(typingctx, tile, a, ia, lda, b, ib, panel):
     def codegen(context, builder, signature, arguments):
-        acc, *rest = arguments
-        return _dot_step(context, builder, tile, signature.args, acc, rest, None)
+        return _add_row(context, builder, tile, signature.args, arguments, 0)
 
     n = types.intp
     return tile(tile, a, n, n, b, n, n), codegen
 
 
 @intrinsic
-def _tile_dot_first(typingctx, tile, a, ia, lda, b, ib, ldb, count):
-    def codegen(context, builder, signature, arguments):
-        acc, *rest, count = arguments
-        return _dot_step(context, builder, tile, signature.args, acc, rest, count)
-
-    n = types.intp
-    return tile(tile, a, n, n, b, n, n, n), codegen
-
-
-def _dot_step(context, builder, tile, kinds, acc, places, count) -> Any:
-    """One step of sixteen k (of `count` where it is given) for all cells of a tile."""
-    a, ia, lda, b, ib, ldb = places
-
-    def line(kind, array, first, stride, number):
-        address = _element(context, builder, kind, array, _at(builder, first, stride, number))
-        if count is None:
-            return _load_vector(builder, kind, address)
-        return _load_lanes(builder, kind, address, count)
-
-    rows = (line(kinds[1], a, ia, lda, row) for row in range(tile.rows))
-    columns = [line(kinds[4], b, ib, ldb, column) for column in range(tile.vectors)]
-    return _accumulate(builder, tile, acc, rows, columns)
-
-
-def _tile_writer(add: bool) -> Any:
-    """write(tile, c, ic, ldc): a tile's rows to places `ldc` apart, or added to what is there."""
-
-    @intrinsic
-    def write(typingctx, tile, c, ic, ldc):
-        def codegen(context, builder, signature, arguments):
-            acc, c, ic, ldc = arguments
-            c_type = signature.args[1]
-            for cell in range(tile.rows * tile.vectors):
-                row, vector = divmod(cell, tile.vectors)
-                place = _at(builder, _at(builder, ic, ldc, row), ic.type(LANES), vector)
-                address = _element(context, builder, c_type, c, place)
-                value = builder.extract_value(acc, cell)
-                if add:
-                    value = builder.fadd(_load_vector(builder, c_type, address), value)
-                builder.store(value, builder.bitcast(address, _V16F.as_pointer()), align=4)
-
-        return types.void(tile, c, types.intp, types.intp), codegen
-
-    return write
-
-
-@intrinsic
-def _tile_store_sums(typingctx, tile, c, ic, ldc):
-    """The sum of each cell's lanes to c, rows `ldc` apart."""
-
+def _tile_add_to(typingctx, tile, c, ic, ldc):
     def codegen(context, builder, signature, arguments):
         acc, c, ic, ldc = arguments
+        kind = signature.args[1]
         for cell in range(tile.rows * tile.vectors):
-            row, column = divmod(cell, tile.vectors)
-            place = builder.add(_at(builder, ic, ldc, row), ic.type(column))
-            total = _halving(builder, builder.extract_value(acc, cell), builder.fadd)
-            builder.store(total, _element(context, builder, signature.args[1], c, place))
+            row, vector = divmod(cell, tile.vectors)
+            start = _at(builder, _at(builder, ic, ldc, row), ic.type(LANES), vector)
+            address = _element(context, builder, kind, c, start)
+            before = _load_vector(builder, kind, address)
+            total = builder.fadd(before, builder.extract_value(acc, cell))
+            _store_vector(builder, kind, total, address)
 
     return types.void(tile, c, types.intp, types.intp), codegen
 
 
-@intrinsic
-def _chain_of_eight(typingctx, acc, x, ix, w, iw, ldw):
-    def codegen(context, builder, signature, arguments):
-        total, x, ix, w, iw, ldw = arguments
-        x_type, w_type = signature.args[1], signature.args[3]
-        for r in range(8):
-            address = _element(context, builder, x_type, x, builder.add(ix, ix.type(r)))
-            factor = _broadcast(builder, _load_scalar(builder, x_type, address))
-            line = _vector_at(context, builder, w_type, w, _at(builder, iw, ldw, r))
-            total = _multiply_add(builder, factor, line, total)
-        return total
+def sum_of_products(rows: int, vectors: int) -> Any:
+    """c[r, v] += Σ_k a[r, k] · b[k, v]: a function for tiles of rows × (16 · vectors) elements.
 
-    n = types.intp
-    return vector_type(acc, x, n, w, n, n), codegen
+    Each sum is one chain of multiply-adds in the order of k, begun with 0.
+    """
+
+    @jit
+    def add_products(c, ic, ldc, a, ia, lda, b, ib, panel, K):
+        """
+        c  float32 [rows, vectors · 16] at ic, rows `ldc` apart
+        a  [rows, K] at ia, rows `lda` apart
+        b  [K, vectors · 16] in panels `panel` elements apart, the first at ib
+        """
+        _check(a, ia, ia + (rows - 1) * lda + K - 1)
+        _check(b, ib, ib + (vectors - 1) * panel + (K + K % 2 * (4 // b.itemsize - 1)) * LANES - 1)
+        _check(c, ic, ic + (rows - 1) * ldc + vectors * LANES - 1)
+        acc = tile_zeros(rows, vectors)
+        for k in range(0, K - 1, 2):
+            acc = _tile_two(acc, a, ia + k, lda, b, ib + k * LANES, panel)
+        if K % 2:
+            acc = _tile_one(acc, a, ia + K - 1, lda, b, ib + (K - 1) * LANES, panel)
+        _tile_add_to(acc, c, ic, ldc)
+
+    return add_products
+
+
+# ---- the tiles of AMX -----------------------------------------------------------------------
+
+# Eight tiles of 16 rows × 64 bytes. A product reads bfloat16 A [16, 32] and B, half a panel's
+# block [32, 16] in pairs of rows, and adds to float32 C [16, 16]. Tiles are named by number:
+# four sums, two of A, two of B.
+AMX_ROWS = 16  # rows of A and C
+AMX_K = 32  # columns of A, rows of B
+_C, _A, _B = 0, 4, 6
+
+# Palette 1 and, for each tile, the bytes of a row and the number of rows: the 64 bytes that
+# LDTILECFG reads.
+_AMX_SHAPES = bytes([1, *[0] * 15, *[64, 0] * 8, *[0] * 16, *[16] * 8, *[0] * 8])
+
+
+def _tile_number(number: int) -> Any:
+    return ir.Constant(ir.IntType(8), number)
+
+
+def _tile_memory(context, builder, kind, array, index, stride) -> tuple[Any, Any]:
+    """The address of a tile's first row in an array, and the bytes from row to row."""
+    byte = ir.IntType(8).as_pointer()
+    address = builder.bitcast(_element(context, builder, kind, array, index), byte)
+    return address, builder.mul(stride, stride.type(kind.dtype.bitwidth // 8))
+
+
+@intrinsic
+def amx_begin(typingctx):
+    """Set up this thread's tiles; `amx_end` gives them back."""
+
+    def codegen(context, builder, signature, arguments):
+        shapes = cgutils.global_constant(builder, "amx_shapes", cgutils.make_bytearray(_AMX_SHAPES))
+        pointer = builder.bitcast(shapes, ir.IntType(8).as_pointer())
+        _call(builder, "llvm.x86.ldtilecfg", ir.VoidType(), pointer)
+
+    return types.void(), codegen
+
+
+@intrinsic
+def amx_end(typingctx):
+    def codegen(context, builder, signature, arguments):
+        _call(builder, "llvm.x86.tilerelease", ir.VoidType())
+
+    return types.void(), codegen
+
+
+def _amx_move(name: str, first: int) -> Any:
+    """A function that moves tile `first` + number from or to memory."""
+
+    @intrinsic(prefer_literal=True)
+    def move(typingctx, number, array, index, stride):
+        tile = first + number.literal_value
+
+        def codegen(context, builder, signature, arguments):
+            _, *place = arguments
+            address, step = _tile_memory(context, builder, signature.args[1], *place)
+            _call(builder, name, ir.VoidType(), _tile_number(tile), address, step)
+
+        return types.void(number, array, types.intp, types.intp), codegen
+
+    return move
+
+
+_amx_load_a = _amx_move("llvm.x86.tileloadd64", _A)
+_amx_load_b = _amx_move("llvm.x86.tileloadd64", _B)
+_amx_load_c = _amx_move("llvm.x86.tileloadd64", _C)
+_amx_store_c = _amx_move("llvm.x86.tilestored64", _C)
+
+
+@intrinsic(prefer_literal=True)
+def _amx_multiply(typingctx, row, column):
+    """C[row, column] += A[row] · B[column], both 0 or 1."""
+    r, c = row.literal_value, column.literal_value
+
+    def codegen(context, builder, signature, arguments):
+        tiles = (_tile_number(number) for number in (_C + 2 * r + c, _A + r, _B + c))
+        _call(builder, "llvm.x86.tdpbf16ps", ir.VoidType(), *tiles)
+
+    return types.void(row, column), codegen
+
+
+@jit
+def amx_add_products_32(c, ic, ldc, a, ia, lda, b, ib, panel, K):
+    """As the function of `sum_of_products`, for 32 rows × 2 panels of bfloat16; K % 32 = 0."""
+    _check_amx(c, ic, ldc, a, ia, lda, b, ib, panel, K, 2 * AMX_ROWS)
+    below_a, below_c = AMX_ROWS * lda, AMX_ROWS * ldc
+    _amx_load_c(0, c, ic, ldc)
+    _amx_load_c(1, c, ic + LANES, ldc)
+    _amx_load_c(2, c, ic + below_c, ldc)
+    _amx_load_c(3, c, ic + below_c + LANES, ldc)
+    for k in range(0, K, AMX_K):
+        _amx_load_b(0, b, ib + k * LANES, AMX_K)
+        _amx_load_a(0, a, ia + k, lda)
+        _amx_load_b(1, b, ib + panel + k * LANES, AMX_K)
+        _amx_multiply(0, 0)
+        _amx_load_a(1, a, ia + below_a + k, lda)
+        _amx_multiply(0, 1)
+        _amx_multiply(1, 0)
+        _amx_multiply(1, 1)
+    _amx_store_c(0, c, ic, ldc)
+    _amx_store_c(1, c, ic + LANES, ldc)
+    _amx_store_c(2, c, ic + below_c, ldc)
+    _amx_store_c(3, c, ic + below_c + LANES, ldc)
+
+
+@jit
+def amx_add_products_16(c, ic, ldc, a, ia, lda, b, ib, panel, K):
+    """The same for 16 rows × 2 panels, asking for what comes next of b meanwhile."""
+    _check_amx(c, ic, ldc, a, ia, lda, b, ib, panel, K, AMX_ROWS)
+    _amx_load_c(0, c, ic, ldc)
+    _amx_load_c(1, c, ic + LANES, ldc)
+    for k in range(0, K, AMX_K):
+        _amx_load_a(0, a, ia + k, lda)
+        for line in range(0, AMX_K * LANES, AMX_K):
+            prefetch(b, ib + k * LANES + _AMX_AHEAD + line)
+            prefetch(b, ib + panel + k * LANES + _AMX_AHEAD + line)
+        _amx_load_b(0, b, ib + k * LANES, AMX_K)
+        _amx_multiply(0, 0)
+        _amx_load_b(1, b, ib + panel + k * LANES, AMX_K)
+        _amx_multiply(0, 1)
+    _amx_store_c(0, c, ic, ldc)
+    _amx_store_c(1, c, ic + LANES, ldc)
+
+
+_AMX_AHEAD = 4 * AMX_K * LANES  # elements: 4 KiB
 
 
 @inline
-def chain_of_eight(acc, x, ix, w, iw, ldw):
-    """acc + Σ_r x[ix + r] · w[iw + r · ldw …], r = 0 … 7: eight rows of w, one after the other."""
-    _check(x, ix, ix + 7)
-    _check(w, iw, iw + 7 * ldw + LANES - 1)
-    return _chain_of_eight(acc, x, ix, w, iw, ldw)
-
-
-# The loops around a tile. Each returns a function for tiles of `rows` × `columns` that checks
-# the corners of what it reads once and then runs without checks.
-
-
-def sum_of_products(rows: int, vectors: int, add: bool) -> Any:
-    """c[r, v] = Σ_k a[r, k] · b[k, v]: a function for tiles of rows × (16 · vectors) elements.
-
-    Each element is one chain of multiply-adds in the order of k.
-    """
-
-    write = _tile_writer(add)
-
-    @jit
-    def multiply(c, ic, ldc, a, ia, lda, b, ib, ldb, ldv, K):
-        """
-        c   [rows, vectors × 16] at ic, rows `ldc` apart; with `add`, added to what is there
-        a   [rows, K] at ia, rows `lda` apart
-        b   [K, vectors × 16] at ib, rows `ldb` apart, vectors of a row `ldv` apart
-        """
-        _check(a, ia, ia + (rows - 1) * lda + K - 1)
-        _check(b, ib, ib + (K - 1) * ldb + (vectors - 1) * ldv + LANES - 1)
-        _check(c, ic, ic + (rows - 1) * ldc + vectors * LANES - 1)
-        acc = tile_zeros(rows, vectors)
-        for k in range(K):
-            acc = _tile_fma(acc, a, ia + k, lda, b, ib + k * ldb, ldv)
-        write(acc, c, ic, ldc)
-
-    return multiply
-
-
-def sum_of_dots(rows: int, columns: int) -> Any:
-    """c[r, s] = Σ_k a[r, k] · b[s, k]: a function for tiles of rows × columns dot products.
-
-    Each is sixteen chains of multiply-adds, lane l of the terms k ≡ l (mod 16), then `vsum`.
-    """
-
-    @jit
-    def multiply(c, ic, ldc, a, ia, lda, b, ib, ldb, K):
-        """
-        c   [rows, columns] at ic, rows `ldc` apart
-        a   [rows, K] at ia, rows `lda` apart
-        b   [columns, K] at ib, rows `ldb` apart
-        """
-        _check(a, ia, ia + (rows - 1) * lda + K - 1)
-        _check(b, ib, ib + (columns - 1) * ldb + K - 1)
-        _check(c, ic, ic + (rows - 1) * ldc + columns - 1)
-        acc = tile_zeros(rows, columns)
-        whole = K - K % LANES
-        for k in range(0, whole, LANES):
-            acc = _tile_dot(acc, a, ia + k, lda, b, ib + k, ldb)
-        if whole < K:
-            acc = _tile_dot_first(acc, a, ia + whole, lda, b, ib + whole, ldb, K - whole)
-        _tile_store_sums(acc, c, ic, ldc)
-
-    return multiply
+def _check_amx(c, ic, ldc, a, ia, lda, b, ib, panel, K, rows):
+    _check(a, ia, ia + (rows - 1) * lda + K - 1)
+    _check(b, ib, ib + panel + K * LANES - 1)
+    _check(c, ic, ic + (rows - 1) * ldc + 2 * LANES - 1)

@@ -15,10 +15,10 @@ from .cache import State
 from .checkpoint import open_checkpoint, resolve
 from .config import GPTConfig
 from .errors import InputError, SourceError, shown
+from .loading import load_weights
 from .model import Engine
 from .sampler import is_integer
 from .save import save_model
-from .weights import load_weights
 
 MAX_THREADS = 256
 
@@ -64,11 +64,10 @@ class GPTModel:
         folder = resolve(source)
         config = GPTConfig.from_file(folder / "config.json")
         try:
-            weights = load_weights(open_checkpoint(folder), config, dtype)
+            weights = load_weights(open_checkpoint(folder), config, dtype, threads)
+            engine = Engine(config, weights, threads)
         except MemoryError as error:
             raise SourceError(f"{folder}: its weights need more memory than there is") from error
-        try:
-            engine = Engine(config, weights, threads)
         except RuntimeError as error:
             raise InputError(f"threads {threads}: {error}; take fewer") from error
         return cls(engine, folder)
@@ -98,7 +97,7 @@ class GPTModel:
 
     def new_state(self, batch: int, capacity: int) -> State:
         """Room for the keys and values of `batch` sequences of at most `capacity` tokens."""
-        return State(self.config, batch, capacity)
+        return State(self.config, batch, capacity, self.dtype)
 
     def advance(self, state: State, rows: Sequence[int], ids: Sequence[np.ndarray]) -> np.ndarray:
         """Read ids[i], one or more checked tokens, as the continuation of sequence rows[i].

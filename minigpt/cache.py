@@ -8,24 +8,26 @@ from .config import GPTConfig
 from .errors import InputError
 from .kernels.layout import KEYS, padded
 
+_NUMPY = {"f32": np.float32, "bf16": np.uint16}
+
 
 class State:
     """The keys and values of `slots` sequences of up to `capacity` tokens, and their lengths.
 
-    keys, values  float32, flat; kernels/attention.py tells the layout
+    keys, values  float32, or bfloat16 in uint16, flat; kernels/attention.py tells the layout
     lengths       int64 [slots]: the tokens read so far
     capacity      tokens a sequence may have, a multiple of KEYS
     """
 
-    def __init__(self, config: GPTConfig, slots: int, capacity: int) -> None:
-        """Raises InputError where the memory is not to be had."""
-        self.capacity = -(-capacity // KEYS) * KEYS
+    def __init__(self, config: GPTConfig, slots: int, capacity: int, dtype: str = "f32") -> None:
+        """dtype: "f32" or "bf16". Raises InputError where the memory is not to be had."""
+        self.capacity = padded(capacity, KEYS)
         self.slots = slots
         heads = config.n_layer * slots * config.n_head
+        size = heads * self.capacity * padded(config.head_size)
         try:
             # zeros are given out by the system when first touched: unused capacity costs nothing
-            self.keys = np.zeros(heads * self.capacity * config.head_size, np.float32)
-            self.values = np.zeros(heads * self.capacity * padded(config.head_size), np.float32)
+            self.keys, self.values = (np.zeros(size, _NUMPY[dtype]) for _ in range(2))
         except MemoryError as error:
             raise InputError(
                 f"{slots} sequences of {capacity} tokens need more memory for their keys and "
@@ -34,7 +36,7 @@ class State:
         self.lengths = np.zeros(slots, np.int64)
 
 
-def state_bytes(config: GPTConfig, slots: int, capacity: int) -> int:
+def state_bytes(config: GPTConfig, slots: int, capacity: int, dtype: str = "f32") -> int:
     """The memory of a State, fully used."""
-    per_token = config.n_layer * config.n_head * (config.head_size + padded(config.head_size))
-    return 4 * slots * (-(-capacity // KEYS) * KEYS) * per_token
+    per_token = 2 * config.n_layer * config.n_head * padded(config.head_size)
+    return np.dtype(_NUMPY[dtype]).itemsize * slots * padded(capacity, KEYS) * per_token

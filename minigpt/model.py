@@ -22,19 +22,25 @@ from .cache import State
 from .config import GPTConfig
 from .errors import InputError
 from .kernels.activation import GELU, GELU_TANH, RELU, SILU
-from .kernels.attention import QUERIES, attention_forward, attention_scratch, cache_write
+from .kernels.attention import (
+    QUERIES,
+    attention_forward,
+    attention_scratch,
+    cache_write,
+    partials_size,
+)
 from .kernels.embedding import embedding_forward, gather_forward
 from .kernels.jit import entry
 from .kernels.layernorm import layernorm_forward
+from .kernels.layout import LANES, padded, panels_size, row_stride
 from .kernels.matmul import (
     ADD,
     MATMUL_SCRATCH,
     NO_ACTIVATION,
     SET,
     matmul_forward,
-    matmul_transposed_forward,
 )
-from .kernels.simd import array_at
+from .kernels.simd import BF16_PRODUCTS, array_at
 from .kernels.team import Team
 from .weights import Weights, layer_shapes
 
@@ -83,13 +89,20 @@ class Table(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """Room for the activations of ROWS tokens, flat float32: [rows · C], …, as in Step."""
+    """Room for the activations of some tokens, flat, rows row_stride(…) apart.
+
+    x, qkv                    float32 [rows, C], [rows, 3C]
+    normed, attended, hidden  [rows, C], [rows, C], [rows, H]: what weights are multiplied with;
+                              bfloat16 (uint16) where the processor multiplies that, else float32
+    partials                  float32, for attention
+    """
 
     x: np.ndarray
-    normed: np.ndarray
     qkv: np.ndarray
+    normed: np.ndarray
     attended: np.ndarray
     hidden: np.ndarray
+    partials: np.ndarray
 
 
 class Step(NamedTuple):
@@ -173,10 +186,24 @@ def attention_scales(config: GPTConfig) -> np.ndarray:
     return (scale * by_layer).astype(np.float32)
 
 
-def make_buffers(config: GPTConfig, rows: int) -> Buffers:
-    """Room for the activations of `rows` tokens."""
+def make_buffers(config: GPTConfig, rows: int, capacity: int, narrow: bool) -> Buffers:
+    """Room for the activations of `rows` tokens of sequences of `capacity`, zero at first.
+
+    narrow  matrices are multiplied with bfloat16
+    """
     C, H = config.n_embd, config.n_inner
-    return Buffers(*(np.empty(rows * width, np.float32) for width in (C, C, 3 * C, C, H)))
+    factor = np.uint16 if narrow else np.float32
+    whole = padded(rows, LANES)
+    return Buffers(
+        x=np.zeros(whole * row_stride(C), np.float32),
+        qkv=np.zeros(whole * row_stride(3 * C), np.float32),
+        normed=np.zeros(whole * row_stride(C), factor),
+        attended=np.zeros(whole * row_stride(C), factor),
+        hidden=np.zeros(whole * row_stride(H), factor),
+        partials=np.empty(
+            partials_size(rows, config.n_head, config.head_size, capacity), np.float32
+        ),
+    )
 
 
 def make_scratch(config: GPTConfig, threads: int) -> np.ndarray:
@@ -195,63 +222,77 @@ def _layers(team, first, last, sizes, table, scales, cache, buffers, step, logit
     logits  float32 [wanted rows · V], written when the last layer is among them
     """
     C, NH, HS, H, V = sizes.C, sizes.NH, sizes.HS, sizes.H, sizes.V
-    x, normed, qkv, attended, hidden = buffers
+    x, qkv, normed, attended, hidden, partials = buffers
     M = step.ids.size
     matrix, vector = table.matrix, table.vector
     ends = table.ends[0]
+    ld, ld_qkv, ld_hidden = row_stride(C), row_stride(3 * C), row_stride(H)
+    one, no_bias = np.float32(1), vector
 
     if first == 0:
-        wte = array_at(ends.wte, V * C, matrix)
+        wte = array_at(ends.wte, panels_size(C, V), matrix)
         wpe = array_at(ends.wpe, sizes.n_positions * C, matrix)
-        embedding_forward(team, x, step.ids, step.positions, wte, wpe, M, C, sizes.embedding_scale)
+        embedding_forward(
+            team, x, ld, step.ids, step.positions, wte, wpe, M, C, sizes.embedding_scale
+        )  # fmt: skip
 
     for n in range(first, last):
         layer = table.layers[n]
         ln_1 = array_at(layer.ln_1_weight, C, vector)
         ln_1_bias = array_at(layer.ln_1_bias, C, vector)
-        c_attn = array_at(layer.attn_c_attn_weight, C * 3 * C, matrix)
+        c_attn = array_at(layer.attn_c_attn_weight, panels_size(C, 3 * C), matrix)
         c_attn_bias = array_at(layer.attn_c_attn_bias, 3 * C, vector)
-        attn_c_proj = array_at(layer.attn_c_proj_weight, C * C, matrix)
+        attn_c_proj = array_at(layer.attn_c_proj_weight, panels_size(C, C), matrix)
         attn_c_proj_bias = array_at(layer.attn_c_proj_bias, C, vector)
         ln_2 = array_at(layer.ln_2_weight, C, vector)
         ln_2_bias = array_at(layer.ln_2_bias, C, vector)
-        c_fc = array_at(layer.mlp_c_fc_weight, C * H, matrix)
+        c_fc = array_at(layer.mlp_c_fc_weight, panels_size(C, H), matrix)
         c_fc_bias = array_at(layer.mlp_c_fc_bias, H, vector)
-        mlp_c_proj = array_at(layer.mlp_c_proj_weight, H * C, matrix)
+        mlp_c_proj = array_at(layer.mlp_c_proj_weight, panels_size(H, C), matrix)
         mlp_c_proj_bias = array_at(layer.mlp_c_proj_bias, C, vector)
 
         # x += c_proj · attention(c_attn · ln_1(x))
-        layernorm_forward(team, normed, x, ln_1, ln_1_bias, M, C, sizes.eps)
+        layernorm_forward(team, normed, x, ld, ln_1, ln_1_bias, M, C, sizes.eps)
         matmul_forward(
-            team, qkv, normed, c_attn, c_attn_bias, M, C, 3 * C, SET, NO_ACTIVATION
+            team, qkv, ld_qkv, normed, ld, c_attn, c_attn_bias, M, C, 3 * C,
+            SET, NO_ACTIVATION, one,
         )  # fmt: skip
         cache_write(
-            team, cache.keys, cache.values, qkv, step.slots, step.positions, M,
+            team, cache.keys, cache.values, qkv, ld_qkv, step.slots, step.positions, M,
             n, cache.slots, cache.capacity, NH, HS,
         )  # fmt: skip
         attention_forward(
-            team, attended, qkv, cache.keys, cache.values, step.blocks, step.blocks.size // 4,
+            team, attended, ld, qkv, ld_qkv, cache.keys, cache.values, partials,
+            step.blocks, step.blocks.size // 4, M,
             n, cache.slots, cache.capacity, NH, HS, scales[n],
         )  # fmt: skip
         matmul_forward(
-            team, x, attended, attn_c_proj, attn_c_proj_bias, M, C, C, ADD, NO_ACTIVATION
+            team, x, ld, attended, ld, attn_c_proj, attn_c_proj_bias, M, C, C,
+            ADD, NO_ACTIVATION, one,
         )  # fmt: skip
 
         # x += c_proj · activation(c_fc · ln_2(x))
-        layernorm_forward(team, normed, x, ln_2, ln_2_bias, M, C, sizes.eps)
-        matmul_forward(team, hidden, normed, c_fc, c_fc_bias, M, C, H, SET, sizes.activation)
+        layernorm_forward(team, normed, x, ld, ln_2, ln_2_bias, M, C, sizes.eps)
         matmul_forward(
-            team, x, hidden, mlp_c_proj, mlp_c_proj_bias, M, H, C, ADD, NO_ACTIVATION
+            team, hidden, ld_hidden, normed, ld, c_fc, c_fc_bias, M, C, H,
+            SET, sizes.activation, one,
+        )  # fmt: skip
+        matmul_forward(
+            team, x, ld, hidden, ld_hidden, mlp_c_proj, mlp_c_proj_bias, M, H, C,
+            ADD, NO_ACTIVATION, one,
         )  # fmt: skip
 
     if last == sizes.L and step.wanted.size:
         ln_f = array_at(ends.ln_f_weight, C, vector)
         ln_f_bias = array_at(ends.ln_f_bias, C, vector)
-        head = array_at(ends.head, V * C, matrix)
+        head = array_at(ends.head, panels_size(C, V), matrix)
         N = step.wanted.size
-        gather_forward(team, attended, x, step.wanted, N, C)
-        layernorm_forward(team, normed, attended, ln_f, ln_f_bias, N, C, sizes.eps)
-        matmul_transposed_forward(team, logits, normed, head, N, C, V, sizes.logit_scale)
+        gather_forward(team, qkv, x, ld, step.wanted, N, C)
+        layernorm_forward(team, normed, qkv, ld, ln_f, ln_f_bias, N, C, sizes.eps)
+        matmul_forward(
+            team, logits, V, normed, ld, head, no_bias, N, C, V,
+            SET, NO_ACTIVATION, sizes.logit_scale,
+        )  # fmt: skip
 
 
 # ---- the part in Python ---------------------------------------------------------------------
@@ -264,6 +305,7 @@ class Engine:
         self.config = config
         self.weights = weights
         self._team = Team(threads, keep=weights)
+        self._narrow = BF16_PRODUCTS and weights.dtype == "bf16"
         self._sizes = make_sizes(config)
         self._table = make_table(weights, config)
         self._scales = attention_scales(config)
@@ -288,7 +330,8 @@ class Engine:
         wanted = np.arange(len(tokens)) if every else np.cumsum(lengths) - 1
         try:
             logits = np.empty((len(wanted), self.config.vocab_size), np.float32)
-            buffers = make_buffers(self.config, min(ROWS, len(tokens)))
+            rows = min(ROWS, len(tokens))
+            buffers = make_buffers(self.config, rows, state.capacity, self._narrow)
         except MemoryError as error:
             raise InputError(
                 f"ids: {len(wanted)} rows of logits of {self.config.vocab_size} words need more "

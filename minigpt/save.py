@@ -40,7 +40,7 @@ def save_model(
     except (OSError, ValueError) as error:  # ValueError for a zero byte in its name
         reason = getattr(error, "strerror", None) or error
         raise SourceError(f"{folder}: cannot be made: {reason}") from None
-    tensors = {_stored_name(name): tensor for name, tensor in weights.tensors.items()}
+    tensors = {_stored_name(name): weights.tensor(name) for name in weights.tensors}
     narrow = {name for name, tensor in tensors.items() if tensor.ndim == 2 and dtype == "bf16"}
     held = {name: _as(tensor, name in narrow) for name, tensor in tensors.items()}
     write_safetensors(folder / "model.safetensors", held)

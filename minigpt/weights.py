@@ -2,7 +2,8 @@
 
 Names are the checkpoint's, without the `transformer.` that some checkpoints put before them.
 Matrices are held as float32, or as bfloat16 in uint16 arrays; the vectors (layernorms, biases)
-always as float32. What a file stores in the wanted form is not copied: it stays in the mapping.
+always as float32. What is multiplied with lies in panels (kernels/layout.py), wte and the head
+transposed.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import numpy as np
 
 from .checkpoint import Checkpoint
 from .config import GPTConfig
-from .errors import CheckpointError, InputError, shown
+from .errors import CheckpointError
+from .kernels.layout import unpacked
 
 DTYPES = ("auto", "f32", "bf16")
 _PREFIX = "transformer."
-_HEAD = "lm_head.weight"
+HEAD = "lm_head.weight"
 # Buffers that old checkpoints carry: the causal mask, and the number it puts in place of scores.
 _BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
@@ -64,56 +66,51 @@ def parameter_count(config: GPTConfig, tied: bool = True) -> int:
 @dataclass(frozen=True)
 class Weights:
     """
-    tensors  {name: array of the shape in the table}; `lm_head.weight` only where it is not tied
+    tensors  {name: array}: flat panels of what is `in_panels`, else an array of the table's shape;
+             `lm_head.weight` only where it is not tied
+    shapes   {name: shape} of these, as in the table
     dtype    "f32" or "bf16": how the matrices are held
     prefix   what the checkpoint puts before the names: "transformer." or nothing
     """
 
     tensors: dict[str, np.ndarray]
+    shapes: dict[str, tuple[int, ...]]
     dtype: str
     prefix: str
 
     @property
     def tied(self) -> bool:
         """The head is wte."""
-        return _HEAD not in self.tensors
+        return HEAD not in self.tensors
 
     @property
     def head(self) -> np.ndarray:
-        """[V, C]: what the last hidden state is multiplied with."""
-        return self.tensors.get(_HEAD, self.tensors["wte.weight"])
+        """The panels of what the last hidden state is multiplied with, [C, V]."""
+        return self.tensors.get(HEAD, self.tensors["wte.weight"])
 
     @property
     def nbytes(self) -> int:
         """The bytes the weights take."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    def tensor(self, name: str) -> np.ndarray:
+        """A tensor in the table's shape: a copy where it lies in panels."""
+        held, shape = self.tensors[name], self.shapes[name]
+        if not in_panels(name, shape):
+            return held
+        transposed = is_transposed(name)
+        matrix = unpacked(held, *(shape[::-1] if transposed else shape))
+        return np.ascontiguousarray(matrix.T if transposed else matrix)
 
-def load_weights(checkpoint: Checkpoint, config: GPTConfig, dtype: str = "auto") -> Weights:
-    """The weights of a checkpoint, checked against the config.
 
-    dtype  "f32", "bf16", or "auto": bf16 where all matrices are stored so, else f32
+def in_panels(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is multiplied with, and so lies in panels."""
+    return len(shape) == 2 and name != "wpe.weight"
 
-    Raises CheckpointError for a tensor that is missing, of another shape, or changes the
-    architecture; InputError for another dtype.
-    """
-    if not (isinstance(dtype, str) and dtype in DTYPES):
-        raise InputError(f"dtype {shown(dtype)}: must be one of {', '.join(DTYPES)}")
-    prefix, stored = checked_names(checkpoint, config)
-    shapes = tensor_shapes(config)
-    if _HEAD in stored:
-        shapes[_HEAD] = shapes["wte.weight"]
-    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
-    if dtype == "auto":
-        narrow = all(checkpoint.tensors[stored[name]].dtype == "BF16" for name in matrices)
-        dtype = "bf16" if narrow else "f32"
-    tensors = {
-        name: _held(checkpoint, stored[name], dtype if len(shape) == 2 else "f32")
-        for name, shape in shapes.items()
-    }
-    if _HEAD in tensors and _same(tensors[_HEAD], tensors["wte.weight"]):
-        del tensors[_HEAD]
-    return Weights(tensors, dtype, prefix)
+
+def is_transposed(name: str) -> bool:
+    """Whether a tensor in panels is stored as [out, in]: an embedding is, Conv1D is not."""
+    return name in (HEAD, "wte.weight")
 
 
 def checked_names(checkpoint: Checkpoint, config: GPTConfig) -> tuple[str, dict[str, str]]:
@@ -133,8 +130,8 @@ def checked_names(checkpoint: Checkpoint, config: GPTConfig) -> tuple[str, dict[
             )
         stored[plain] = name
     shapes = tensor_shapes(config)
-    if _HEAD in stored or not config.tie_word_embeddings:
-        shapes[_HEAD] = shapes["wte.weight"]
+    if HEAD in stored or not config.tie_word_embeddings:
+        shapes[HEAD] = shapes["wte.weight"]
     for name, shape in shapes.items():
         _check_tensor(checkpoint, stored, name, shape)
     for name in stored:
@@ -163,22 +160,6 @@ def _check_tensor(
             f"{checkpoint.folder}: tensor {name} is of type {found.dtype}; "
             "weights are F32, BF16, F16 or F64"
         )
-
-
-def _held(checkpoint: Checkpoint, name: str, dtype: str) -> np.ndarray:
-    """One tensor as f32 or bf16, contiguous and aligned; the mapping itself where it is that."""
-    array = checkpoint.read(name)
-    if checkpoint.tensors[name].dtype == "BF16":
-        held = array if dtype == "bf16" else widened(array)
-    else:
-        array = array.astype(np.float32, copy=False)
-        held = narrowed(array) if dtype == "bf16" else array
-    return np.require(held, requirements=["C", "A"])
-
-
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal bit for bit; at once where both are the same memory, as a tied head's mostly is."""
-    return a.ctypes.data == b.ctypes.data or a.tobytes() == b.tobytes()
 
 
 def widened(halves: np.ndarray) -> np.ndarray:

@@ -63,6 +63,12 @@ def read_small_file(path: Path, max_bytes: int, error: type[SourceError]) -> byt
     return data
 
 
+def release_pages(data: mmap.mmap) -> None:
+    """Take a mapping's pages out of this process's memory, where the system can do that."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        data.madvise(mmap.MADV_DONTNEED)
+
+
 def map_file(path: Path) -> mmap.mmap:
     """The bytes of a file of weights as memory, loaded page by page when first touched.
 

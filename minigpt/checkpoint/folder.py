@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CheckpointError, SourceError, shown
-from .files import map_file
+from .files import map_file, release_pages
 from .safetensors import read_safetensors
 from .strict_json import read_json_object
 from .tensors import MappedFile, StoredTensor, TensorInfo
@@ -55,6 +55,14 @@ class Checkpoint:
         if name not in self.stored:
             raise CheckpointError(f"{self.folder}: holds no tensor {shown(name)}")
         return self.stored[name].read()
+
+    def release(self) -> None:
+        """Give back the memory of all pages that were touched; what is read again is loaded again.
+
+        What was written to a view is forgotten.
+        """
+        for file in {id(tensor.file): tensor.file for tensor in self.stored.values()}.values():
+            release_pages(file.data)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

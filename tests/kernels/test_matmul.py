@@ -1,4 +1,4 @@
-"""Products of matrices against NumPy in float64, at sizes around every border of the tiles."""
+"""Products with weights against NumPy in float64, at sizes around every border of the tiles."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import pytest
 
 from minigpt.kernels import reference
 from minigpt.kernels.activation import GELU
+from minigpt.kernels.layout import LANES, padded, row_stride
 from minigpt.kernels.matmul import (
     ADD,
     K_BLOCK,
     NO_ACTIVATION,
     SET,
     matmul_forward,
-    matmul_transposed_forward,
 )
 
 SHAPES = [
@@ -30,89 +30,109 @@ SHAPES = [
 ]
 
 
-def bound(x, w):
-    """What rounding can add up to: a few units in the last place of the sum of magnitudes."""
-    return 8 * np.finfo(np.float32).eps * (np.abs(x).astype(np.float64) @ np.abs(w) + 1)
+KINDS = ["f32 · f32", "f32 · bf16", "bf16 · bf16"]
 
 
-def case(rng, M, K, N):
-    return [rng.standard_normal(shape).astype(np.float32) for shape in ((M, K), (K, N), (N,))]
+class Case:
+    """x, w and a bias; as the kernel takes them, and what NumPy makes of the same values."""
+
+    def __init__(self, rng, M, K, N, kind="f32 · f32"):
+        self.sizes = M, K, N
+        left, right = (np.uint16 if k == "bf16" else np.float32 for k in kind.split(" · "))
+        x, w, self.bias = (
+            rng.standard_normal(shape).astype(np.float32) for shape in ((M, K), (K, N), (N,))
+        )
+        self.x, self.w = (
+            a if kind == np.float32 else widened(reference.bfloat16(a))
+            for a, kind in ((x, left), (w, right))
+        )
+        self.ldx = row_stride(K)
+        rows = np.zeros((padded(M, LANES), self.ldx), np.float32)
+        rows[:M, :K] = self.x
+        self.rows = rows.ravel() if left == np.float32 else reference.bfloat16(rows).ravel()
+        self.panels = reference.panels(self.w, right)
+
+    def run(self, run, mode=SET, activation=NO_ACTIVATION, scale=1, start=None, M=None):
+        """y [M, N], in rows that lie further apart than they are long."""
+        rows, K, N = self.sizes
+        M = M or rows
+        y = np.full((M, N + 3), np.nan, np.float32)
+        if start is not None:
+            y[:, :N] = start
+        run(
+            matmul_forward, y.reshape(-1), N + 3, self.rows, self.ldx, self.panels, self.bias,
+            M, K, N, mode, activation, np.float32(scale),
+        )  # fmt: skip
+        assert np.isnan(y[:, N:]).all()
+        return y[:, :N].copy()
+
+    def bound(self):
+        """What rounding can add up to: some units in the last place of the sum of magnitudes."""
+        return 8 * np.finfo(np.float32).eps * (np.abs(self.x).astype(float) @ np.abs(self.w) + 1)
 
 
+def widened(halves):
+    return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("M", "K", "N"), SHAPES)
-def test_matmul_is_numpys(run, rng, M, K, N):
-    x, w, bias = case(rng, M, K, N)
-    y = np.full(M * N, np.nan, np.float32)
-    run(matmul_forward, y, x.ravel(), w.ravel(), bias, M, K, N, SET, NO_ACTIVATION)
-    truth = reference.matmul(x.astype(np.float64), w, bias)
-    assert (np.abs(y.reshape(M, N) - truth) <= bound(x, w)).all()
+def test_matmul_is_numpys(run, rng, M, K, N, kind):
+    case = Case(rng, M, K, N, kind)
+    truth = reference.matmul(case.x.astype(np.float64), case.w, case.bias)
+    assert (np.abs(case.run(run) - truth) <= case.bound()).all()
 
 
 @pytest.mark.parametrize(("M", "K", "N"), SHAPES)
 def test_matmul_adds_to_what_is_there(run, rng, M, K, N):
-    x, w, bias = case(rng, M, K, N)
+    case = Case(rng, M, K, N)
     start = rng.standard_normal((M, N)).astype(np.float32)
-    y = start.copy().ravel()
-    run(matmul_forward, y, x.ravel(), w.ravel(), bias, M, K, N, ADD, NO_ACTIVATION)
-    truth = start + reference.matmul(x.astype(np.float64), w, bias)
-    assert (np.abs(y.reshape(M, N) - truth) <= bound(x, w)).all()
+    truth = start + reference.matmul(case.x.astype(np.float64), case.w, case.bias)
+    assert (np.abs(case.run(run, ADD, start=start) - truth) <= case.bound()).all()
 
 
 def test_activation_is_the_last_step(run, rng):
     for M in (3, 40):
-        x, w, bias = case(rng, M, 20, 37)
-        plain, active = np.empty(M * 37, np.float32), np.empty(M * 37, np.float32)
-        run(matmul_forward, plain, x.ravel(), w.ravel(), bias, M, 20, 37, SET, NO_ACTIVATION)
-        run(matmul_forward, active, x.ravel(), w.ravel(), bias, M, 20, 37, SET, GELU)
-        truth = reference.gelu(plain.astype(np.float64))
+        case = Case(rng, M, 20, 37)
+        truth = reference.gelu(case.run(run).astype(np.float64))
+        active = case.run(run, activation=GELU)
         np.testing.assert_allclose(active, truth, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("M", "K", "N"), SHAPES)
-def test_transposed_is_numpys(run, rng, M, K, N):
-    x, w, _ = case(rng, M, K, N)
-    y = np.full(M * N, np.nan, np.float32)
-    wt = np.ascontiguousarray(w.T).ravel()
-    run(matmul_transposed_forward, y, x.ravel(), wt, M, K, N, np.float32(0.5))
-    truth = reference.matmul_transposed(x.astype(np.float64), w.T, 0.5)
-    assert (np.abs(y.reshape(M, N) - truth) <= bound(x, w)).all()
+def test_the_scale_is_before_the_bias_and_a_bias_may_be_absent(run, rng):
+    case = Case(rng, 3, 20, 37)
+    plain = case.run(run) - case.bias
+    np.testing.assert_allclose(case.run(run, scale=0.5), 0.5 * plain + case.bias, atol=1e-5)
+    case.bias = np.empty(0, np.float32)
+    np.testing.assert_allclose(case.run(run), plain, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("M", "K", "N"), [shape for shape in SHAPES if shape[0] > 1])
-def test_a_row_has_the_same_bits_alone(run, rng, M, K, N):
-    x, w, bias = case(rng, M, K, N)
-    together, alone = np.empty(M * N, np.float32), np.empty((M, N), np.float32)
-    run(matmul_forward, together, x.ravel(), w.ravel(), bias, M, K, N, SET, NO_ACTIVATION)
-    for m in range(M):
-        run(matmul_forward, alone[m], x[m], w.ravel(), bias, 1, K, N, SET, NO_ACTIVATION)
-    assert together.tobytes() == alone.tobytes()
-
-    wt = np.ascontiguousarray(w.T).ravel()
-    run(matmul_transposed_forward, together, x.ravel(), wt, M, K, N, np.float32(1))
-    for m in range(M):
-        run(matmul_transposed_forward, alone[m], x[m], wt, 1, K, N, np.float32(1))
-    assert together.tobytes() == alone.tobytes()
+def test_a_row_has_the_same_bits_alone(run, rng, M, K, N, kind):
+    case = Case(rng, M, K, N, kind)
+    together = case.run(run)
+    for m in {0, 1, M // 2, M - 1}:
+        alone = Case(rng, 1, K, N, kind)
+        alone.panels, alone.bias = case.panels, case.bias
+        alone.rows[: case.ldx] = case.rows[m * case.ldx : (m + 1) * case.ldx]
+        assert alone.run(run).tobytes() == together[m].tobytes()
 
 
 def test_bfloat16_weights_are_widened_exactly(run, rng):
-    M, K, N = 10, 33, 50
-    x, w, bias = case(rng, M, K, N)
-    halves = (w.view(np.uint32) >> 16).astype(np.uint16)
-    wide = (halves.astype(np.uint32) << 16).view(np.float32)
-    for rows in (M, 2):
-        a, b = np.empty(rows * N, np.float32), np.empty(rows * N, np.float32)
-        few = x[:rows].ravel()
-        run(matmul_forward, a, few, halves.ravel(), bias, rows, K, N, SET, NO_ACTIVATION)
-        run(matmul_forward, b, few, wide.ravel(), bias, rows, K, N, SET, NO_ACTIVATION)
-        assert a.tobytes() == b.tobytes()
-        run(matmul_transposed_forward, a, few, halves.ravel(), rows, K, N, np.float32(1))
-        run(matmul_transposed_forward, b, few, wide.ravel(), rows, K, N, np.float32(1))
-        assert a.tobytes() == b.tobytes()
+    case = Case(rng, 10, 33, 50, "f32 · bf16")
+    exact = Case(rng, 10, 33, 50)
+    exact.rows, exact.bias = case.rows, case.bias
+    exact.panels = reference.panels(case.w, np.float32)
+    for rows in (10, 1):
+        assert case.run(run, M=rows).tobytes() == exact.run(run, M=rows).tobytes()
 
 
-def test_nothing_beyond_the_result_is_written(run, rng):
-    M, K, N = 13, 20, 37
-    x, w, bias = case(rng, M, K, N)
-    y = np.full(M * N + 64, 7, np.float32)
-    run(matmul_forward, y[: M * N], x.ravel(), w.ravel(), bias, M, K, N, SET, NO_ACTIVATION)
-    assert (y[M * N :] == 7).all()
+def test_results_are_rounded_to_bfloat16_where_they_are_held_so(run, rng):
+    case = Case(rng, 5, 20, 40)
+    y = np.zeros((5, 40), np.uint16)
+    run(
+        matmul_forward, y.reshape(-1), 40, case.rows, case.ldx, case.panels, case.bias,
+        *case.sizes, SET, NO_ACTIVATION, np.float32(1),
+    )  # fmt: skip
+    np.testing.assert_array_equal(y, reference.bfloat16(case.run(run)))

@@ -15,6 +15,7 @@ from minigpt.kernels.jit import entry
 from minigpt.kernels.simd import (
     array_at,
     fma,
+    get,
     lane_numbers,
     load,
     load_first,
@@ -29,7 +30,6 @@ from minigpt.kernels.simd import (
     vmin,
     vround,
     vsum,
-    widen,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +94,7 @@ def test_partial_loads_and_stores_touch_nothing_else(count):
 def widened(halves, out):
     store(load(halves, 0), out, 0)
     store_first(load_first(halves, 0, 5), out, 16, 16)
-    out[32] = widen(halves[3])
+    out[32] = get(halves, 3)
 
 
 def test_uint16_is_read_as_bfloat16(rng):
@@ -151,7 +151,7 @@ def test_a_vector_that_reaches_outside_is_caught_when_bounds_are_checked():
     assert result.stdout == "caught\ncaught\n", result.stderr
 
 
-KERNELS = ("matmul", "attention", "layernorm", "embedding", "activation")
+KERNELS = ("matmul", "attention", "layernorm", "embedding", "activation", "packing", "reading")
 KERNEL_TESTS = [f"tests/kernels/test_{name}.py" for name in KERNELS]
 PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "1 and thread"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 from minigpt.checkpoint import open_checkpoint, write_safetensors
 from minigpt.config import GPTConfig
 from minigpt.errors import CheckpointError
+from minigpt.kernels import reference
+from minigpt.loading import load_weights
 from minigpt.weights import (
     Weights,
-    load_weights,
+    in_panels,
     narrowed,
-    parameter_count,
     tensor_shapes,
     widened,
 )
@@ -51,8 +53,9 @@ def prefixed(tensors: Tensors) -> Tensors:
 def assert_same(weights: Weights, expected: Tensors) -> None:
     assert weights.tensors.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert weights.tensors[name].dtype == tensor.dtype, name
-        np.testing.assert_array_equal(weights.tensors[name], tensor, name)
+        held = weights.tensor(name)
+        assert held.dtype == tensor.dtype, name
+        np.testing.assert_array_equal(held, tensor, name)
 
 
 # ---- names ----
@@ -137,7 +140,7 @@ def test_a_head_of_its_own_is_kept(tensors: Tensors, tmp_path: Path, config: GPT
     head = tensors["wte.weight"] + 1
     weights = load(tmp_path, {**prefixed(tensors), HEAD: head}, config=config)
     assert not weights.tied
-    np.testing.assert_array_equal(weights.head, head)
+    np.testing.assert_array_equal(weights.tensor(HEAD), head)
 
 
 def test_an_untied_model_needs_its_head(tensors: Tensors, tmp_path: Path) -> None:
@@ -153,11 +156,32 @@ def test_a_head_of_another_shape(tensors: Tensors, tmp_path: Path) -> None:
 # ---- how they are held ----
 
 
-def test_float32_is_not_copied(tensors: Tensors, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_panels_are_the_twins(tensors: Tensors, tmp_path: Path, dtype: str) -> None:
+    weights = load(tmp_path, tensors, dtype)
+    for name, tensor in tensors.items():
+        if in_panels(name, tensor.shape):
+            matrix = tensor.T if name == "wte.weight" else tensor
+            expected = reference.panels(matrix, weights.tensors[name].dtype)
+            np.testing.assert_array_equal(weights.tensors[name], expected, name)
+
+
+@pytest.mark.parametrize("piece", [1, 1000])
+def test_a_matrix_in_pieces_is_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    config = GPTConfig.from_dict({**SIZES, "n_embd": 70, "vocab_size": 101}, "config")
+    rng = np.random.default_rng(4)
+    shapes = tensor_shapes(config).items()
+    tensors = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes}
+    monkeypatch.setattr("minigpt.loading._PIECE_BYTES", piece)
+    assert_same(load(tmp_path, tensors, config=config), tensors)
+
+
+def test_weights_do_not_depend_on_the_file(tensors: Tensors, tmp_path: Path) -> None:
     weights = load(tmp_path, tensors)
-    assert weights.dtype == "f32"
-    assert weights.nbytes == 4 * parameter_count(CONFIG)
-    assert not any(tensor.flags.owndata for tensor in weights.tensors.values())
+    os.truncate(tmp_path / "model.safetensors", 0)
+    assert_same(weights, tensors)
 
 
 @pytest.mark.parametrize("stored", [np.float16, np.float64])

@@ -1,0 +1,143 @@
+"""The one loop nest under every product of matrices: c += a · b, with b in panels.
+
+matmul.py gives it weights as b, attention.py keys and values. It cuts c into tiles that stay in
+registers; simd.py has the loop inside a tile.
+
+How an element is summed is part of the definition: one chain of multiply-adds in the order of k
+(in AMX, of blocks of 32 k), added to what is in c. So it has the same bits whatever tile it is
+in, and however many rows are multiplied at once.
+
+    add_products(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K)
+
+adds a[rows, K] · b[K, 16 · panels] to c:
+    c  float32 at ic, rows `ldc` apart
+    a  at ia, rows `lda` apart; bfloat16 only where BF16_PRODUCTS, and b, are
+    b  panels `panel` elements apart, the first at ib; their number is even
+With AMX and bfloat16, whole tiles are read and written: rows up to a multiple of AMX_ROWS, for
+which a and c have room, and K up to a multiple of PAD, for which a and b have zeros.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba.extending import overload
+
+from .jit import jit
+from .layout import LANES, PAD
+from .simd import (
+    AMX,
+    AMX_ROWS,
+    BF16_PRODUCTS,
+    TILE_ROWS,
+    TILE_VECTORS,
+    amx_add_products_16,
+    amx_add_products_32,
+    amx_begin,
+    amx_end,
+    prefetch,
+    sum_of_products,
+)
+
+_full = sum_of_products(TILE_ROWS, TILE_VECTORS)
+_four = sum_of_products(4, TILE_VECTORS)
+_two = sum_of_products(2, TILE_VECTORS)
+_one = sum_of_products(1, TILE_VECTORS)
+_one_wide = sum_of_products(1, 4)  # a single row waits for memory: four panels at a time
+
+
+@jit
+def _add_products(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K):
+    """With vectors: a single row by itself, more in tiles."""
+    if rows == 1 and panels % 4 == 0:
+        for p in range(0, panels, 4):
+            _one_wide(c, ic + p * LANES, ldc, a, ia, lda, b, ib + p * panel, panel, K)
+    else:
+        for p in range(0, panels, TILE_VECTORS):
+            _add_in_tiles(
+                c, ic + p * LANES, ldc, a, ia, lda, b, ib + p * panel, panel, rows, K
+            )  # fmt: skip
+
+
+@jit
+def _add_in_tiles(c, ic, ldc, a, ia, lda, b, ib, panel, rows, K):
+    """All rows with one tile's panels: the largest tiles first, then what is left.
+
+    Each tile asks for its share of what comes next of b, which lies one tile's panels further on.
+    """
+    row = 0
+    share = (K * LANES * TILE_ROWS // rows + LANES - 1) // LANES * LANES
+    while row + TILE_ROWS <= rows:
+        for i in range(0, TILE_VECTORS * share, LANES):
+            v, line = i // share, row // TILE_ROWS * share + i % share
+            prefetch(b, ib + (TILE_VECTORS + v) * panel + line)
+        _full(c, ic + row * ldc, ldc, a, ia + row * lda, lda, b, ib, panel, K)
+        row += TILE_ROWS
+    while row + 4 <= rows:
+        _four(c, ic + row * ldc, ldc, a, ia + row * lda, lda, b, ib, panel, K)
+        row += 4
+    while row + 2 <= rows:
+        _two(c, ic + row * ldc, ldc, a, ia + row * lda, lda, b, ib, panel, K)
+        row += 2
+    if row < rows:
+        _one(c, ic + row * ldc, ldc, a, ia + row * lda, lda, b, ib, panel, K)
+
+
+@jit
+def _add_in_amx(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K):
+    """Tiles of 32 rows × 2 panels, then of 16."""
+    depth = (K + PAD - 1) // PAD * PAD
+    for p in range(0, panels, 2):
+        row = 0
+        while row + AMX_ROWS < rows:
+            amx_add_products_32(
+                c, ic + row * ldc + p * LANES, ldc, a, ia + row * lda, lda,
+                b, ib + p * panel, panel, depth,
+            )  # fmt: skip
+            row += 2 * AMX_ROWS
+        if row < rows:
+            amx_add_products_16(
+                c, ic + row * ldc + p * LANES, ldc, a, ia + row * lda, lda,
+                b, ib + p * panel, panel, depth,
+            )  # fmt: skip
+
+
+if AMX:
+
+    @jit
+    def begin_products(a):
+        """What a thread does before it multiplies with `a` on the left, and after it."""
+        if a.itemsize == 2:
+            amx_begin()
+
+    @jit
+    def end_products(a):
+        if a.itemsize == 2:
+            amx_end()
+
+    @jit
+    def add_products(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K):
+        if a.itemsize == 2:
+            _add_in_amx(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K)
+        else:
+            _add_products(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K)
+
+else:
+
+    @jit
+    def begin_products(a):
+        """Nothing."""
+
+    end_products, add_products = begin_products, _add_products
+
+
+def as_left_factor(scratch: Any, b: Any) -> Any:
+    """float32 scratch as room for what is multiplied with b: for bfloat16 where that is faster."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(as_left_factor)
+def _as_left_factor(scratch, b):
+    if BF16_PRODUCTS and b.dtype.bitwidth == 16:
+        return lambda scratch, b: scratch.view("uint16")
+    return lambda scratch, b: scratch
