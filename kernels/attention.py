@@ -165,7 +165,9 @@ def _read_queries(q, qkv, source, ldq, rows, HS, HSP, scale):
     """scale · q of one head to [rows, HSP], with zeros from HS to HSP."""
     for r in range(rows):
         for d in range(0, HSP, LANES):
-            query = load_first(qkv, source + r * ldq + d, max(0, min(LANES, HS - d)))
+            query = splat(np.float32(0))
+            if d < HS:
+                query = load_first(qkv, source + r * ldq + d, min(LANES, HS - d))
             store(query * splat(scale), q, r * HSP + d)
 
 

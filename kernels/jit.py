@@ -14,16 +14,15 @@ The flags:
   no_…_wrapper=True    parts are called by compiled code alone
 Bounds checks follow NUMBA_BOUNDSCHECK, which simd.py obeys too.
 
-The cache differs from Numba's own in three ways. Its folder is the user's (never the installed
-package, which may be read-only), private (what is loaded from it is run), and absent rather than
-fatal when nothing can be written. Its key holds the text of all kernels, so that a function is
-compiled anew when one that it calls has changed. A damaged entry is compiled anew, too.
+The cache differs from Numba's own in four ways. Its folder is the user's, private, and may be
+absent (see folder.py). Its key holds the text of all kernels, so that a function is compiled anew
+when one that it calls has changed. A damaged entry is compiled anew, too. And what is found in it
+runs without the compiler, most of which is then never loaded: half of the time to the first token.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,6 +32,9 @@ from typing import Any
 
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.runtime import rtsys
+
+from .folder import private_folder
 
 _FLAGS = {"nogil": True, "error_model": "numpy", "fastmath": False, "no_rewrites": True}
 _PART = {**_FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
@@ -58,44 +60,14 @@ def entry(function: Callable[..., Any]) -> Any:
 
 @cache
 def cache_folder() -> Path | None:
-    """The folder for compiled kernels, made private to the user; None where there is none.
-
-    `MINIGPT_CACHE` names another one; the empty string turns the cache off.
-    """
-    chosen = os.environ.get("MINIGPT_CACHE")
-    if chosen == "":
-        return None
-    try:
-        base = Path(chosen) if chosen else _user_cache() / "minigpt"
-        folder = base / f"kernels-{_fingerprint()}"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return folder if _is_private(folder) and os.access(folder, os.W_OK) else None
-    except (OSError, RuntimeError):  # a read-only disk; no home folder
-        return None
+    """The user's folder for these kernels, compiled; None where there is none."""
+    return private_folder(f"kernels-{_fingerprint()}")
 
 
 def must_compile() -> bool:
     """Nothing compiled is on disk: the first call of a kernel will take its time."""
     folder = cache_folder()
     return folder is None or not any(folder.glob("*.nbc"))
-
-
-def _user_cache() -> Path:
-    """Where this system keeps what a user's programs can make again."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return chosen if chosen.is_absolute() else Path.home() / ".cache"  # by XDG's own rule
-
-
-def _is_private(folder: Path) -> bool:
-    """No other user can put code there: it is ours, and only we can write."""
-    if sys.platform == "win32":  # a profile folder is private by its access list
-        return True
-    status = folder.stat()
-    return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 @cache
@@ -145,7 +117,10 @@ class _KernelCache(FunctionCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
-            return super().load_overload(sig, target_context)
+            # Numba would load all that its compiler knows first. Machine code needs no more than
+            # the functions that count the references to its arguments.
+            rtsys.initialize(target_context)
+            return self._load_overload(sig, target_context)
         except Exception:  # unpickling a damaged file can raise anything
             with suppress(Exception):
                 self.flush()  # else the damaged index would stay, and nothing be saved beside it

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba.extending import overload
 
 from .jit import jit
@@ -139,5 +140,5 @@ def as_left_factor(scratch: Any, b: Any) -> Any:
 @overload(as_left_factor)
 def _as_left_factor(scratch, b):
     if BF16_PRODUCTS and b.dtype.bitwidth == 16:
-        return lambda scratch, b: scratch.view("uint16")
+        return lambda scratch, b: scratch.view(np.uint16)
     return lambda scratch, b: scratch

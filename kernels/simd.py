@@ -24,7 +24,6 @@ import operator
 from typing import Any
 
 from llvmlite import ir
-from numba import carray
 from numba.core import cgutils, config, types
 from numba.core.extending import intrinsic, models, overload, register_jitable, register_model
 from numba.core.registry import cpu_target
@@ -411,11 +410,19 @@ for _operation, _method in (
 # ---- memory, with the bounds checks that NUMBA_BOUNDSCHECK asks for -------------------------
 
 
-@inline
-def _check(array, first, last):
-    """Raise where elements first … last are not all inside; compiled away without the flag."""
-    if config.BOUNDSCHECK and (first < 0 or last >= array.size):
-        raise IndexError("a vector reaches outside its array")
+if config.BOUNDSCHECK:
+
+    @inline
+    def _check(array, first, last):
+        """Raise where elements first … last are not all inside."""
+        if first < 0 or last >= array.size:
+            raise IndexError("a vector reaches outside its array")
+
+else:
+
+    @inline
+    def _check(array, first, last):
+        """Nothing, without the flag."""
 
 
 @inline
@@ -599,24 +606,29 @@ def pause(typingctx):
 
 
 @intrinsic
-def _pointer(typingctx, address, like):
-    """The memory at `address` as a pointer to elements of the type of the array `like`."""
-    result = types.CPointer(like.dtype)
-
-    def codegen(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(result))
-
-    return result(types.uint64, like), codegen
-
-
-@inline
-def array_at(address, size, like):
+def array_at(typingctx, address, size, like):
     """The `size` elements at `address` as an array of the type of the array `like`.
 
-    A table of addresses is how weights that lie scattered in mapped files reach compiled code:
-    its type is the same for every number of layers. The caller keeps the memory alive.
+    A table of addresses is how weights reach compiled code: its type is the same for every number
+    of layers. The caller keeps the memory alive.
     """
-    return carray(_pointer(address, like), (size,))
+
+    def codegen(context, builder, signature, arguments):
+        address, size, _ = arguments
+        pointer = context.get_value_type(types.CPointer(like.dtype))
+        itemsize = context.get_constant(types.intp, like.dtype.bitwidth // 8)
+        array = context.make_array(like)(context, builder)
+        context.populate_array(
+            array,
+            data=builder.inttoptr(address, pointer),
+            shape=cgutils.pack_array(builder, [size]),
+            strides=cgutils.pack_array(builder, [itemsize]),
+            itemsize=itemsize,
+            meminfo=None,
+        )
+        return array._getvalue()
+
+    return like(types.uint64, types.intp, like), codegen
 
 
 # ---- tiles ----------------------------------------------------------------------------------

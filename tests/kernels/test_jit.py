@@ -47,6 +47,31 @@ def test_the_second_process_finds_what_the_first_compiled(tmp_path):
     assert run(tmp_path, MINIGPT_CACHE=folder)[:3] == ["False", "1", "5"]
 
 
+def test_what_is_found_runs_without_the_compiler(tmp_path):
+    """Arrays and tuples of them go in, are counted and freed; the compiler is not loaded for it."""
+    program = """
+import sys
+import numpy as np
+from minigpt.kernels import jit
+from minigpt.kernels.team import Member
+@jit.entry
+def add(team, number):
+    team.scratch[0] += team.sync[0] * number
+team = Member(0, 1, np.ones(3, np.int64), np.ones(3, np.float32))
+before = sys.getrefcount(team.scratch)
+add(team, 3)
+add(team, 3)
+compiler = "numba.np.arraymath" in sys.modules
+print(compiler, sum(add.stats.cache_hits.values()), int(team.scratch[0]))
+print(sys.getrefcount(team.scratch) - before)
+add(team, 0.5)  # of another type: now it is needed
+print(team.scratch[0])
+"""
+    cache = str(tmp_path / "cache")
+    assert run(tmp_path, program, MINIGPT_CACHE=cache) == ["True", "0", "7", "0", "7.5"]
+    assert run(tmp_path, program, MINIGPT_CACHE=cache) == ["False", "1", "7", "0", "7.5"]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="modes of folders are POSIX's")
 def test_the_folder_is_the_users_alone(tmp_path):
     folder = Path(run(tmp_path, MINIGPT_CACHE=str(tmp_path / "cache"))[3])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
@@ -153,7 +154,7 @@ def test_a_vector_that_reaches_outside_is_caught_when_bounds_are_checked():
 
 KERNELS = ("matmul", "attention", "layernorm", "embedding", "activation", "packing", "reading")
 KERNEL_TESTS = [f"tests/kernels/test_{name}.py" for name in KERNELS]
-PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "1 and thread"]
+PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not threads"]
 
 
 def test_all_kernels_stay_inside_their_arrays():
@@ -173,3 +174,23 @@ def test_kernels_on_lesser_processors(name, features):
     """As compiled for an older processor, which this one can run."""
     result = in_a_process(*PYTEST, *KERNEL_TESTS, NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features)
     assert result.returncode == 0, result.stdout[-2000:]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="see amx.py")
+def test_kernels_with_amx():
+    """As compiled for a processor with AMX, emulated where this one has none (see amx.py)."""
+    program = (
+        "import sys, amx, pytest\n"
+        "emulated = amx.install()\n"
+        "failed = pytest.main(sys.argv[1:])\n"
+        "sys.exit(failed or (emulated and not amx.count()))"
+    )
+    tests = [*KERNEL_TESTS[:2], "tests/minigpt/test_model.py"]
+    result = in_a_process(
+        # faulthandler would put itself in the emulator's place
+        *["-c", program, "-q", "-p", "no:faulthandler", "-p", "no:cacheprovider"],
+        *["-k", "not threads and (bf16 or uint16)", *tests],
+        NUMBA_CPU_FEATURES=llvm.get_host_cpu_features().flatten() + ",+amx-tile,+amx-bf16",
+        PYTHONPATH=str(Path(__file__).parent),
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
