@@ -10,6 +10,7 @@ A failure prints one line on stderr, `Error: …`, and never a traceback.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -26,11 +27,15 @@ def main() -> NoReturn:
         if sys.stdout is not None and sys.stdout.isatty():
             print()
     _silence_broken_stdout()
+    gc.freeze()  # see _run
     sys.exit(code)
 
 
 def _run(args: list[str]) -> int:
     """The exit code of `args`; a failure has printed its line."""
+    # The modules we load are objects by the hundred thousand that live to the end: to search them
+    # for garbage again and again, and once more on the way out, takes a sixth of a short command.
+    gc.set_threshold(100_000)
     # imported here, so that Ctrl-C during the imports ends in `main`, too
     import click
 

@@ -23,16 +23,17 @@ Models are Unsupervised Multitask Learners" (2019), section 2.2: the GPT-2 paper
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from heapq import heappop, heappush
 from itertools import count
-
-import regex
+from typing import Any
 
 # GPT-2's words: an English contraction's tail; letters, digits, or other signs, each with at most
 # one space before; white space. A run of white space leaves its last space to the word after it.
-WORD = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+_WORD = r"'s|'t|'re|'ve|'m|'ll|'d| ?[{L}]+| ?[{N}]+| ?[^\s{L}{N}]+|\s+(?!\S)|\s+"
+_ASCII_WORD = re.compile(_WORD.format(L="a-zA-Z", N="0-9"), re.ASCII)
 
 KEPT_WORDS = 1 << 16  # some 15 MB; English prose of 3 MB has 40 thousand distinct words
 KEPT_LENGTH = 32  # characters; longer words are rare, and would let the text decide our memory
@@ -50,6 +51,19 @@ def byte_symbols() -> list[str]:
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = count(0x100)
     return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
+
+
+def words(text: str) -> list[str]:
+    """The words of `text`, which put together are the text again."""
+    return (_ASCII_WORD if text.isascii() else _unicode_word()).findall(text)
+
+
+@cache
+def _unicode_word() -> Any:
+    # The module `regex` knows Unicode's classes, and takes as long to load as a page to encode.
+    import regex
+
+    return regex.compile(_WORD.format(L=r"\p{L}", N=r"\p{N}"))
 
 
 _BYTE_OF = {symbol: byte for byte, symbol in enumerate(byte_symbols())}

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Literal, overload
 
 import numpy as np
-import regex
 
-from .bpe import WORD, WordIds, token_bytes
+from .bpe import WordIds, token_bytes, words
 from .checkpoint import resolve
 from .errors import InputError
 from .vocabulary import AddedToken, Vocabulary, read_vocabulary, write_vocabulary
@@ -81,7 +80,7 @@ class GPTTokenizer:
                 continue
             if self._vocabulary.add_prefix_space and not piece.startswith(" "):
                 piece = " " + piece
-            ids.extend(chain.from_iterable(map(self._word_ids.__getitem__, WORD.findall(piece))))
+            ids.extend(chain.from_iterable(map(self._word_ids.__getitem__, words(piece))))
         return ids if return_tensors is None else np.array([ids], dtype=np.int64)
 
     def decode(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = True) -> str:
@@ -114,10 +113,10 @@ class GPTTokenizer:
             if token.single_word and _touches_word(text, start, at):
                 continue
             if token.lstrip:
-                while start > done and _SPACE.match(text, start - 1):
+                while start > done and _matches(_SPACE, text, start - 1):
                     start -= 1
             if token.rstrip:
-                while _SPACE.match(text, at):
+                while _matches(_SPACE, text, at):
                     at += 1
             if done < start:
                 yield text[done:start]
@@ -159,13 +158,20 @@ class StreamDecoder:
 
 # ---- arguments ----
 
-_SPACE = regex.compile(r"\s")
-_LETTER = regex.compile(r"\w")  # or digit, or underscore
+_SPACE = r"\s"
+_LETTER = r"\w"  # or digit, or underscore
 
 
 def _touches_word(text: str, start: int, stop: int) -> bool:
-    before = start > 0 and _LETTER.match(text, start - 1)
-    return bool(before or _LETTER.match(text, stop))
+    before = start > 0 and _matches(_LETTER, text, start - 1)
+    return before or _matches(_LETTER, text, stop)
+
+
+def _matches(kind: str, text: str, at: int) -> bool:
+    """Whether the character `text[at]` is there, and of a kind as Unicode and `regex` have it."""
+    import regex  # here, as it is slow to load and few vocabularies need it
+
+    return regex.match(kind, text, pos=at) is not None
 
 
 def _any_of(contents: Iterable[str]) -> re.Pattern[str] | None:

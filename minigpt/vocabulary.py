@@ -17,7 +17,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from .checkpoint import write_file
 from .checkpoint.files import read_small_file
 from .checkpoint.strict_json import parse_json_object
 from .errors import TokenizerError
+from .recall import recalled
 
 END_OF_TEXT = "<|endoftext|>"
 LARGEST_FILE = 64 << 20  # bytes; GPT-2's files have one million, the largest we know of 20
@@ -100,7 +101,7 @@ class Vocabulary:
     files             name → content of the files read, to be written back as they were
     """
 
-    tokens: dict[int, str]
+    tokens: list[str]
     byte_ids: list[int]
     merges: Merges
     added: dict[str, AddedToken]
@@ -116,6 +117,22 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     another kind than GPT-2's.
     """
     form, files = _read_files(folder)
+    tokens, byte_ids, ranks, joined, added, eos_id, add_prefix_space = recalled(
+        "vocabularies", __file__, files, lambda: _parse(folder, form, files)
+    )
+    return Vocabulary(
+        tokens=tokens,
+        byte_ids=byte_ids,
+        merges=Merges(ranks, joined),
+        added={content: AddedToken(content, *rest) for content, *rest in added},
+        eos_id=eos_id,
+        add_prefix_space=add_prefix_space,
+        files={SAVED_AS[name]: data for name, data in files.items()},
+    )
+
+
+def _parse(folder: Path, form: tuple[str, ...], files: dict[str, bytes]) -> tuple[Any, ...]:
+    """What `files` say, checked: the fields of a Vocabulary in plain lists, tuples and dicts."""
     vocab_path, merges_path = folder / form[0], folder / form[-1]
     objects: Objects = defaultdict(dict)
     for name, data in files.items():
@@ -142,14 +159,14 @@ def read_vocabulary(folder: Path) -> Vocabulary:
             added[content] = replace(token, special=True)
     _check_whole(tokens, vocab_path)
     _check_reached(len(tokens), byte_ids, merges, added, merges_path)
-    return Vocabulary(
-        tokens=tokens,
-        byte_ids=byte_ids,
-        merges=merges,
-        added=added,
-        eos_id=ids.get(dict(specials)["eos_token"]),  # a dict keeps the last
-        add_prefix_space=_prefix_space(objects, folder),
-        files={SAVED_AS[name]: data for name, data in files.items()},
+    return (
+        [tokens[token_id] for token_id in range(len(tokens))],
+        byte_ids,
+        merges.ranks,
+        merges.joined,
+        [astuple(token) for token in added.values()],
+        ids.get(dict(specials)["eos_token"]),  # a dict keeps the last
+        _prefix_space(objects, folder),
     )
 
 

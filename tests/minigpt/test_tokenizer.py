@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.bpe import KEPT_WORDS, Merges, WordIds, byte_symbols, merge
+from minigpt.bpe import KEPT_WORDS, Merges, WordIds, _unicode_word, byte_symbols, merge, words
 from minigpt.errors import InputError, TokenizerError
 from minigpt.tokenizer import GPTTokenizer
 from minigpt.vocabulary import LARGEST_FILE, read_vocabulary
@@ -38,7 +38,9 @@ def gpt2(gpt2_files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("gpt2")
     (folder / "vocab.json").write_bytes(gpt2_files["encoder.json"])
     (folder / "merges.txt").write_bytes(gpt2_files["vocab.bpe"])
-    return GPTTokenizer.from_pretrained(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINIGPT_CACHE", "")  # read it, whatever was kept by other code
+        return GPTTokenizer.from_pretrained(folder)
 
 
 TOY_MERGES = ["l o", "lo w", "e r", "Ġ low"]
@@ -157,6 +159,13 @@ def test_merge_equals_the_naive_algorithm(data: st.DataObject) -> None:
     )
     merged = merge([number[symbol] for symbol in word], merges)
     assert [symbols[i] for i in merged] == naive_merge(word, ranks)
+
+
+@settings(max_examples=300)
+@given(st.text(st.sampled_from([*map(chr, range(128)), " ", " ", "'", "s", "\n"])))
+def test_words_of_ascii_are_those_of_unicode(text: str) -> None:
+    """Plain English is split without Unicode's classes, and no differently."""
+    assert words(text) == _unicode_word().findall(text)
 
 
 # ---- there and back ----
@@ -319,6 +328,21 @@ def test_openai_names_and_tokenizer_json_give_the_same(
     vocab = json.loads(gpt2_files["encoder.json"])
     data = tokenizer_json(model__vocab=vocab, model__merges=merges, added_tokens=[])
     assert load_json(tmp_path, data).encode(text) == gpt2.encode(text)
+
+
+def test_a_vocabulary_recalled_is_the_one_read(
+    gpt2_files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))
+    for name, content in gpt2_files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "added_tokens.json").write_text('{"<x>": 50257}')
+    read = read_vocabulary(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("minigpt.vocabulary._parse", None)  # must not be asked
+        assert read_vocabulary(tmp_path) == read
+    (tmp_path / "added_tokens.json").write_text('{"<y>": 50257}')
+    assert read_vocabulary(tmp_path).tokens[50257] == "<y>"
 
 
 def test_tokenizer_json_wins(tmp_path: Path) -> None:
