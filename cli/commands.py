@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import __version__
+from .bench import bench
 from .generate import generate
 from .info import info
 from .tokenize import tokenize
@@ -21,5 +22,5 @@ def cli() -> None:
     """Runs GPT-2-architecture models such as Cerebras-GPT on the processor."""
 
 
-for command in (generate, info, tokenize):
+for command in (generate, info, tokenize, bench):
     cli.add_command(command)

@@ -1,0 +1,109 @@
+"""minigpt bench, as typed."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minigpt.cli import bench as command
+
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = ["--prompt-tokens", "20", "--gen-tokens", "5", "--depth", "7", "--reps", "2"]
+
+
+def test_json_is_what_the_contract_says(run: Run, model: Path) -> None:
+    done = run("bench", "-m", model, *SHORT, "--dtype", "bf16", "--threads", "1", "--json")
+    assert (done.returncode, done.stderr) == (0, b"")
+    result = json.loads(done.stdout)
+    asked = {"model": str(model), "dtype": "bf16", "threads": 1, "prompt_tokens": 20}
+    asked |= {"gen_tokens": 5, "depth": 7, "reps": 2}
+    measured = [
+        "prefill_tokens_per_s", "decode_tokens_per_s", "load_s", "bytes_per_token",
+        "stream_bytes_per_s", "bandwidth_fraction", "peak_rss_bytes",
+    ]  # fmt: skip
+    assert list(result) == [*asked, *measured]
+    assert {name: result[name] for name in asked} == asked
+    assert all(result[name] > 0 for name in measured)
+
+
+def test_table(run: Run, model: Path) -> None:
+    done = run("bench", "-m", model, *SHORT)
+    assert (done.returncode, done.stderr) == (0, b"")
+    head, *rows = done.stdout.decode().splitlines()
+    assert head.startswith(f"{model}: f32, ")
+    assert head.endswith("median of 2")
+    units = {row.split()[0]: row.split()[2] for row in rows}
+    assert units == {
+        "load": "s", "prefill": "tokens/s", "decode": "tokens/s", "reads": "MB/token",
+        "memory": "GB/s", "used": "%", "peak": "MB",
+    }  # fmt: skip
+    assert len({row.index(unit) for row, unit in zip(rows, units.values(), strict=True)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "word", "args"),
+    [
+        (1, "context is 2048", ["--prompt-tokens", "2049"]),
+        (1, "context is 2048", ["--depth", "2000"]),
+        (2, "--prompt-tokens", ["--prompt-tokens", "0"]),
+        (2, "--gen-tokens", ["--gen-tokens", "0"]),
+        (2, "--depth", ["--depth", "-1"]),
+        (2, "--reps", ["--reps", "0"]),
+        (2, "--dtype", ["--dtype", "f8"]),
+        (2, "--threads", ["--threads", "0"]),
+        (2, "extra", ["text"]),
+    ],
+)
+def test_what_cannot_be(
+    fails: Callable[..., None], model: Path, code: int, word: str, args: list[str]
+) -> None:
+    fails(code, word, "bench", "-m", model, *args)
+
+
+def test_a_source_is_needed(fails: Callable[..., None], tmp_path: Path) -> None:
+    fails(2, "--model", "bench")
+    fails(1, "nowhere", "bench", "-m", str(tmp_path / "nowhere"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal to send")
+def test_an_interrupt_ends_it(model: Path) -> None:
+    """The signal comes with the first token; if it ended nothing, the process would sleep on."""
+    program = f"""
+import os, signal, sys, time
+from minigpt import GPTModel
+def interrupted(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(100)
+GPTModel.advance = interrupted
+sys.argv = ["minigpt", "bench", "-m", {str(model)!r}]
+from minigpt.cli.main import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_one_line_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    for phase in ("warm-up", "1 of 2", ""):
+        command._show_progress(phase)
+    shown = sys.stderr.getvalue()
+    assert "\n" not in shown
+    assert "\rwarm-up" in shown
+    assert "\r1 of 2 " in shown  # over the longer one before it
+    assert shown.rpartition("\r")[2] == ""
+    assert set(shown.split("\r")[-2]) == {" "}
