@@ -21,8 +21,9 @@ import numpy as np
 N_POSITIONS, VOCAB = 2048, 50257
 STD = 0.02
 
-# n_embd, n_layer, n_head
+# n_embd, n_layer, n_head; tiny, which nobody published, is there to try the programs
 SIZES = {
+    "tiny": (128, 2, 2),
     "111M": (768, 10, 12),
     "256M": (1088, 14, 17),
     "590M": (1536, 18, 12),

@@ -1,0 +1,349 @@
+"""The engines that models.py compares: minigpt, transformers, CTranslate2 and llama.cpp.
+
+Each is a function that loads a random checkpoint (random_checkpoint.py) and returns an Engine:
+the same two tasks, done as well as that engine can, timed from inside. Two engines read files of
+their own, which PREPARE's functions write beside the checkpoint. All of it happens in processes
+that models.py starts; what is not installed raises ImportError there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from random_checkpoint import N_POSITIONS, VOCAB, config_of, random_tensors, shapes_of
+
+
+class Engine(NamedTuple):
+    """What an engine can do.
+
+    prefill(ids)        reads a prompt, int64 [T], from nothing;
+                        (seconds, float32 [V]: the logits after its last token)
+    decode(ids, count)  reads a prompt, then writes `count` more tokens after the first, greedily;
+                        the seconds of these `count` steps
+    """
+
+    prefill: Callable[[np.ndarray], tuple[float, np.ndarray]]
+    decode: Callable[[np.ndarray, int], float]
+
+
+# ---- minigpt --------------------------------------------------------------------------------
+
+
+def load_minigpt(folder: Path, size: str, dtype: str, threads: int) -> Engine:
+    """Ours, through its Python interface."""
+    from minigpt import GPTModel
+
+    model = GPTModel.from_pretrained(folder, dtype=dtype, threads=threads)
+
+    def prefill(ids: np.ndarray) -> tuple[float, np.ndarray]:
+        start = time.perf_counter()
+        state = model.new_state(1, len(ids))
+        last = model.advance(state, [0], [ids])
+        return time.perf_counter() - start, last[0]
+
+    def decode(ids: np.ndarray, count: int) -> float:
+        stream = model.stream(ids, max_new_tokens=count + 1, eos_token_id=None)
+        next(stream)  # the prompt is read here
+        start = time.perf_counter()
+        for _ in stream:
+            pass
+        return time.perf_counter() - start
+
+    return Engine(prefill, decode)
+
+
+# ---- transformers ---------------------------------------------------------------------------
+
+
+def hush_transformers() -> None:
+    """To be called before transformers is imported: it then says little, and finds no `kernels`.
+
+    That is a package of Hugging Face's, for which it would take the kernels.py in this folder.
+    """
+    sys.modules["kernels"] = None  # type: ignore[assignment]
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def load_transformers(folder: Path, size: str, dtype: str, threads: int) -> Engine:
+    """PyTorch, with the faster of two attentions and a bare loop in place of `generate`."""
+    hush_transformers()
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    torch.set_num_threads(threads)
+    held = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    model = GPT2LMHeadModel.from_pretrained(folder, dtype=held).eval()
+    # the keys and values of earlier tokens were called past_key_values in older releases
+    named_cache = "cache" in inspect.signature(GPT2LMHeadModel.forward).parameters
+    cache_name = "cache" if named_cache else "past_key_values"
+
+    def step(ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        output = model(ids[None], use_cache=True, logits_to_keep=1, **{cache_name: cache})
+        return output.logits[0, -1], output[cache_name]
+
+    @torch.inference_mode()
+    def prefill(ids: np.ndarray) -> tuple[float, np.ndarray]:
+        start = time.perf_counter()
+        last, _ = step(torch.from_numpy(ids), None)
+        return time.perf_counter() - start, last.float().numpy()
+
+    @torch.inference_mode()
+    def decode(ids: np.ndarray, count: int) -> float:
+        last, cache = step(torch.from_numpy(ids), None)
+        start = time.perf_counter()
+        for _ in range(count):
+            last, cache = step(last.argmax().view(1), cache)
+        return time.perf_counter() - start
+
+    def faster_attention(seconds: Callable[[], float]) -> str:
+        """The one that takes less time for a task; the first run of each warms up."""
+        times = {}
+        for attention in ("eager", "sdpa"):
+            model.set_attn_implementation(attention)
+            times[attention] = [seconds() for _ in range(3)][1:]
+        return min(times, key=lambda attention: min(times[attention]))
+
+    ids = np.arange(256)
+    for_prefill = faster_attention(lambda: prefill(ids)[0])
+    for_decode = faster_attention(lambda: decode(ids[:16], 4))
+
+    def prefill_best(ids: np.ndarray) -> tuple[float, np.ndarray]:
+        model.set_attn_implementation(for_prefill)
+        return prefill(ids)
+
+    def decode_best(ids: np.ndarray, count: int) -> float:
+        model.set_attn_implementation(for_decode)
+        return decode(ids, count)
+
+    return Engine(prefill_best, decode_best)
+
+
+# ---- CTranslate2 ----------------------------------------------------------------------------
+
+
+def token_name(token_id: int) -> str:
+    """CTranslate2 takes tokens as texts; any will do, but the end of text has its own."""
+    return "<|endoftext|>" if token_id == VOCAB - 1 else f"t{token_id}"
+
+
+def prepare_ctranslate2(folder: Path, size: str, dtype: str) -> None:
+    """Converts the checkpoint, in float32: a narrower type is made when it is loaded."""
+    hush_transformers()
+    from ctranslate2.converters import TransformersConverter
+
+    vocabulary = {token_name(token_id): token_id for token_id in range(VOCAB)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    if not (folder / "ctranslate2").exists():
+        TransformersConverter(str(folder)).convert(str(folder / "ctranslate2"))
+
+
+def load_ctranslate2(folder: Path, size: str, dtype: str, threads: int) -> Engine:
+    """CTranslate2's generator; it times its steps through the callback of each."""
+    import ctranslate2
+
+    held = {"f32": "float32", "bf16": "bfloat16"}[dtype]
+    if held not in ctranslate2.get_supported_compute_types("cpu"):
+        raise RuntimeError(f"has no {held} for this processor")
+    generator = ctranslate2.Generator(
+        str(folder / "ctranslate2"), compute_type=held, intra_threads=threads
+    )
+
+    def generate(ids: np.ndarray, count: int, **options: Any) -> Any:
+        """Reads ids at once and writes at most `count` tokens."""
+        prompt = [token_name(token_id) for token_id in ids]
+        options |= {"max_length": count, "include_prompt_in_result": False}
+        return generator.generate_batch([prompt], **options)[0]
+
+    def prefill(ids: np.ndarray) -> tuple[float, np.ndarray]:
+        # forward_batch would compute the logits of every position: here only the last one's are
+        start = time.perf_counter()
+        result = generate(ids, 1, return_logits_vocab=True)
+        seconds = time.perf_counter() - start
+        return seconds, np.array(result.logits[0][0], dtype=np.float32)
+
+    def decode(ids: np.ndarray, count: int) -> float:
+        times = []
+
+        def note_time(_: Any) -> bool:
+            times.append(time.perf_counter())
+            return False  # go on
+
+        # at least as many tokens as at most: the end of text cannot come
+        generate(ids, count + 1, min_length=count + 1, callback=note_time)
+        return times[count] - times[0]
+
+    return Engine(prefill, decode)
+
+
+# ---- llama.cpp ------------------------------------------------------------------------------
+
+# names in a GGUF file; what stands before `.weight` and `.bias` stays the same
+GGUF_NAMES = {
+    "transformer.wte": "token_embd",
+    "transformer.wpe": "position_embd",
+    "transformer.ln_f": "output_norm",
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+
+
+def gguf_name(name: str) -> str:
+    """`transformer.h.3.mlp.c_fc.weight` is `blk.3.ffn_up.weight`."""
+    stem, _, kind = name.rpartition(".")
+    if not stem.startswith("transformer.h."):
+        return f"{GGUF_NAMES[stem]}.{kind}"
+    layer, _, part = stem.removeprefix("transformer.h.").partition(".")
+    return f"blk.{layer}.{GGUF_NAMES[part]}.{kind}"
+
+
+def is_narrowed(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a 16-bit file holds a tensor in 16 bits: what is multiplied with."""
+    return len(shape) == 2 and name != "transformer.wpe.weight"
+
+
+def as_stored(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
+    """A tensor as its GGUF file holds it: matrices [out, in], bfloat16 as uint16."""
+    if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+        tensor = tensor.T
+    if dtype == "f32" or not is_narrowed(name, tensor.shape):
+        return np.ascontiguousarray(tensor)
+    if dtype == "f16":
+        return np.ascontiguousarray(tensor, np.float16)
+    bits = np.ascontiguousarray(tensor).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # to the nearest, even
+
+
+def prepare_llama_cpp(folder: Path, size: str, dtype: str) -> None:
+    """Writes the checkpoint as GGUF, tensor by tensor, without a tokenizer: ids are what it gets.
+
+    The weights are drawn anew, so that no reader of the checkpoint is needed.
+    """
+    import gguf
+
+    path = folder / f"{dtype}.gguf"
+    if path.exists():
+        return
+    config: dict[str, Any] = config_of(size)
+    writer = gguf.GGUFWriter(path, "gpt2")
+    writer.add_context_length(N_POSITIONS)
+    writer.add_embedding_length(config["n_embd"])
+    writer.add_block_count(config["n_layer"])
+    writer.add_feed_forward_length(config["n_inner"])
+    writer.add_head_count(config["n_head"])
+    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    writer.add_vocab_size(VOCAB)
+    writer.add_tokenizer_model("none")
+    narrow = {"f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.F16}
+    narrow["bf16"] = gguf.GGMLQuantizationType.BF16
+    for name, shape in shapes_of(size).items():
+        held = narrow[dtype if is_narrowed(name, shape) else "f32"]
+        stored = as_stored(name, np.broadcast_to(np.float32(0), shape), dtype)
+        writer.add_tensor_info(gguf_name(name), stored.shape, stored.dtype, stored.nbytes, held)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, tensor in random_tensors(size):
+        writer.write_tensor_data(as_stored(name, tensor, dtype))
+    writer.close()
+
+
+def load_llama_cpp(folder: Path, size: str, dtype: str, threads: int) -> Engine:
+    """llama.cpp's C interface, through llama-cpp-python; keys and values are f16, its default."""
+    import llama_cpp as llama
+
+    llama.llama_log_set(silent, None)
+    model = llama.llama_model_load_from_file(
+        str(folder / f"{dtype}.gguf").encode(), llama.llama_model_default_params()
+    )
+    parameters = llama.llama_context_default_params()
+    parameters.n_ctx = parameters.n_batch = N_POSITIONS
+    parameters.n_threads = parameters.n_threads_batch = threads
+    context = llama.llama_init_from_model(model, parameters) if model else None
+    if not context:
+        raise RuntimeError(f"does not load {dtype}.gguf")
+    memory = llama.llama_get_memory(context)
+
+    def feed(ids: Iterable[int]) -> np.ndarray:
+        """The logits after the last of ids, float32 [V], in llama.cpp's own memory."""
+        tokens = np.array(ids, np.int32)
+        pointer = tokens.ctypes.data_as(ctypes.POINTER(llama.llama_token))
+        if llama.llama_decode(context, llama.llama_batch_get_one(pointer, len(tokens))):
+            raise RuntimeError(f"failed to read {len(tokens)} tokens")
+        return np.ctypeslib.as_array(llama.llama_get_logits_ith(context, -1), (VOCAB,))
+
+    def prefill(ids: np.ndarray) -> tuple[float, np.ndarray]:
+        llama.llama_memory_clear(memory, False)
+        start = time.perf_counter()
+        last = feed(ids)
+        return time.perf_counter() - start, last.copy()
+
+    def decode(ids: np.ndarray, count: int) -> float:
+        llama.llama_memory_clear(memory, False)
+        last = feed(ids)
+        start = time.perf_counter()
+        for _ in range(count):
+            last = feed([int(last.argmax())])
+        return time.perf_counter() - start
+
+    return Engine(prefill, decode)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+def silent(level: int, text: bytes, data: Any) -> None:
+    """llama.cpp tells everything it does; nobody listens. It must outlive the engine."""
+
+
+# ---- in the engine's process ----------------------------------------------------------------
+
+LOAD = {
+    "minigpt": load_minigpt,
+    "transformers": load_transformers,
+    "ctranslate2": load_ctranslate2,
+    "llama.cpp": load_llama_cpp,
+}
+PREPARE = {"ctranslate2": prepare_ctranslate2, "llama.cpp": prepare_llama_cpp}
+loaded: list[Engine] = []  # the one engine of this process
+
+
+def load(engine: str, folder: Path, size: str, dtype: str, threads: int) -> None:
+    """Makes this the process of an engine."""
+    loaded.append(LOAD[engine](folder, size, dtype, threads))
+
+
+def prefill(ids: np.ndarray) -> tuple[float, np.ndarray]:
+    """Engine.prefill of this process' engine."""
+    return loaded[0].prefill(ids)
+
+
+def decode(ids: np.ndarray, count: int) -> float:
+    """Engine.decode of this process' engine."""
+    return loaded[0].decode(ids, count)
+
+
+def peak_rss() -> int | None:
+    """The most memory this process has ever had, in bytes; None where the system does not say."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage's figure on Linux is at least that of the process' parent
+        lines = status.read_text(encoding="utf-8").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return None

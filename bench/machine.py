@@ -1,0 +1,65 @@
+"""What a measurement's figures depend on: the machine, the versions, the day and the commit."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+
+FEATURES = ("avx2", "avx512f", "avx512vnni", "avx512bf16", "amx-bf16", "amx-int8", "neon", "bf16")
+PACKAGES = ("numpy", "numba", "torch", "transformers", "ctranslate2", "llama-cpp-python")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def machine() -> dict[str, Any]:
+    """The description; ready for JSON."""
+    features = llvm.get_host_cpu_features()
+    return {
+        "cpu": cpu_model(),
+        "features": [name for name in FEATURES if features.get(name)],
+        "cores": os.cpu_count(),
+        "memory_bytes": memory_bytes(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := version_of(name))},
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+    }
+
+
+def cpu_model() -> str:
+    """The CPU's name as Linux knows it, elsewhere what Python knows."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def memory_bytes() -> int | None:
+    """The memory built in; None where the system does not say (Windows)."""
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def version_of(package: str) -> str | None:
+    """The installed version, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def commit() -> str:
+    """The commit that is checked out, `-dirty` when files differ from it; empty outside of git."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

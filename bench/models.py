@@ -1,0 +1,320 @@
+"""Whole models against other engines, on the true shapes of Cerebras-GPT with random weights.
+
+    python bench/models.py [--sizes 111M 590M] [--threads 2] [--rounds 5] [--json FILE]
+
+compares minigpt with what is installed of transformers (on PyTorch), CTranslate2 and llama.cpp,
+in float32 and in 16 bits, and says which is missing. Exits 1 when our logits are wrong.
+
+Speed: reading a prompt of 512 tokens up to the logits after its last, and writing 64 tokens
+greedily, one by one, after 1 token and after 1900. Each engine runs in a process of its own that
+sleeps while another is measured. Engines take turns, in another order each round, so that a
+machine that slows down or speeds up does so for all. Reported are medians over the rounds, and
+medians of the ratios within a round, ours ÷ theirs, to minigpt of the same width. Where memory
+does not hold all engines at once, minigpt meets the others in several groups.
+
+Accuracy: the logits after prompts of three lengths, the largest difference to those of
+transformers in float32 in parts of its largest logit.
+
+Memory: the most a process had resident up to then, above the weights.
+
+Limits: `minigpt bench` tells how near decoding is to a plain read of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import engines
+import numpy as np
+from machine import machine, memory_bytes
+from processes import Worker, WorkerError, ask, run, start, stop
+from random_checkpoint import SIZES, VOCAB, shapes_of, write_checkpoint
+
+PROMPT, WRITTEN, DEPTH = 512, 64, 1900
+ACCURACY_PROMPTS = (7, 100, PROMPT)
+TOLERANCE = {"f32": 2e-5, "bf16": 2e-2}
+
+# (engine, dtype), ours first. bfloat16 is what ours and PyTorch's hardware is made for; llama.cpp's
+# usual 16-bit files are float16.
+WIDTHS = {
+    "f32": [
+        ("minigpt", "f32"),
+        ("transformers", "f32"),
+        ("ctranslate2", "f32"),
+        ("llama.cpp", "f32"),
+    ],
+    "bf16": [
+        ("minigpt", "bf16"),
+        ("transformers", "bf16"),
+        ("ctranslate2", "bf16"),
+        ("llama.cpp", "f16"),
+        ("llama.cpp", "bf16"),
+    ],
+}
+
+
+class Task(NamedTuple):
+    """Something to measure.
+
+    depth    the tokens that are read
+    written  the tokens that are written after them, and timed; 0: the reading is timed
+    """
+
+    depth: int
+    written: int
+
+
+TASKS = {
+    "prefill": Task(PROMPT, 0),
+    "decode": Task(1, WRITTEN),
+    "decode_deep": Task(DEPTH, WRITTEN),
+}
+
+
+class Setting(NamedTuple):
+    """What all measurements of one size have in common."""
+
+    folder: Path
+    size: str
+    threads: int
+    rounds: int
+
+
+def random_ids(count: int) -> np.ndarray:
+    """int64 [count], always the same."""
+    return np.random.default_rng(count).integers(VOCAB, size=count)
+
+
+def weights_bytes(size: str, dtype: str) -> int:
+    """The bytes of all weights, all in the same type."""
+    itemsize = 4 if dtype == "f32" else 2
+    return itemsize * sum(int(np.prod(shape)) for shape in shapes_of(size).values())
+
+
+# ---- one engine -----------------------------------------------------------------------------
+
+
+def meet(setting: Setting, engine: str, dtype: str) -> tuple[Worker, dict[str, Any]]:
+    """Starts an engine and warms it up. Returns it, and what it does not take turns for.
+
+    logits          float32 [ACCURACY_PROMPTS, V], after their last token
+    peak_rss_bytes  so far: with the keys and values of a prompt
+    """
+    folder, size, threads, _ = setting
+    worker = start()
+    try:
+        ask(worker, engines.load, engine, folder, size, dtype, threads)
+        prompts = [random_ids(count) for count in ACCURACY_PROMPTS]
+        logits = np.stack([ask(worker, engines.prefill, ids)[1] for ids in prompts])
+        ask(worker, engines.decode, random_ids(1), 4)
+        peak = ask(worker, engines.peak_rss)
+    except WorkerError:
+        stop(worker)
+        raise
+    return worker, {"logits": logits, "peak_rss_bytes": peak}
+
+
+def seconds_for(worker: Worker, task: Task) -> float:
+    """The time one engine takes for a task, once."""
+    ids = random_ids(task.depth)
+    if task.written:
+        return ask(worker, engines.decode, ids, task.written)
+    return ask(worker, engines.prefill, ids)[0]
+
+
+# ---- engines in turns -----------------------------------------------------------------------
+
+
+def groups(rivals: list[Any], bytes_each: int) -> list[list[Any]]:
+    """The rivals in groups that, with one more model, take at most 0.6 of the memory."""
+    room = int(0.6 * (memory_bytes() or 0) / bytes_each) - 1
+    step = max(1, room)
+    return [rivals[first : first + step] for first in range(0, len(rivals), step)]
+
+
+def compare(setting: Setting, width: str, result: dict[str, Any]) -> None:
+    """Measures all engines of one width; adds to result's `engines` and `missing`."""
+    ours, *rivals = WIDTHS[width]
+    for group in groups(rivals, weights_bytes(setting.size, width)):
+        workers: dict[str, Worker] = {}
+        for engine, dtype in [ours, *group]:
+            name = f"{engine} {dtype}"
+            if name in result["missing"]:
+                continue
+            tell(f"{setting.size}: {name}")
+            try:
+                workers[name], facts = meet(setting, engine, dtype)
+            except WorkerError as reason:
+                give_up(name, reason, result)
+                continue
+            facts["weights_bytes"] = weights_bytes(setting.size, dtype)
+            result["engines"].setdefault(name, facts | {"seconds": {}, "ratios": {}})
+        for task in TASKS:
+            tell(f"{setting.size}: {task}, rounds: {setting.rounds}")
+            take_turns(setting, task, workers, result)
+        for worker in workers.values():
+            stop(worker)
+
+
+def take_turns(
+    setting: Setting, task: str, workers: dict[str, Worker], result: dict[str, Any]
+) -> None:
+    """Measures one task; adds to the engines' `seconds` and `ratios`. One that fails is out."""
+    rounds: list[dict[str, float]] = []
+    for turn in range(setting.rounds):
+        order = list(workers)
+        shift = turn % max(1, len(order))
+        times = {}
+        for name in order[shift:] + order[:shift]:
+            try:
+                times[name] = seconds_for(workers[name], TASKS[task])
+            except WorkerError as reason:
+                give_up(name, reason, result)
+                stop(workers.pop(name))
+        rounds.append(times)
+    ours = next((name for name in workers if name.startswith("minigpt")), None)
+    for name in workers:
+        figures = result["engines"][name]
+        figures["seconds"].setdefault(task, []).extend(times[name] for times in rounds)
+        if ours and name != ours:
+            ratios = [times[name] / times[ours] for times in rounds]
+            figures["ratios"][task] = statistics.median(ratios)
+
+
+def give_up(name: str, reason: WorkerError, result: dict[str, Any]) -> None:
+    """Notes, and says, that an engine is not measured."""
+    tell(f"{result['size']}: {name} is left out: {reason}")
+    result["engines"].pop(name, None)
+    result["missing"][name] = str(reason)
+
+
+# ---- one size -------------------------------------------------------------------------------
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """All of one size: see the head of this file. Ready for JSON."""
+    write_checkpoint(setting.size, setting.folder)
+    result: dict[str, Any] = {"size": setting.size, "engines": {}, "missing": {}, "limits": []}
+    prepare(setting, result)
+    # before the others meet: it compiles our kernels, which would count as memory
+    for dtype in WIDTHS:
+        for depth in (0, DEPTH):
+            tell(f"{setting.size}: minigpt bench, {dtype}, depth {depth}")
+            try:
+                result["limits"].append(run(own_bench, setting, dtype, depth))
+            except WorkerError as reason:
+                give_up(f"minigpt bench {dtype}", reason, result)
+    for width in WIDTHS:
+        compare(setting, width, result)
+    add_errors(result["engines"])
+    return result
+
+
+def prepare(setting: Setting, result: dict[str, Any]) -> None:
+    """Writes the files that engines need beside the checkpoint; notes in `missing` who cannot."""
+    for engine, dtype in (pair for pairs in WIDTHS.values() for pair in pairs):
+        if engine not in engines.PREPARE:
+            continue
+        tell(f"{setting.size}: files for {engine} {dtype}")
+        try:
+            run(engines.PREPARE[engine], setting.folder, setting.size, dtype)
+        except WorkerError as reason:
+            give_up(f"{engine} {dtype}", reason, result)
+
+
+def own_bench(setting: Setting, dtype: str, depth: int) -> dict[str, Any]:
+    """`minigpt bench --json`, in this process."""
+    from minigpt.bench import measure
+
+    folder, size, threads, rounds = setting
+    found = measure(folder, PROMPT, WRITTEN, depth=depth, reps=rounds, dtype=dtype, threads=threads)
+    return asdict(found) | {"model": size}
+
+
+def add_errors(found: dict[str, Any]) -> None:
+    """Puts `logits_error` in the place of each engine's logits, where there is a reference."""
+    expected = found.get("transformers f32", {}).get("logits")
+    for figures in found.values():
+        logits = figures.pop("logits")
+        if expected is not None:
+            error = abs(logits - expected).max() / abs(expected).max()
+            figures["logits_error"] = float(error)
+
+
+def wrong(results: list[dict[str, Any]]) -> list[str]:
+    """What is wrong with our logits, a line for each."""
+    lines = []
+    for result in results:
+        for dtype, tolerance in TOLERANCE.items():
+            error = result["engines"].get(f"minigpt {dtype}", {}).get("logits_error", 0.0)
+            if not error <= tolerance:
+                lines.append(
+                    f"{result['size']} {dtype}: logits differ by {error:.1e} of their scale; "
+                    f"at most {tolerance:.0e} is right"
+                )
+    return lines
+
+
+# ---- what is said ---------------------------------------------------------------------------
+
+
+def tell(line: str) -> None:
+    """A line of progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def rate(figures: dict[str, Any], task: str) -> float:
+    """Tokens per second, the median."""
+    depth, written = TASKS[task]
+    return (written or depth) / statistics.median(figures["seconds"][task])
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    """The results as text: tokens per second, and how many times ours are theirs."""
+    for result in results:
+        print(f"\n{result['size']:20}" + "".join(f"{task:>20}" for task in TASKS))
+        for name, figures in result["engines"].items():
+            cells = ""
+            for task in TASKS:
+                ratio = figures["ratios"].get(task)
+                cells += f"{rate(figures, task):12.1f}" + (f" ({ratio:.2f})" if ratio else " " * 7)
+            print(f"{name:20}{cells}")
+        for limit in result["limits"]:
+            print(
+                f"decode {limit['dtype']} at depth {limit['depth']}: "
+                f"{limit['bandwidth_fraction']:.2f} of a plain read of memory"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="minigpt against other engines")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["111M", "590M"])
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=5, help="of turns (default 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, for page.py")
+    options = parser.parse_args()
+    results: list[dict[str, Any]] = []
+    report = {"machine": machine(), "threads": options.threads, "results": results}
+    for size in options.sizes:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            setting = Setting(Path(folder), size, options.threads, options.rounds)
+            results.append(measure(setting))
+        if options.json:  # after each size: what is measured is not lost with the next
+            options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    show(results)
+    problems = wrong(results)
+    for problem in problems:
+        tell(problem)
+    sys.exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Writes the measured part of docs/benchmarks.md, and its charts, from bench/results/*.json.
+
+    python bench/page.py
+
+Each file there is what bench/all.py found on one machine. What stands outside the two markers of
+the page is written by hand and stays as it is. Needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from machine import ROOT
+from models import DEPTH, PROMPT, rate
+
+mpl.use("svg")
+import matplotlib.pyplot as plt
+
+RESULTS = ROOT / "bench" / "results"
+DOCS = ROOT / "docs"
+BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
+HEADS = {
+    "prefill": f"reading {PROMPT}",
+    "decode": "writing",
+    "decode_deep": f"writing after {DEPTH}",
+}
+BLUE, GREY, INK = "#2563a8", "#a9b1bb", "#333333"
+CHARTED = {"prefill": f"reading a prompt of {PROMPT} tokens", "decode": "writing, one sequence"}
+
+Report = dict[str, Any]  # a file of bench/results
+Result = dict[str, Any]  # one size of it
+
+
+# ---- tables ---------------------------------------------------------------------------------
+
+
+def table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
+    """Markdown; the first `left` columns are texts, the others numbers."""
+    rule = ["---"] * left + ["---:"] * (len(head) - left)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows]) + "\n"
+
+
+def machine_table(report: Report) -> str:
+    """What was measured on."""
+    machine = report["machine"]
+    memory = machine["memory_bytes"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    rows = [
+        ["processor", f"{machine['cpu']}, {machine['cores']} cores"],
+        ["instructions", ", ".join(machine["features"])],
+        ["memory", f"{memory / 2**30:.0f} GiB" if memory else "not known"],
+        ["system", f"{machine['system']}, Python {machine['python']}"],
+        ["packages", packages],
+        ["minigpt", f"commit {machine['commit']}, {machine['date']}"],
+        ["threads", str(report["threads"])],
+    ]
+    return table(["", ""], rows, left=2)
+
+
+def speed_table(result: Result) -> str:
+    """Tokens per second, and how many times ours are theirs."""
+    head = ["tokens per second", *HEADS.values()]
+    rows = [
+        [label(name), *(speed_cell(figures, task) for task in HEADS)]
+        for name, figures in result["engines"].items()
+    ]
+    return table(head, rows)
+
+
+def label(name: str) -> str:
+    """An engine's name in a table: ours stands out."""
+    return f"**{name}**" if name.startswith("minigpt") else name
+
+
+def speed_cell(figures: dict[str, Any], task: str) -> str:
+    """`46.3 (1.76)`; no ratio for ours."""
+    ratio = figures["ratios"].get(task)
+    return number(rate(figures, task)) + (f" ({ratio:.2f})" if ratio else "")
+
+
+def number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def accuracy_table(results: list[Result]) -> str:
+    """How far the logits are from transformers', and the memory above the weights."""
+    rows = []
+    for result in results:
+        for name, figures in result["engines"].items():
+            error, peak = figures.get("logits_error"), figures["peak_rss_bytes"]
+            above = peak - figures["weights_bytes"] if peak else None
+            rows.append(
+                [
+                    result["size"],
+                    label(name),
+                    "" if error is None else f"{error:.1e}",
+                    f"{figures['weights_bytes'] / 1e6:,.0f}",
+                    "" if above is None else f"{above / 1e6:,.0f}",
+                ]
+            )
+    return table(["", "", "logits differ by", "weights, MB", "peak above, MB"], rows, left=2)
+
+
+def limits_table(results: list[Result]) -> str:
+    """Decoding against a plain read of memory."""
+    head = ["", "", "depth", "tokens/s", "MB per token", "plain read, GB/s", "fraction of it"]
+    rows = [
+        [
+            result["size"],
+            limit["dtype"],
+            str(limit["depth"]),
+            number(limit["decode_tokens_per_s"]),
+            number(limit["bytes_per_token"] / 1e6),
+            number(limit["stream_bytes_per_s"] / 1e9),
+            f"{limit['bandwidth_fraction']:.2f}",
+        ]
+        for result in results
+        for limit in result["limits"]
+    ]
+    return table(head, rows, left=2)
+
+
+def missing_line(results: list[Result]) -> str:
+    """What could not be measured, and why."""
+    reasons = {(name, why) for result in results for name, why in result["missing"].items()}
+    if not reasons:
+        return ""
+    return "Not measured: " + "; ".join(f"{name} ({why})" for name, why in sorted(reasons)) + ".\n"
+
+
+# ---- the chart ------------------------------------------------------------------------------
+
+
+def chart(results: list[Result], path: Path) -> None:
+    """Bars of tokens per second: a row for each size, columns for reading and writing."""
+    style = {
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica"],
+        "font.size": 9,
+        "svg.fonttype": "none",  # letters stay letters
+        "svg.hashsalt": "minigpt",  # the same figures give the same file
+        "text.color": INK,
+        "ytick.color": INK,
+    }
+    bars = max(len(result["engines"]) for result in results)
+    with mpl.rc_context(style):
+        figure, grid = plt.subplots(
+            len(results),
+            len(CHARTED),
+            figsize=(9, (0.22 * bars + 0.7) * len(results)),
+            squeeze=False,
+            layout="constrained",
+        )
+        figure.get_layout_engine().set(h_pad=0.12)
+        for axes, result in zip(grid, results, strict=True):
+            for axis, (task, words) in zip(axes, CHARTED.items(), strict=True):
+                draw(axis, result, task)
+                axis.set_title(f"{result['size']}: {words}, tokens/s", loc="left", fontsize=9)
+        figure.savefig(path, metadata={"Date": None}, facecolor="white")
+        plt.close(figure)
+
+
+def draw(axis: plt.Axes, result: Result, task: str) -> None:
+    """One panel: a bar for each engine, a gap between float32 and 16 bits."""
+    names = list(result["engines"])
+    places = [i + 0.6 * (not name.endswith("f32")) for i, name in enumerate(names)]
+    speeds = [rate(result["engines"][name], task) for name in names]
+    colours = [BLUE if name.startswith("minigpt") else GREY for name in names]
+    bars = axis.barh(places, speeds, color=colours, height=0.75)
+    axis.bar_label(bars, [number(speed) for speed in speeds], padding=3, fontsize=8)
+    axis.set_yticks(places, names)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.15 * max(speeds))
+    axis.set_xticks([])
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+
+
+# ---- the page -------------------------------------------------------------------------------
+
+
+def section(report: Report, name: str) -> str:
+    """All that was measured on one machine, the chart's file written on the way."""
+    results = report["results"]
+    sizes = ", ".join(result["size"] for result in results)
+    image = f"benchmarks-{name}.svg"
+    chart(results, DOCS / image)
+    parts = [
+        f"## {report['machine']['cpu']}\n",
+        machine_table(report),
+        f"![Tokens per second of each engine on {sizes}]({image})\n",
+        *(f"### {result['size']}\n\n{speed_table(result)}" for result in results),
+        f"### Accuracy and memory\n\n{accuracy_table(results)}",
+        f"### Against the limit of memory\n\n{limits_table(results)}",
+        missing_line(results),
+    ]
+    if report.get("kernels"):
+        parts.append(f"### Kernels\n\n```\n{report['kernels'].rstrip()}\n```\n")
+    return "\n".join(part for part in parts if part)
+
+
+def main() -> None:
+    files = sorted(RESULTS.glob("*.json"))
+    if not files:
+        raise SystemExit(f"{RESULTS}: no results; bench/all.py measures them")
+    sections = [section(json.loads(file.read_text(encoding="utf-8")), file.stem) for file in files]
+    page = DOCS / "benchmarks.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    text = f"{before}{BEGIN}\n\n" + "\n".join(sections) + f"\n{END}{after}"
+    page.write_text(text, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main()
