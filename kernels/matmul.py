@@ -92,14 +92,13 @@ def _chunk(M):
 @jit
 def _finish(sums, y, ldy, m, n, bias, rows, N, mode, activation, scale):
     """From a task's sums to its part of y, in one pass."""
-    for c in range(0, min(GROUP, N - n), LANES):
-        lanes = min(LANES, N - n - c)
-        shift = splat(np.float32(0))
-        if bias.size:
-            shift = load_first(bias, n + c, lanes)
-        for row in range(rows):
+    for row in range(rows):
+        for c in range(0, min(GROUP, N - n), LANES):
+            lanes = min(LANES, N - n - c)
             place = (m + row) * ldy + n + c
-            value = load(sums, row * GROUP + c) * splat(scale) + shift
+            value = load(sums, row * GROUP + c) * splat(scale)
+            if bias.size:
+                value = value + load_first(bias, n + c, lanes)
             if mode == ADD:
                 value = value + load_first(y, place, lanes)
             if activation != NO_ACTIVATION:

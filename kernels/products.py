@@ -36,15 +36,17 @@ from .simd import (
     amx_add_products_32,
     amx_begin,
     amx_end,
-    prefetch,
     sum_of_products,
 )
 
-_full = sum_of_products(TILE_ROWS, TILE_VECTORS)
-_four = sum_of_products(4, TILE_VECTORS)
-_two = sum_of_products(2, TILE_VECTORS)
-_one = sum_of_products(1, TILE_VECTORS)
-_one_wide = sum_of_products(1, 4)  # a single row waits for memory: four panels at a time
+# Few rows wait for memory: a single one takes four panels at a time, more ask for what comes
+# next of b. Many wait for arithmetic: from more than _FEW rows on, the largest tile is the best.
+_FEW = 16
+_full = sum_of_products(TILE_ROWS, TILE_VECTORS, ahead=False)
+_four = sum_of_products(4, TILE_VECTORS, ahead=True)
+_two = sum_of_products(2, TILE_VECTORS, ahead=True)
+_one = sum_of_products(1, TILE_VECTORS, ahead=True)
+_one_wide = sum_of_products(1, 4, ahead=False)
 
 
 @jit
@@ -62,16 +64,9 @@ def _add_products(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K):
 
 @jit
 def _add_in_tiles(c, ic, ldc, a, ia, lda, b, ib, panel, rows, K):
-    """All rows with one tile's panels: the largest tiles first, then what is left.
-
-    Each tile asks for its share of what comes next of b, which lies one tile's panels further on.
-    """
+    """All rows with one tile's panels: the largest tiles first, then what is left."""
     row = 0
-    share = (K * LANES * TILE_ROWS // rows + LANES - 1) // LANES * LANES
-    while row + TILE_ROWS <= rows:
-        for i in range(0, TILE_VECTORS * share, LANES):
-            v, line = i // share, row // TILE_ROWS * share + i % share
-            prefetch(b, ib + (TILE_VECTORS + v) * panel + line)
+    while row + TILE_ROWS <= rows and rows > _FEW:
         _full(c, ic + row * ldc, ldc, a, ia + row * lda, lda, b, ib, panel, K)
         row += TILE_ROWS
     while row + 4 <= rows:

@@ -544,7 +544,7 @@ def load_strided(array, index, stride):
 
 @intrinsic
 def prefetch(typingctx, array, index):
-    """Ask for the cache line of element `index`, which may lie outside: nothing is read."""
+    """Ask for the cache line of element `index`, to L2; it may lie outside: nothing is read."""
 
     def codegen(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -553,6 +553,14 @@ def prefetch(typingctx, array, index):
         _call(builder, "llvm.prefetch.p0", ir.VoidType(), address, read, keep, is_data)
 
     return types.void(array, types.intp), codegen
+
+
+@inline
+def _prefetch_two(b, index):
+    """Ask for rows k and k + 1 of a panel."""
+    prefetch(b, index)
+    if b.itemsize == 4:
+        prefetch(b, index + LANES)
 
 
 # ---- what threads share ---------------------------------------------------------------------
@@ -678,6 +686,15 @@ def _add_row(context: Any, builder: Any, tile: Any, kinds: Any, values: Any, odd
     return acc
 
 
+def _read_again(builder: Any) -> None:
+    """No instruction, but LLVM keeps nothing in registers over it that it can read again.
+
+    Else it would keep the pairs of an even row for the odd one, and write sums to memory instead.
+    """
+    nothing = ir.FunctionType(ir.VoidType(), [])
+    builder.asm(nothing, "", "~{memory}", [], side_effect=True)
+
+
 class _BFloat(ir.Type):
     """LLVM's bfloat, which llvmlite has no name for."""
 
@@ -720,6 +737,8 @@ def _tile_two(typingctx, tile, a, ia, lda, b, ib, panel):
             return _add_pairs(context, builder, tile, signature.args, arguments)
         _, *places = arguments
         acc = _add_row(context, builder, tile, signature.args, arguments, 0)
+        if b.dtype == types.uint16:
+            _read_again(builder)
         return _add_row(context, builder, tile, signature.args, [acc, *places], 1)
 
     n = types.intp
@@ -751,10 +770,11 @@ def _tile_add_to(typingctx, tile, c, ic, ldc):
     return types.void(tile, c, types.intp, types.intp), codegen
 
 
-def sum_of_products(rows: int, vectors: int) -> Any:
+def sum_of_products(rows: int, vectors: int, ahead: bool) -> Any:
     """c[r, v] += Σ_k a[r, k] · b[k, v]: a function for tiles of rows × (16 · vectors) elements.
 
-    Each sum is one chain of multiply-adds in the order of k, begun with 0.
+    Each sum is one chain of multiply-adds in the order of k, begun with 0. With `ahead`, the
+    same rows of the panels that follow are asked for meanwhile.
     """
 
     @jit
@@ -769,6 +789,9 @@ def sum_of_products(rows: int, vectors: int) -> Any:
         _check(c, ic, ic + (rows - 1) * ldc + vectors * LANES - 1)
         acc = tile_zeros(rows, vectors)
         for k in range(0, K - 1, 2):
+            if ahead:
+                for v in range(vectors, 2 * vectors):
+                    _prefetch_two(b, ib + v * panel + k * LANES)
             acc = _tile_two(acc, a, ia + k, lda, b, ib + k * LANES, panel)
         if K % 2:
             acc = _tile_one(acc, a, ia + K - 1, lda, b, ib + (K - 1) * LANES, panel)
