@@ -13,7 +13,7 @@ import numpy as np
 from .checkpoint import Checkpoint
 from .config import GPTConfig
 from .errors import InputError, shown
-from .kernels.layout import padded, panels_size
+from .kernels.layout import GROUP, PAD, padded, panels_size
 from .kernels.packing import pack
 from .kernels.team import Team
 from .weights import (
@@ -32,7 +32,7 @@ _PIECE_BYTES = 32 << 20
 _NUMPY = {"f32": np.float32, "bf16": np.uint16}
 
 # (panels, piece, first k, first n, K, N, depth, stride of k, stride of n): see kernels/packing.py
-_Pack = Callable[..., None]
+_PackPiece = Callable[..., None]
 
 
 def load_weights(
@@ -61,32 +61,61 @@ def load_weights(
     def pack_piece(*arguments: object) -> None:
         team.run(pack, scratch, *arguments)
 
+    sizes = {name: _product(name, shape) for name, shape in shapes.items()}
+    sizes = {name: size for name, size in sizes.items() if size}
+    panels = _room(sizes, dtype)
     tensors = {}
     for name, shape in shapes.items():
-        if in_panels(name, shape):
-            tensors[name] = _packed(
-                checkpoint, stored[name], is_transposed(name), dtype, pack_piece
-            )
+        if name in panels:
+            tensors[name] = panels[name]
+            _pack(checkpoint, stored[name], panels[name], is_transposed(name), pack_piece)
         else:
             tensors[name] = _plain(checkpoint, stored[name], dtype if len(shape) == 2 else "f32")
     return Weights(tensors, shapes, dtype, prefix)
 
 
-def _packed(
-    checkpoint: Checkpoint, name: str, transposed: bool, dtype: str, pack_piece: _Pack
-) -> np.ndarray:
-    """A matrix as panels; one that is stored `transposed` becomes the panels of its transpose."""
+def _room(sizes: dict[str, tuple[int, int]], dtype: str) -> dict[str, np.ndarray]:
+    """Room for the panels of matrices [K, N], aligned to cache lines; what is padding is zero.
+
+    One piece of memory, so that the system can give it in its largest pages: half of the time of
+    loading would be faults of small ones, and products would look up their addresses.
+    """
+    kind = np.dtype(_NUMPY[dtype])
+    line = 64 // kind.itemsize
+    starts, end = {}, line
+    for name, (K, N) in sizes.items():
+        starts[name], end = end, end + padded(panels_size(K, N), line)
+    memory = np.empty(end, kind)
+    offset = -memory.ctypes.data % 64 // kind.itemsize
+    room = {}
+    for name, (K, N) in sizes.items():
+        first = starts[name] - line + offset
+        room[name] = memory[first : first + panels_size(K, N)]
+        padding = 0 if K % PAD else N // GROUP * GROUP * K
+        room[name][padding:] = 0
+    return room
+
+
+def _product(name: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """[K, N] of a tensor that is multiplied with; None of others."""
+    if not in_panels(name, shape):
+        return None
+    rows, columns = shape
+    return (columns, rows) if is_transposed(name) else (rows, columns)
+
+
+def _pack(
+    checkpoint: Checkpoint, name: str, panels: np.ndarray, transposed: bool, pack_piece: _PackPiece
+) -> None:
+    """A matrix into its panels; one that is stored `transposed` into those of its transpose."""
     rows, columns = checkpoint.tensors[name].shape
-    K, N = (columns, rows) if transposed else (rows, columns)
-    panels = np.zeros(panels_size(K, N), _NUMPY[dtype])
     for first, piece in _pieces(checkpoint, name):
         flat = piece.reshape(-1)
         if transposed:
-            pack_piece(panels, flat, 0, first, K, len(piece), padded(K), 1, columns)
+            pack_piece(panels, flat, 0, first, columns, len(piece), padded(columns), 1, columns)
         else:
-            pack_piece(panels, flat, first, 0, len(piece), N, padded(K), columns, 1)
+            pack_piece(panels, flat, first, 0, len(piece), columns, padded(rows), columns, 1)
         checkpoint.release()
-    return panels
 
 
 def _plain(checkpoint: Checkpoint, name: str, dtype: str) -> np.ndarray:
