@@ -11,9 +11,13 @@ work is cut into tasks, whoever is free claims the next one, and all meet at a b
     barrier(team)
 
 Who computes a task never changes what is computed, so results do not depend on the number of
-threads; and a thread that another process slows down simply claims fewer tasks. At a barrier a
-thread spins for some microseconds, then yields, then sleeps: an idle or waiting team costs other
-programs nothing.
+threads; and a thread that another process slows down simply claims fewer tasks.
+
+At a barrier a thread spins, then sleeps and looks again. Where the processors are the team's own,
+spinning is right: the others are only microseconds behind. Where they are shared it is wrong: a
+thread that spins uses up the time it is given, and is kept waiting for more when it has something
+to do. So the team's patience is a number that it learns: a wait so long that somebody must have
+been interrupted ends it at once, and every short one gives a little of it back.
 """
 
 from __future__ import annotations
@@ -33,20 +37,20 @@ from .jit import inline, jit
 from .simd import atomic_add, atomic_load, atomic_store, pause
 
 # Places in Member.sync, each in a cache line of its own.
-_ARRIVED, _ROUND, _NEXT, _ABORT, _SYNC_SIZE = 0, 8, 16, 24, 32
+_ARRIVED, _ROUND, _NEXT, _ABORT, _PATIENCE, _SYNC_SIZE = 0, 8, 16, 24, 32, 40
 
-_SPINS = 4_000  # about 40 µs: longer than the tail of a well shared phase
-_YIELDS = 200
+# Patience is how often a thread looks before it sleeps: at most some 40 µs long, which is more
+# than the tail of a well shared phase.
+_MOST, _LEAST = 4_000, 50
+_LONG = 2  # naps after which a wait was an interruption
 
 # The same symbols that C would link; found in the running process.
 if sys.platform == "win32":
-    _yield_processor = types.ExternalFunction("SwitchToThread", types.int32())
     _sleep = types.ExternalFunction("Sleep", types.void(types.uint32))
-    _NAP = 1  # milliseconds
+    _NAP = 0  # milliseconds: let another thread run, if one wants to
 else:
-    _yield_processor = types.ExternalFunction("sched_yield", types.int32())
     _sleep = types.ExternalFunction("usleep", types.int32(types.uint32))
-    _NAP = 50  # microseconds
+    _NAP = 5  # microseconds, to which the system adds some
 
 
 class Member(NamedTuple):
@@ -54,7 +58,7 @@ class Member(NamedTuple):
 
     rank     0 … size − 1
     size     the number of threads
-    sync     int64 [32], shared: the barrier and the task counter
+    sync     int64 [40], shared: the barrier and the task counter
     scratch  float32 [n], this thread's own working memory
     """
 
@@ -80,15 +84,18 @@ def barrier(team):
         atomic_store(sync, _NEXT, 0)
         atomic_store(sync, _ROUND, this_round + 1)
         return
+    patience = atomic_load(sync, _PATIENCE)
     waits = 0
     while atomic_load(sync, _ROUND) == this_round and atomic_load(sync, _ABORT) == 0:
         waits += 1
-        if waits < _SPINS:
+        if waits < patience:
             pause()
-        elif waits < _SPINS + _YIELDS:
-            _yield_processor()
         else:
             _sleep(_NAP)
+    if waits > patience + _LONG:
+        atomic_store(sync, _PATIENCE, _LEAST)
+    elif patience < _MOST:
+        atomic_store(sync, _PATIENCE, patience + 1)
 
 
 class Team:
@@ -121,6 +128,7 @@ class Team:
 
     def _hire(self) -> None:
         self._sync = np.zeros(_SYNC_SIZE, np.int64)
+        self._sync[_PATIENCE] = _MOST
         self._done: SimpleQueue[BaseException | None] = SimpleQueue()
         self._jobs[:] = [SimpleQueue() for _ in range(self.size - 1)]
         self._threads = []
@@ -151,7 +159,7 @@ class Team:
             if not self._whole:
                 self._dismiss()
                 self._hire()
-            self._sync[:] = 0
+            self._sync[:_PATIENCE] = 0
             members = [
                 Member(rank, self.size, self._sync, scratch[rank]) for rank in range(self.size)
             ]
