@@ -1,10 +1,11 @@
-"""The matmul kernels against their limits: NumPy's OpenBLAS, and a plain read of memory.
+"""Each kernel against its limit and against NumPy and PyTorch, in one run.
 
-    python bench/kernels.py [--threads 2] [--pairs 9]
+    python bench/kernels.py [--threads 2] [--pairs 7]
 
-needs minigpt and, to give NumPy the same number of threads, threadpoolctl. Ours and theirs take
-turns and the medians, and the median of the ratios of the pairs, are printed. Between the two the
-program sleeps: OpenBLAS' threads spin for a while after their work, and would be in our way.
+needs minigpt and, to give NumPy the same number of threads, threadpoolctl; with torch installed
+it is compared, too. Ours and theirs take turns; the medians, and the median of the ratios of the
+pairs, are printed, a ratio above 1 being in our favour. Between the two the program sleeps: the
+others' threads spin for a while after their work, and would be in our way.
 """
 
 from __future__ import annotations
@@ -14,73 +15,89 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from minigpt.kernels.jit import entry
-from minigpt.kernels.matmul import (
-    MATMUL_SCRATCH,
-    NO_ACTIVATION,
-    SET,
-    matmul_forward,
-    matmul_transposed_forward,
+from minigpt.kernels.attention import (
+    QUERIES,
+    attention_forward,
+    attention_scratch,
+    cache_write,
+    partials_size,
 )
-from minigpt.kernels.simd import load, splat, vsum
-from minigpt.kernels.team import Team, barrier, claim
+from minigpt.kernels.jit import entry
+from minigpt.kernels.layernorm import layernorm_forward
+from minigpt.kernels.layout import KEYS, LANES, padded, panels_size, row_stride
+from minigpt.kernels.matmul import MATMUL_SCRATCH, NO_ACTIVATION, SET, matmul_forward
+from minigpt.kernels.reading import CHUNK, read_forward
+from minigpt.kernels.reference import bfloat16, panels
+from minigpt.kernels.simd import BF16_PRODUCTS
+from minigpt.kernels.team import Team
 
-PAUSE = 0.1
-Calls = tuple[Callable[[], Any], Callable[[], Any]]  # ours, theirs
-# (rows, K, N) of Cerebras-GPT's layers: c_attn, c_proj, c_fc and c_proj of the MLP, and some rows
+PAUSE = 0.2
+Call = Callable[[], Any]
+# (rows, K, N): the layers of 111M, 590M and 1.3B, and the head of 111M
 SHAPES = [
-    (512, 768, 3072),
+    (64, 768, 3072),
     (512, 768, 2304),
     (512, 768, 768),
+    (512, 768, 3072),
     (512, 3072, 768),
-    (64, 768, 3072),
     (2048, 768, 3072),
-    (512, 1088, 4352),
+    (512, 1536, 6144),
+    (64, 2048, 8192),
     (512, 2048, 8192),
+    (512, 8192, 2048),
+    (512, 768, 50257),
 ]
-HEADS = [(512, 768, 50257), (64, 768, 50257)]
-READ_BYTES = 1 << 28
-READ_BLOCK = 1 << 15
+ROWS_OF_WEIGHTS = [(768, 768), (768, 3072), (3072, 768), (2048, 8192)]
+MEMORY_BYTES = 1 << 28
+TYPES = {"f32": np.float32, "bf16": np.uint16}
+ONE = np.float32(1)
 
 
 @entry
-def matmul(team, y, x, w, bias, M, K, N):
-    matmul_forward(team, y, x, w, bias, M, K, N, SET, NO_ACTIVATION)
+def matmul(team, y, ldy, x, ldx, w, bias, M, K, N):
+    matmul_forward(team, y, ldy, x, ldx, w, bias, M, K, N, SET, NO_ACTIVATION, ONE)
 
 
 @entry
-def transposed(team, y, x, w, M, K, N):
-    matmul_transposed_forward(team, y, x, w, M, K, N, np.float32(1))
-
-
-@entry
-def matmul_each(team, y, x, memory, bias, K, N):
+def matmul_each(team, y, x, ldx, memory, bias, K, N, size):
     """One row times each of the matrices that lie in memory one behind the other."""
-    for i in range(memory.size // (K * N)):
-        w = memory[i * K * N : (i + 1) * K * N]
-        matmul_forward(team, y, x, w, bias, 1, K, N, SET, NO_ACTIVATION)
+    for i in range(memory.size // size):
+        w = memory[i * size : (i + 1) * size]
+        matmul_forward(team, y, N, x, ldx, w, bias, 1, K, N, SET, NO_ACTIVATION, ONE)
 
 
 @entry
-def read(team, x, sums):
-    """Every element of x, and nothing else: the most that any kernel can read."""
-    block = claim(team)
-    while block < sums.size:
-        a = b = c = d = splat(np.float32(0))
-        for i in range(block * READ_BLOCK, (block + 1) * READ_BLOCK, 64):
-            a, b = a + load(x, i), b + load(x, i + 16)
-            c, d = c + load(x, i + 32), d + load(x, i + 48)
-        sums[block] = vsum(a + b + c + d)
-        block = claim(team)
-    barrier(team)
+def read(team, sums, memory):
+    read_forward(team, sums, memory, 1)
 
 
-def seconds(call: Callable[[], Any], repetitions: int = 1) -> float:
+@entry
+def normalise(team, y, x, ld, weight, bias, M, C):
+    layernorm_forward(team, y, x, ld, weight, bias, M, C, np.float32(1e-5))
+
+
+@entry
+def write_cache(team, cache, qkv, ldq, slots, positions, M, capacity, NH, HS):
+    keys, values = cache
+    cache_write(team, keys, values, qkv, ldq, slots, positions, M, 0, 1, capacity, NH, HS)
+
+
+@entry
+def attend(team, out, ldo, qkv, ldq, cache, partials, blocks, M, capacity, NH, HS, scale):
+    keys, values = cache
+    attention_forward(
+        team, out, ldo, qkv, ldq, keys, values, partials, blocks, blocks.size // 4, M,
+        0, 1, capacity, NH, HS, scale,
+    )  # fmt: skip
+
+
+def seconds(call: Call, repetitions: int = 1) -> float:
     """The time of one call, the shortest of a few."""
     time.sleep(PAUSE)
     times = []
@@ -91,21 +108,31 @@ def seconds(call: Callable[[], Any], repetitions: int = 1) -> float:
     return min(times)
 
 
-def pairs(ours: Callable[[], Any], theirs: Callable[[], Any], count: int) -> list[tuple]:
+def pairs(ours: Call, theirs: Call, count: int) -> list[tuple[float, float]]:
     """(our seconds, their seconds), in turns."""
     seconds(ours), seconds(theirs)
     return [(seconds(ours, 3), seconds(theirs, 3)) for _ in range(count)]
 
 
+def line(what: str, work: float, times: list[tuple[float, float]], limit: float = 0) -> None:
+    """One line of a table: `work` per second of both, in billions; theirs does `limit` work."""
+    ours, theirs = (statistics.median(t) for t in zip(*times, strict=True))
+    limit = limit or work
+    ratio = statistics.median((work / a) / (limit / b) for a, b in times)
+    print(f"{what:<28}{work / ours / 1e9:>8.1f}{limit / theirs / 1e9:>9.1f}{ratio:>8.2f}")
+
+
 class Bench:
     """A team, its working memory, and random numbers to work on."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, count: int) -> None:
+        self.count = count
         self.team = Team(threads)
-        self.scratch = np.zeros((threads, MATMUL_SCRATCH), np.float32)
+        size = max(MATMUL_SCRATCH, attention_scratch(128))
+        self.scratch = np.zeros((threads, size), np.float32)
         self.rng = np.random.default_rng(0)
-        self.memory = self.random(READ_BYTES // 4)
-        self.sums = np.zeros(self.memory.size // READ_BLOCK, np.float32)
+        self.memory = np.ones(MEMORY_BYTES // 4, np.float32)
+        self.sums = np.zeros(MEMORY_BYTES // 4 // CHUNK, np.float32)
 
     def random(self, *shape: int) -> np.ndarray:
         return self.rng.standard_normal(shape, np.float32)
@@ -113,73 +140,128 @@ class Bench:
     def run(self, kernel: Any, *arguments: Any) -> None:
         self.team.run(kernel, self.scratch, *arguments)
 
-    def read_all(self) -> None:
-        self.run(read, self.memory, self.sums)
+    def compare(self, what: str, work: float, ours: Call, theirs: Call, limit: float = 0) -> None:
+        line(what, work, pairs(ours, theirs, self.count), limit)
 
-    def many_rows(self, M: int, K: int, N: int) -> tuple[Calls, str]:
-        """y = x · w, and NumPy's."""
-        x, w, bias, y = self.random(M, K), self.random(K, N), self.random(N), self.random(M, N)
-        flat = y.reshape(-1), x.reshape(-1), w.reshape(-1)
-        ours = partial(self.run, matmul, *flat, bias, M, K, N)
-        return (ours, partial(np.matmul, x, w, out=y)), ""
-
-    def many_rows_transposed(self, M: int, K: int, N: int) -> tuple[Calls, str]:
-        """y = x · wᵀ, and NumPy's."""
-        x, w, y = self.random(M, K), self.random(N, K), self.random(M, N)
-        flat = y.reshape(-1), x.reshape(-1), w.reshape(-1)
-        ours = partial(self.run, transposed, *flat, M, K, N)
-        return (ours, partial(np.matmul, x, w.T, out=y)), "  (transposed)"
-
-    def one_row(self, K: int, N: int) -> Callable[[], None]:
-        """One row times every matrix that fits in the memory."""
-        x, bias, y = self.random(K), self.random(N), self.random(N)
-        return partial(self.run, matmul_each, y, x, self.memory, bias, K, N)
-
-    def one_row_transposed(self, K: int, N: int) -> Callable[[], None]:
-        """One row times the transposed matrix at the memory's begin."""
-        x, y = self.random(K), self.random(N)
-        return partial(self.run, transposed, y, x, self.memory[: K * N], 1, K, N)
+    def matmul(self, x: np.ndarray, w: np.ndarray, dtype: str) -> Call:
+        """y = x · w by our kernel, with activations held as the model holds them."""
+        (M, K), N = x.shape, w.shape[1]
+        rows = np.zeros((padded(M, LANES), row_stride(K)), np.float32)
+        rows[:M, :K] = x
+        narrow = dtype == "bf16" and BF16_PRODUCTS
+        left = bfloat16(rows).ravel() if narrow else rows.ravel()
+        y = np.empty(M * N, np.float32)
+        right = panels(w, TYPES[dtype])
+        nothing = np.empty(0, np.float32)
+        return partial(
+            self.run, matmul, y, N, left, row_stride(K), right, nothing, M, K, N
+        )  # fmt: skip
 
 
-def arithmetic(bench: Bench, count: int) -> None:
-    """The table of many rows: GFLOP/s."""
+def products(bench: Bench, torch: Any) -> None:
+    """Many rows: GFLOP/s."""
     blas = next(info for info in threadpool_info() if info["user_api"] == "blas")
-    print(f"NumPy {np.__version__}, {blas['internal_api']} for {blas.get('architecture')}")
-    print(f"{'M':>6}{'K':>6}{'N':>7}{'ours':>8}{'NumPy':>8}  GFLOP/s, ratio")
-    cases = [(bench.many_rows, shape) for shape in SHAPES]
-    for make, (M, K, N) in cases + [(bench.many_rows_transposed, shape) for shape in HEADS]:
-        calls, kind = make(M, K, N)
-        times = pairs(*calls, count)
-        ours, theirs = (2e-9 * M * K * N / statistics.median(t) for t in zip(*times, strict=True))
-        ratio = statistics.median(b / a for a, b in times)
-        print(f"{M:>6}{K:>6}{N:>7}{ours:>8.0f}{theirs:>8.0f}  {ratio:.2f}{kind}")
+    library = f"{blas['internal_api']} for {blas.get('architecture')}"
+    print(f"x · w in f32; NumPy {np.__version__}, {library}")
+    print(f"{'M, K, N':<28}{'ours':>8}{'NumPy':>9}{'ratio':>8}   GFLOP/s")
+    for M, K, N in SHAPES:
+        x, w, y = bench.random(M, K), bench.random(K, N), np.empty((M, N), np.float32)
+        ours, theirs = bench.matmul(x, w, "f32"), partial(np.matmul, x, w, out=y)
+        bench.compare(f"{M}, {K}, {N}", 2 * M * K * N, ours, theirs)
+    if torch is None:
+        return
+    print(f"\nx · w in bf16; torch {torch.__version__}")
+    print(f"{'M, K, N':<28}{'ours':>8}{'torch':>9}{'ratio':>8}   GFLOP/s")
+    for M, K, N in SHAPES:
+        x, w = bench.random(M, K), bench.random(K, N)
+        ours = bench.matmul(x, w, "bf16")
+        a, b = (torch.from_numpy(t).bfloat16() for t in (x, w.T.copy()))
+        theirs = partial(torch.nn.functional.linear, a, b)
+        bench.compare(f"{M}, {K}, {N}", 2 * M * K * N, ours, theirs)
 
 
-def memory(bench: Bench, count: int) -> None:
-    """The table of one row: GB/s of weights, against a plain read."""
-    print(f"\n{'':>6}{'K':>6}{'N':>7}{'ours':>8}{'read':>8}  GB/s, ratio")
-    total = bench.memory.nbytes
-    cases = [(bench.one_row(K, N), K, N, total // (4 * K * N), "") for _, K, N in SHAPES[:4]]
-    _, K, N = HEADS[0]
-    cases.append((bench.one_row_transposed(K, N), K, N, 1, "  (transposed)"))
-    for call, K, N, copies, kind in cases:
-        size = 4 * K * N * copies
-        times = pairs(call, bench.read_all, count)
-        ours, plain = (statistics.median(t) for t in zip(*times, strict=True))
-        ratio = statistics.median(size / a * b / total for a, b in times)
-        speeds = f"{size / ours / 1e9:>8.1f}{total / plain / 1e9:>8.1f}"
-        print(f"{'':>6}{K:>6}{N:>7}{speeds}  {ratio:.2f}{kind}")
+def streams(bench: Bench) -> None:
+    """One row: GB/s of weights, against a plain read of memory."""
+    print(f"\none row · w\n{'dtype, K, N':<28}{'ours':>8}{'read':>9}{'ratio':>8}   GB/s")
+    plain = partial(bench.run, read, bench.sums, bench.memory)
+    for dtype, kind in TYPES.items():
+        memory = bench.memory.view(kind)
+        narrow = dtype == "bf16" and BF16_PRODUCTS
+        for K, N in ROWS_OF_WEIGHTS:
+            x = np.ones(LANES * row_stride(K), np.uint16 if narrow else np.float32)
+            y, nothing, size = bench.random(N), np.empty(0, np.float32), panels_size(K, N)
+            ours = partial(
+                bench.run, matmul_each, y, x, row_stride(K), memory, nothing, K, N, size
+            )  # fmt: skip
+            work = memory.size // size * size * memory.itemsize
+            bench.compare(f"{dtype}, {K}, {N}", work, ours, plain, MEMORY_BYTES)
+
+
+def attention(bench: Bench, torch: Any) -> None:
+    """Attention over T tokens, whole (GFLOP/s) and for the last one alone (GB/s of the cache)."""
+    print(f"\nattention in f32\n{'T, heads, size':<28}{'ours':>8}{'other':>9}{'ratio':>8}")
+    plain = partial(bench.run, read, bench.sums, bench.memory)
+    for T, NH, HS in ((512, 12, 64), (2048, 12, 64), (2048, 16, 128)):
+        C, capacity = NH * HS, padded(T, KEYS)
+        qkv, out = bench.random(T * 3 * C), np.empty(T * C, np.float32)
+        cache = tuple(np.zeros(NH * capacity * HS, np.float32) for _ in range(2))
+        everyone, positions = np.zeros(T, np.int64), np.arange(T)
+        bench.run(write_cache, cache, qkv, 3 * C, everyone, positions, T, capacity, NH, HS)
+        blocks = [(0, r, min(QUERIES, T - r), r) for r in range(0, T, QUERIES)]
+        sizes = capacity, NH, HS, np.float32(HS**-0.5)
+        partials = np.empty(partials_size(1, NH, HS, capacity), np.float32)
+
+        def attended(M: int, blocks: list[tuple[int, ...]], values: tuple[Any, ...]) -> Call:
+            out, C, qkv, cache, partials, sizes = values
+            runs = np.array(blocks).ravel()
+            return partial(
+                bench.run, attend, out, C, qkv, 3 * C, cache, partials, runs, M, *sizes
+            )  # fmt: skip
+
+        values = out, C, qkv, cache, partials, sizes
+        if torch is not None:
+            q, k, v = torch.from_numpy(qkv).view(1, T, 3, NH, HS).permute(2, 0, 3, 1, 4)
+            sdpa = partial(
+                torch.nn.functional.scaled_dot_product_attention, q, k, v, is_causal=True
+            )  # fmt: skip
+            work = 2 * T * T * C  # half of the products of all with all
+            whole = attended(T, blocks, values)
+            bench.compare(f"{T}, {NH}, {HS}: torch", work, whole, sdpa)
+        last = attended(1, [(0, 0, 1, T - 1)], values)
+        bench.compare(f"{T}, {NH}, {HS}: last, read", 8 * T * C, last, plain, MEMORY_BYTES)
+
+
+def layernorm(bench: Bench, torch: Any) -> None:
+    """Layer normalisation: GB/s read and written, of data in the caches."""
+    if torch is None:
+        return
+    print(f"\nlayernorm\n{'M, C':<28}{'ours':>8}{'torch':>9}{'ratio':>8}   GB/s")
+    for M, C in ((512, 768), (512, 2048)):
+        x, weight, bias = bench.random(M, C), bench.random(C), bench.random(C)
+        y = np.empty(M * C, np.float32)
+        ours = partial(bench.run, normalise, y, x.ravel(), C, weight, bias, M, C)
+        tensors = [torch.from_numpy(t) for t in (x, weight, bias)]
+        theirs = partial(torch.nn.functional.layer_norm, tensors[0], (C,), *tensors[1:])
+        bench.compare(f"{M}, {C}", 8 * M * C, ours, theirs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--pairs", type=int, default=7)
     options = parser.parse_args()
-    bench = Bench(options.threads)
+    torch = None
+    if find_spec("torch"):
+        import torch
+
+        torch.set_num_threads(options.threads)
+        torch.set_grad_enabled(False)
+    bench = Bench(options.threads, options.pairs)
     with threadpool_limits(options.threads):
-        arithmetic(bench, options.pairs)
-    memory(bench, options.pairs)
+        products(bench, torch)
+        streams(bench)
+        attention(bench, torch)
+        layernorm(bench, torch)
 
 
 if __name__ == "__main__":
