@@ -41,11 +41,12 @@ def _facts(folder: Path) -> dict[str, Any]:
     dtypes = sorted({stored[name].dtype for name in shapes})
     # as `--dtype auto` holds them: the vectors, few and small, always as f32
     matrix_dtypes = {stored[name].dtype for name, shape in shapes.items() if shape[1:]}
-    bytes_each = 2 if matrix_dtypes == {"BF16"} else 4
+    held = "bf16" if matrix_dtypes == {"BF16"} else "f32"
+    bytes_each = 2 if held == "bf16" else 4
     parameters = parameter_count(config, tied)
     vectors = sum(shape[0] for shape in shapes.values() if not shape[1:])
     weights = bytes_each * (parameters - vectors) + 4 * vectors
-    cache = state_bytes(config, 1, config.n_positions)
+    cache = state_bytes(config, 1, config.n_positions, held)
     return {
         "source": str(folder),
         "model_type": config.model_type,

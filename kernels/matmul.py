@@ -30,9 +30,10 @@ from .simd import (
 )
 from .team import barrier, claim
 
-# Terms that are summed at a time: a panel's block, 24 KiB of float32, stays in the L1 cache; for
-# AMX two panels' blocks of bfloat16 do.
-K_BLOCK = 512 if AMX else 384
+# Terms that are summed at a time. A panel's block, 48 KiB of float32, then passes from L2 through
+# the L1 cache for every tile's rows: that costs less than sums that come and go more often. Two
+# panels' blocks of bfloat16 stay in L1, which is AMX's need.
+K_BLOCK = 512 if AMX else 768
 
 # Typed numbers, so that Numba compiles one function for all of them and not one for each.
 NO_ACTIVATION = np.int64(-1)
@@ -40,7 +41,7 @@ SET, ADD = np.int64(0), np.int64(1)  # what happens to y: y = …, y += …
 _START, _GROUP, _PANELS = np.int64(0), np.int64(GROUP), np.int64(GROUP // LANES)
 
 _ROW_UNIT = 96  # a multiple of every tile's rows
-_ROWS = 2 * _ROW_UNIT  # rows of x, of K_BLOCK elements each, that stay in the L2 cache
+_ROWS = 2 * _ROW_UNIT  # rows of x that pass each block of a panel
 
 # float32 elements of scratch that a thread needs here: the sums of one task
 MATMUL_SCRATCH = _ROWS * GROUP
@@ -56,8 +57,8 @@ def matmul_forward(team, y, ldy, x, ldx, w, bias, M, K, N, mode, activation, sca
     bias  [N], or empty for none
     activation  a number of activation.py, or NO_ACTIVATION
 
-    A task is GROUP columns of some rows. x and w are read through the caches: K_BLOCK of the
-    task's x stay in L2 while its panels pass, a panel's block in L1 while the rows pass.
+    A task is GROUP columns of some rows. x and w are read through the caches: K_BLOCK of a panel
+    stay near while the task's rows pass.
     """
     groups = (N + GROUP - 1) // GROUP
     chunk = _chunk(M)

@@ -1,0 +1,517 @@
+"""From three nested loops to the kernels of this package, one step at a time: docs/kernels.md.
+
+    python bench/ladder.py [--threads 2] [--rounds 5] [--json] [--chart docs/kernels.svg]
+
+Each step is a kernel that runs. Two ladders: many rows, y[M, N] = x[M, K] · w[K, N], bound by
+arithmetic; and one row of a large w, bound by memory. The steps take turns and each keeps its
+best round, since whatever disturbs a measurement only makes it slower. A chart needs matplotlib.
+
+Arrays are flat. N is a multiple of GROUP, and x and y have room for rows up to a multiple of
+every tile's, so that no loop of a step has to end early; those of minigpt.kernels do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from machine import machine
+
+from minigpt.kernels import reference
+from minigpt.kernels.activation import GELU, activate
+from minigpt.kernels.jit import entry, jit
+from minigpt.kernels.layout import GROUP, LANES, padded
+from minigpt.kernels.matmul import (
+    K_BLOCK,
+    MATMUL_SCRATCH,
+    NO_ACTIVATION,
+    SET,
+    matmul_forward,
+)
+from minigpt.kernels.reading import CHUNK, read_forward
+from minigpt.kernels.simd import (
+    TILE_ROWS,
+    TILE_VECTORS,
+    fma,
+    get,
+    load,
+    splat,
+    store,
+    sum_of_products,
+)
+from minigpt.kernels.team import Team, barrier, claim
+
+PROMPT = 512, 768, 3072  # M, K, N: a prompt through the first matrix of the MLP, in the 111M model
+TOKEN = 1, 768, 50304  # a token through the head: 155 MB, more than any cache holds
+ROW_UNIT = 12  # a multiple of every tile's rows
+ROWS = 192  # rows of a task
+ZERO, ONE = np.float32([0, 1])  # typed numbers, as in matmul.py
+SLOW = 0.5  # seconds: a step that takes longer is measured once
+PAUSE = 0.02  # seconds between measurements
+REGISTERS, READ = "multiply-adds on registers", "a plain read"
+GREY, BLUE, DARK = "#a9b1bb", "#2563a8", "#123a66"
+
+
+# ---- many rows ------------------------------------------------------------------------------
+
+
+@entry
+def three_loops(y, x, w, M, K, N):
+    for m in range(M):
+        for n in range(N):
+            total = ZERO
+            for k in range(K):
+                total += x[m * K + k] * w[k * N + n]
+            y[m * N + n] = total
+
+
+@entry
+def along_rows(y, x, w, M, K, N):
+    y[:] = 0
+    for m in range(M):
+        for k in range(K):
+            factor = x[m * K + k]
+            for n in range(N):
+                y[m * N + n] += factor * w[k * N + n]
+
+
+@entry
+def one_vector(y, x, w, M, K, N):
+    for n in range(0, N, LANES):
+        for m in range(M):
+            total = splat(ZERO)
+            for k in range(K):
+                total = fma(splat(get(x, m * K + k)), load(w, k * N + n), total)
+            store(total, y, m * N + n)
+
+
+@entry
+def four_vectors(y, x, w, M, K, N):
+    for n in range(0, N, 4 * LANES):
+        for m in range(M):
+            s0 = s1 = s2 = s3 = splat(ZERO)
+            for k in range(K):
+                factor, i = splat(get(x, m * K + k)), k * N + n
+                s0 = fma(factor, load(w, i), s0)
+                s1 = fma(factor, load(w, i + LANES), s1)
+                s2 = fma(factor, load(w, i + 2 * LANES), s2)
+                s3 = fma(factor, load(w, i + 3 * LANES), s3)
+            for v, total in enumerate((s0, s1, s2, s3)):
+                store(total, y, m * N + n + v * LANES)
+
+
+@entry
+def six_rows(y, x, w, M, K, N):
+    for n in range(0, N, LANES):
+        for m in range(0, M, 6):
+            s0 = s1 = s2 = s3 = s4 = s5 = splat(ZERO)
+            for k in range(K):
+                row, i = load(w, k * N + n), m * K + k
+                s0 = fma(splat(get(x, i)), row, s0)
+                s1 = fma(splat(get(x, i + K)), row, s1)
+                s2 = fma(splat(get(x, i + 2 * K)), row, s2)
+                s3 = fma(splat(get(x, i + 3 * K)), row, s3)
+                s4 = fma(splat(get(x, i + 4 * K)), row, s4)
+                s5 = fma(splat(get(x, i + 5 * K)), row, s5)
+            for r, total in enumerate((s0, s1, s2, s3, s4, s5)):
+                store(total, y, (m + r) * N + n)
+
+
+tile = sum_of_products(TILE_ROWS, TILE_VECTORS, ahead=False)
+WIDTH = TILE_VECTORS * LANES
+
+
+@entry
+def panels(y, x, w, M, K, N):
+    y[:] = 0
+    depth = padded(K)
+    for n in range(0, N, WIDTH):
+        for m in range(0, M, TILE_ROWS):
+            tile(y, m * N + n, N, x, m * K, K, w, n * depth, depth * LANES, K)
+
+
+@entry
+def k_blocks(y, x, w, M, K, N):
+    y[:] = 0
+    depth = padded(K)
+    for n in range(0, N, WIDTH):
+        for k in range(0, K, K_BLOCK):
+            terms, block = min(K_BLOCK, K - k), n * depth + k * LANES
+            for m in range(0, M, TILE_ROWS):
+                tile(y, m * N + n, N, x, m * K + k, K, w, block, depth * LANES, terms)
+
+
+@jit
+def one_task(y, x, w, first, rows, n, K, N):
+    for m in range(first, first + rows):
+        y[m * N + n : m * N + n + GROUP] = 0
+    depth = padded(K)
+    for k in range(0, K, K_BLOCK):
+        for p in range(n, n + GROUP, WIDTH):
+            terms, block = min(K_BLOCK, K - k), p * depth + k * LANES
+            for m in range(first, first + rows, TILE_ROWS):
+                tile(y, m * N + p, N, x, m * K + k, K, w, block, depth * LANES, terms)
+
+
+@entry
+def chunks(y, x, w, M, K, N):
+    for first in range(0, M, ROWS):
+        for n in range(0, N, GROUP):
+            one_task(y, x, w, first, min(ROWS, M - first), n, K, N)
+
+
+@entry
+def claimed(team, y, x, w, M, K, N):
+    groups = N // GROUP
+    tasks = groups * ((M + ROWS - 1) // ROWS)
+    task = claim(team)
+    while task < tasks:
+        first, n = task // groups * ROWS, task % groups * GROUP
+        one_task(y, x, w, first, min(ROWS, M - first), n, K, N)
+        task = claim(team)
+    barrier(team)
+
+
+@entry
+def many_rows(team, y, x, w, M, K, N):
+    matmul_forward(team, y, N, x, K, w, y[:0], M, K, N, SET, NO_ACTIVATION, ONE)
+
+
+# ---- what comes after a product ------------------------------------------------------------
+
+
+@entry
+def two_passes(team, y, x, w, bias, M, K, N):
+    matmul_forward(team, y, N, x, K, w, bias[:0], M, K, N, SET, NO_ACTIVATION, ONE)
+    m = claim(team)
+    while m < M:
+        for n in range(0, N, LANES):
+            value = load(y, m * N + n) + load(bias, n)
+            store(activate(value, GELU), y, m * N + n)
+        m = claim(team)
+    barrier(team)
+
+
+@entry
+def one_pass(team, y, x, w, bias, M, K, N):
+    matmul_forward(team, y, N, x, K, w, bias, M, K, N, SET, GELU, ONE)
+
+
+# ---- one row --------------------------------------------------------------------------------
+
+
+@entry
+def down_columns(y, x, w, K, N):
+    for n in range(0, N, LANES):
+        total = splat(ZERO)
+        for k in range(K):
+            total = fma(splat(get(x, k)), load(w, k * N + n), total)
+        store(total, y, n)
+
+
+@entry
+def row_by_row(y, x, w, K, N):
+    y[:] = 0
+    for k in range(K):
+        factor = splat(get(x, k))
+        for n in range(0, N, LANES):
+            store(fma(factor, load(w, k * N + n), load(y, n)), y, n)
+
+
+@entry
+def one_panel(y, x, w, K, N):
+    depth = padded(K)
+    for n in range(0, N, LANES):
+        total = splat(ZERO)
+        for k in range(K):
+            total = fma(splat(get(x, k)), load(w, n * depth + k * LANES), total)
+        store(total, y, n)
+
+
+@entry
+def four_panels(y, x, w, K, N):
+    depth = padded(K)
+    for n in range(0, N, 4 * LANES):
+        s0 = s1 = s2 = s3 = splat(ZERO)
+        for k in range(K):
+            factor, i = splat(get(x, k)), n * depth + k * LANES
+            s0 = fma(factor, load(w, i), s0)
+            s1 = fma(factor, load(w, i + depth * LANES), s1)
+            s2 = fma(factor, load(w, i + 2 * depth * LANES), s2)
+            s3 = fma(factor, load(w, i + 3 * depth * LANES), s3)
+        for v, total in enumerate((s0, s1, s2, s3)):
+            store(total, y, n + v * LANES)
+
+
+@entry
+def one_row(team, y, x, w, K, N):
+    matmul_forward(team, y, N, x, K, w, y[:0], 1, K, N, SET, NO_ACTIVATION, ONE)
+
+
+# ---- the limits -----------------------------------------------------------------------------
+
+
+@entry
+def registers_only(team, start, turns):
+    """Eight vectors that multiply and add themselves, in all threads: no memory, no waiting."""
+    s0, s1, s2, s3 = load(start, 0), load(start, 16), load(start, 32), load(start, 48)
+    s4, s5, s6, s7 = load(start, 64), load(start, 80), load(start, 96), load(start, 112)
+    for _ in range(turns):
+        s0, s1, s2, s3 = fma(s0, s0, s0), fma(s1, s1, s1), fma(s2, s2, s2), fma(s3, s3, s3)
+        s4, s5, s6, s7 = fma(s4, s4, s4), fma(s5, s5, s5), fma(s6, s6, s6), fma(s7, s7, s7)
+    store(((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7)), team.scratch, 0)
+    barrier(team)
+
+
+# ---- the ladders ----------------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    """A rung: a kernel, how it wants w (`rows`, `panels`, `bf16`), and whether a team runs it."""
+
+    name: str
+    kernel: Any
+    w: str
+    team: bool = False
+
+
+MANY_ROWS = [
+    Step("three loops", three_loops, "rows"),
+    Step("along the rows", along_rows, "rows"),
+    Step("one vector", one_vector, "rows"),
+    Step("four vectors", four_vectors, "rows"),
+    Step("six rows", six_rows, "rows"),
+    Step("panels", panels, "panels"),
+    Step("blocks of K", k_blocks, "panels"),
+    Step("chunks of M", chunks, "panels"),
+    Step("tasks, claimed", claimed, "panels", team=True),
+    Step("the kernel", many_rows, "panels", team=True),
+    Step("the kernel, bf16", many_rows, "bf16", team=True),
+    Step("and GELU, two passes", two_passes, "panels", team=True),
+    Step("and GELU, one pass", one_pass, "panels", team=True),
+]
+ONE_ROW = [
+    Step("down the columns", down_columns, "rows"),
+    Step("row by row", row_by_row, "rows"),
+    Step("one panel", one_panel, "panels"),
+    Step("four panels", four_panels, "panels"),
+    Step("the kernel", one_row, "panels", team=True),
+    Step("the kernel, bf16", one_row, "bf16", team=True),
+]
+
+
+class Problem:
+    """Random factors of a product, w in every way that a step may want it, and room for y."""
+
+    def __init__(self, M: int, K: int, N: int) -> None:
+        rng = np.random.default_rng(0)
+        rows, columns = padded(M, ROW_UNIT), padded(N, GROUP)
+        x, w = np.zeros((rows, K), np.float32), np.zeros((K, columns), np.float32)
+        x[:M] = rng.standard_normal((M, K), np.float32)
+        w[:, :N] = rng.standard_normal((K, N), np.float32)
+        self.M, self.K, self.N = M, K, columns
+        self.x, self.y = x.ravel(), np.zeros(rows * columns, np.float32)
+        self.bias = rng.standard_normal(columns, np.float32)
+        self.w = {
+            "rows": w.ravel(),
+            "panels": reference.panels(w, np.float32),
+            "bf16": reference.panels(w, np.uint16),
+        }
+
+    def arguments(self, step: Step) -> tuple[Any, ...]:
+        """What the step's kernel takes, after the team."""
+        bias = [self.bias] if step.kernel in (two_passes, one_pass) else []
+        M = [self.M] if step in MANY_ROWS else []
+        return self.y, self.x, self.w[step.w], *bias, *M, self.K, self.N
+
+
+# ---- measuring ------------------------------------------------------------------------------
+
+
+class Crew:
+    """A team and its working memory."""
+
+    def __init__(self, threads: int) -> None:
+        self.team = Team(threads)
+        self.scratch = np.zeros((threads, MATMUL_SCRATCH), np.float32)
+
+    def run(self, kernel: Any, *arguments: Any) -> None:
+        self.team.run(kernel, self.scratch, *arguments)
+
+
+class Run(NamedTuple):
+    """Something to measure: `work` is what one call does, in flops or in bytes."""
+
+    name: str
+    threads: int
+    call: Callable[[], None]
+    work: float
+
+
+Crews = dict[int, Crew]  # by the number of threads
+Rates = dict[str, dict[int, float]]  # flops or bytes per second, by name and number of threads
+
+
+def runs(steps: list[Step], problem: Problem, crews: Crews) -> list[Run]:
+    """Each step with one thread, those of a team with as many as each crew has."""
+    found = []
+    for step in steps:
+        arguments = problem.arguments(step)
+        work = 2.0 * problem.M * problem.K * problem.N
+        if step in ONE_ROW:
+            work = float(problem.w[step.w].nbytes)
+        if not step.team:
+            found.append(Run(step.name, 1, partial(step.kernel, *arguments), work))
+            continue
+        for threads, crew in crews.items():
+            call = partial(crew.run, step.kernel, *arguments)
+            found.append(Run(step.name, threads, call, work))
+    return found
+
+
+def arithmetic_limit(crews: Crews) -> list[Run]:
+    """Multiply-adds on registers."""
+    start, turns = np.zeros(8 * LANES, np.float32), 4_000_000
+    work = 2.0 * start.size * turns
+    return [
+        Run(REGISTERS, threads, partial(crew.run, registers_only, start, turns), work * threads)
+        for threads, crew in crews.items()
+    ]
+
+
+def memory_limit(w: np.ndarray, crews: Crews) -> list[Run]:
+    """A plain read of `w`."""
+    sums = np.zeros(w.size // CHUNK, np.float32)
+    data = w[: sums.size * CHUNK]
+    return [
+        Run(READ, threads, partial(crew.run, read_forward, sums, data, np.int64(1)), data.nbytes)
+        for threads, crew in crews.items()
+    ]
+
+
+def rates(runs: list[Run], rounds: int) -> Rates:
+    """The best of some rounds, in which all take turns."""
+    seconds = [np.inf] * len(runs)
+    for _ in range(rounds):
+        for i, run in enumerate(runs):
+            if SLOW < seconds[i] < np.inf:
+                continue
+            time.sleep(PAUSE)
+            start = time.perf_counter()
+            run.call()
+            seconds[i] = min(seconds[i], time.perf_counter() - start)
+    found: Rates = {}
+    for run, best in zip(runs, seconds, strict=True):
+        found.setdefault(run.name, {})[run.threads] = run.work / best
+    return found
+
+
+def compile_all(crews: Crews) -> None:
+    """Run everything once, on little data."""
+    small = Problem(1, GROUP, GROUP)
+    limits = arithmetic_limit(crews) + memory_limit(np.zeros(CHUNK, np.float32), crews)
+    for run in limits + runs(MANY_ROWS + ONE_ROW, small, crews):
+        run.call()
+
+
+def measure(threads: int, rounds: int) -> dict[str, Any]:
+    """Both ladders; ready for JSON."""
+    crews = {n: Crew(n) for n in sorted({1, threads})}
+    compile_all(crews)
+    problem = Problem(*PROMPT)
+    many = rates(arithmetic_limit(crews) + runs(MANY_ROWS, problem, crews), rounds)
+    problem = Problem(*TOKEN)
+    one = rates(memory_limit(problem.w["panels"], crews) + runs(ONE_ROW, problem, crews), rounds)
+    return {"machine": machine(), "flops_per_s": many, "bytes_per_s": one}
+
+
+# ---- showing --------------------------------------------------------------------------------
+
+
+def table(title: str, found: Rates) -> str:
+    """A line for each step: 10⁹ per second and the part of the limit, which is the first line,
+    for each number of threads."""
+    limit = next(iter(found.values()))
+    lines = [title, f"{'threads':28}" + "".join(f"{n:<18}" for n in limit)]
+    for name, speeds in found.items():
+        cells = (f"{speed / 1e9:>8.1f}{speed / limit[n]:>6.2f}    " for n, speed in speeds.items())
+        lines.append(f"{name:26}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def chart(report: dict[str, Any], path: Path) -> None:
+    """Both ladders as horizontal bars from zero; an SVG file."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    import matplotlib.pyplot as plt
+
+    style = {
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica"],
+        "font.size": 9,
+        "svg.fonttype": "none",  # letters stay letters
+        "svg.hashsalt": "minigpt",  # the same figures give the same file
+    }
+    ladders = {
+        "many rows, GFLOP/s": report["flops_per_s"],
+        "one row, GB/s of weights": report["bytes_per_s"],
+    }
+    with mpl.rc_context(style):
+        heights = [sum(len(speeds) for speeds in found.values()) for found in ladders.values()]
+        figure, axes = plt.subplots(
+            len(ladders),
+            figsize=(8, 0.21 * sum(heights) + 1),
+            height_ratios=heights,
+            layout="constrained",
+        )
+        for axis, (title, found) in zip(axes, ladders.items(), strict=True):
+            draw(axis, found)
+            axis.set_title(title, loc="left", fontsize=9)
+        figure.savefig(path, metadata={"Date": None}, facecolor="white")
+        plt.close(figure)
+
+
+def draw(axis: Any, found: Rates) -> None:
+    """One ladder: a bar for each step and number of threads; the limit, which is first, in grey."""
+    bars = [(name, n, speed / 1e9) for name, speeds in found.items() for n, speed in speeds.items()]
+    limits = len(next(iter(found.values())))
+    colours = [GREY] * limits + [BLUE if n == 1 else DARK for _, n, _ in bars[limits:]]
+    drawn = axis.barh(range(len(bars)), [speed for *_, speed in bars], color=colours, height=0.75)
+    axis.bar_label(drawn, [f"{speed:.3g}" for *_, speed in bars], padding=3, fontsize=8)
+    names = [name if n == 1 else f"{name}, {n} threads" for name, n, _ in bars]
+    axis.set_yticks(range(len(bars)), names)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.1 * max(speed for *_, speed in bars))
+    axis.set_xticks([])
+    axis.margins(y=0.01)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print the figures as one object")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw them, too, as SVG")
+    options = parser.parse_args()
+    report = measure(options.threads, options.rounds)
+    if options.json:
+        print(json.dumps(report, indent=1))
+    else:
+        print(table("many rows, GFLOP/s and part of the limit", report["flops_per_s"]))
+        print()
+        print(table("one row, GB/s and part of the limit", report["bytes_per_s"]))
+    if options.chart:
+        chart(report, options.chart)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The steps of bench/ladder.py compute products, and docs/kernels.md shows these very steps."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from minigpt.kernels import reference
+from minigpt.kernels.layout import unpacked
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "bench" / "ladder.py"
+PAGE = ROOT / "docs" / "kernels.md"
+
+
+def load_ladder() -> ModuleType:
+    """bench/ladder.py, which is no part of a package: it imports its neighbours by their names."""
+    spec = importlib.util.spec_from_file_location("ladder", SOURCE)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(SOURCE.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(SOURCE.parent))
+    return module
+
+
+ladder = load_ladder()
+STEPS = [(name, step) for name in ("MANY_ROWS", "ONE_ROW") for step in getattr(ladder, name)]
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Sizes that no tile, block, chunk or group divides."""
+    return ladder.Problem(ladder.ROWS + 7, ladder.K_BLOCK + 5, 70)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 thread", "2 threads"])
+def crews(request):
+    return {request.param: ladder.Crew(request.param)}
+
+
+def product(problem, step):
+    """What NumPy makes of the factors as this step holds them, in float64, [M or 1, N]."""
+    K, N = problem.K, problem.N
+    w = problem.w["rows"].reshape(K, N)
+    if step.w == "bf16":
+        w = (unpacked(problem.w["bf16"], K, N).astype(np.uint32) << 16).view(np.float32)
+    rows = problem.M if step in ladder.MANY_ROWS else 1
+    y = problem.x.reshape(-1, K)[:rows].astype(np.float64) @ w
+    return reference.gelu(y + problem.bias) if "GELU" in step.name else y
+
+
+@pytest.mark.parametrize(
+    "step", [step for _, step in STEPS], ids=[f"{name}: {step.name}" for name, step in STEPS]
+)
+def test_every_step_computes_the_product(step, problem, crews):
+    for run in ladder.runs([step], problem, crews):
+        problem.y[:] = np.nan
+        run.call()
+        expected = product(problem, step)
+        y = problem.y[: expected.size].reshape(expected.shape)
+        np.testing.assert_allclose(y, expected, rtol=0, atol=3e-5 * np.abs(expected).max())
+
+
+def test_the_kernel_gives_the_same_bits_for_any_number_of_threads_and_rows(problem):
+    """What the page says that the fixed order of sums is for."""
+    many, one = (
+        next(step for step in steps if step.name == "the kernel")
+        for steps in (ladder.MANY_ROWS, ladder.ONE_ROW)
+    )
+    results = []
+    for threads in (1, 3):
+        for step in (many, one):
+            ladder.Crew(threads).run(step.kernel, *problem.arguments(step))
+            results.append(problem.y[: problem.N].copy())
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
+def test_rates_keep_the_best_round_and_do_not_repeat_what_is_slow(monkeypatch):
+    now, calls = [0.0], []
+    monkeypatch.setattr(ladder.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(ladder.time, "sleep", lambda seconds: None)
+
+    def taking(name, times):
+        def call():
+            calls.append(name)
+            now[0] += times.pop(0)
+
+        return ladder.Run(name, 1, call, work=1.0)
+
+    found = ladder.rates([taking("quick", [0.25, 0.125, 0.25]), taking("slow", [4.0])], rounds=3)
+    assert found == {"quick": {1: 8.0}, "slow": {1: 0.25}}
+    assert calls == ["quick", "slow", "quick", "quick"]
+
+
+def test_the_table_sets_each_step_against_the_limit_for_its_threads():
+    found = {"limit": {1: 4e9, 2: 8e9}, "alone": {1: 1e9}, "together": {1: 2e9, 2: 6e9}}
+    lines = [re.sub(" +", " ", line).strip() for line in ladder.table("title", found).splitlines()]
+    assert lines == [
+        "title",
+        "threads 1 2",
+        "limit 4.0 1.00 8.0 1.00",
+        "alone 1.0 0.25",
+        "together 2.0 0.50 6.0 0.75",
+    ]
+
+
+def test_the_page_shows_code_that_runs():
+    """Every block of Python in it is a piece of bench/ladder.py, letter for letter."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    source = SOURCE.read_text(encoding="utf-8")
+    assert len(blocks) > 10
+    for block in blocks:
+        assert block in source
+
+
+@pytest.mark.parametrize("name", [step.name for _, step in STEPS])
+def test_the_page_tells_the_figure_of_every_step(name):
+    assert f"| {name} |" in PAGE.read_text(encoding="utf-8")
