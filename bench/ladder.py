@@ -28,7 +28,6 @@ from minigpt.kernels.activation import GELU, activate
 from minigpt.kernels.jit import entry, jit
 from minigpt.kernels.layout import GROUP, LANES, padded
 from minigpt.kernels.matmul import (
-    K_BLOCK,
     MATMUL_SCRATCH,
     NO_ACTIVATION,
     SET,
@@ -51,6 +50,7 @@ PROMPT = 512, 768, 3072  # M, K, N: a prompt through the first matrix of the MLP
 TOKEN = 1, 768, 50304  # a token through the head: 155 MB, more than any cache holds
 ROW_UNIT = 12  # a multiple of every tile's rows
 ROWS = 192  # rows of a task
+K_BLOCK = 384  # rows of a panel that fit into an L1 cache of 32 KiB
 ZERO, ONE = np.float32([0, 1])  # typed numbers, as in matmul.py
 SLOW = 0.5  # seconds: a step that takes longer is measured once
 PAUSE = 0.02  # seconds between measurements

@@ -35,6 +35,7 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLoca
 from numba.core.runtime import rtsys
 
 from .folder import private_folder
+from .permission import amx_allowed
 
 _FLAGS = {"nogil": True, "error_model": "numpy", "fastmath": False, "no_rewrites": True}
 _PART = {**_FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
@@ -74,14 +75,15 @@ def must_compile() -> bool:
 def _fingerprint() -> str:
     """A short hash of everything compiled code depends on beyond its own text.
 
-    The text of the kernels and of model.py, which strings them together; Numba adds the
-    processor and its own version.
+    The text of the kernels and of model.py, which strings them together; whether the system gives
+    AMX's tiles, and whether bounds are checked. Numba adds the processor and its own version.
     """
     here = Path(__file__).resolve().parent
     package = Path(sys.modules[__name__.split(".")[0]].__file__ or __file__).parent
     files = [*sorted(here.glob("*.py")), package / "model.py"]
     text = b"".join(file.read_bytes() for file in files if file.is_file())
-    return hashlib.sha256(text).hexdigest()[:16]
+    chosen = repr((amx_allowed(), numba.config.BOUNDSCHECK)).encode()
+    return hashlib.sha256(text + chosen).hexdigest()[:16]
 
 
 class _KernelLocator(_CacheLocator):
