@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .generate import DTYPES, MAX_THREADS
-from .terminal import end_at_once_on_interrupt, model_option, write
+from .terminal import (
+    dtype_option,
+    end_at_once_on_interrupt,
+    model_option,
+    threads_option,
+    write,
+)
 
 if TYPE_CHECKING:
     from ..bench import Result
@@ -42,14 +47,8 @@ if TYPE_CHECKING:
     default=5,
     help="How often everything is measured, after a warm-up; the medians are told.",
 )
-@click.option(
-    "--dtype", type=click.Choice(DTYPES), default="auto", help="How the weights are held in memory."
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(1, MAX_THREADS),
-    help="Threads to compute with. Default: one for each processor.",
-)
+@dtype_option
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bench(
     source: str,

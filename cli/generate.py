@@ -14,21 +14,19 @@ import click
 from ..errors import InputError
 from .terminal import (
     Text,
+    dtype_option,
     end_at_once_on_interrupt,
     end_line,
     model_option,
     note,
     read_text,
+    threads_option,
     verbose_option,
     write,
 )
 
 if TYPE_CHECKING:
     from .. import GPTModel, GPTTokenizer
-
-# Those of weights.py and api.py, which are too heavy to be imported for --help.
-DTYPES = ("auto", "f32", "bf16")
-MAX_THREADS = 256
 
 
 class FiniteRange(click.FloatRange):
@@ -72,14 +70,8 @@ class FiniteRange(click.FloatRange):
 @click.option(
     "--stop", type=Text(), multiple=True, help="End before this text. Can be given several times."
 )
-@click.option(
-    "--dtype", type=click.Choice(DTYPES), default="auto", help="How the weights are held in memory."
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(1, MAX_THREADS),
-    help="Threads to compute with. Default: one for each processor.",
-)
+@dtype_option
+@threads_option
 @click.option("--echo", is_flag=True, help="Print the prompt before its continuation.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object at the end, prompt included."

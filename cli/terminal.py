@@ -17,6 +17,10 @@ from click.shell_completion import CompletionItem
 
 from ..errors import InputError, MinigptError
 
+# Those of weights.py and api.py, which are too heavy to be imported for --help.
+DTYPES = ("auto", "f32", "bf16")
+MAX_THREADS = 256
+
 LARGEST_INPUT = 64 << 20  # bytes; far beyond every context, and it keeps /dev/zero from our memory
 
 
@@ -53,6 +57,14 @@ model_option = click.option(
     required=True,
     metavar="SOURCE",
     help="A folder in Hugging Face layout, or a hub id such as cerebras/Cerebras-GPT-111M.",
+)
+dtype_option = click.option(
+    "--dtype", type=click.Choice(DTYPES), default="auto", help="How the weights are held in memory."
+)
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1, MAX_THREADS),
+    help="Threads to compute with. Default: one for each processor.",
 )
 verbose_option = click.option(
     "--verbose", is_flag=True, help="Write notes and timings to stderr even if it is no terminal."

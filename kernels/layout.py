@@ -20,6 +20,10 @@ GROUP = 64  # columns of a matrix that are computed together: four panels
 KEYS = 256  # keys that attention takes at a time: a cache's capacity is a multiple of it
 
 
+# How weights, keys and values are held; bfloat16 as its bits.
+HELD = {"f32": np.dtype(np.float32), "bf16": np.dtype(np.uint16)}
+
+
 def padded(n: int, multiple: int = PAD) -> int:
     """n, rounded up."""
     return -(-n // multiple) * multiple

@@ -25,7 +25,7 @@ import numpy as np
 from numba.extending import overload
 
 from .jit import jit
-from .layout import LANES, PAD
+from .layout import LANES, padded
 from .simd import (
     AMX,
     AMX_ROWS,
@@ -82,7 +82,7 @@ def _add_in_tiles(c, ic, ldc, a, ia, lda, b, ib, panel, rows, K):
 @jit
 def _add_in_amx(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K):
     """Tiles of 32 rows × 2 panels, then of 16."""
-    depth = (K + PAD - 1) // PAD * PAD
+    depth = padded(K)
     for p in range(0, panels, 2):
         row = 0
         while row + AMX_ROWS < rows:

@@ -34,6 +34,7 @@ from .cache import State
 from .checkpoint import resolve
 from .config import GPTConfig
 from .errors import InputError, shown
+from .kernels.layout import HELD
 from .kernels.reading import CHUNK, read_forward
 from .kernels.team import Team
 from .sampler import SamplingParams, generators, is_integer, sample
@@ -41,7 +42,6 @@ from .weights import parameter_count, tensor_shapes
 
 _STREAM_BYTES = 256 << 20
 _STREAM_PASSES = 8  # a tenth of a second, more or less: as steady as the decoding beside it
-_ITEMSIZE = {"f32": 4, "bf16": 2}  # bytes of an element of the matrices, and of the cache
 _GREEDY = SamplingParams()
 
 
@@ -206,7 +206,7 @@ def bytes_per_token(config: GPTConfig, dtype: str, tied: bool, depth: int, gen_t
     unread = C * (config.n_positions - 1) + (0 if tied else C * (config.vocab_size - 1))
     matrices = parameter_count(config, tied) - vectors - unread
     cached = L * C * (2 * depth + gen_tokens + 1)  # 2 · L · C at each of the mean's positions
-    return _ITEMSIZE[dtype] * (matrices + cached) + 4 * vectors
+    return HELD[dtype].itemsize * (matrices + cached) + 4 * vectors
 
 
 def peak_rss_bytes() -> int:

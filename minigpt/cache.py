@@ -6,9 +6,7 @@ import numpy as np
 
 from .config import GPTConfig
 from .errors import InputError
-from .kernels.layout import KEYS, padded
-
-_NUMPY = {"f32": np.float32, "bf16": np.uint16}
+from .kernels.layout import HELD, KEYS, padded
 
 
 class State:
@@ -27,7 +25,7 @@ class State:
         size = heads * self.capacity * padded(config.head_size)
         try:
             # zeros are given out by the system when first touched: unused capacity costs nothing
-            self.keys, self.values = (np.zeros(size, _NUMPY[dtype]) for _ in range(2))
+            self.keys, self.values = (np.zeros(size, HELD[dtype]) for _ in range(2))
         except MemoryError as error:
             raise InputError(
                 f"{slots} sequences of {capacity} tokens need more memory for their keys and "
@@ -39,4 +37,4 @@ class State:
 def state_bytes(config: GPTConfig, slots: int, capacity: int, dtype: str = "f32") -> int:
     """The memory of a State, fully used."""
     per_token = 2 * config.n_layer * config.n_head * padded(config.head_size)
-    return np.dtype(_NUMPY[dtype]).itemsize * slots * padded(capacity, KEYS) * per_token
+    return HELD[dtype].itemsize * slots * padded(capacity, KEYS) * per_token

@@ -13,7 +13,7 @@ import numpy as np
 from .checkpoint import Checkpoint
 from .config import GPTConfig
 from .errors import InputError, shown
-from .kernels.layout import GROUP, PAD, padded, panels_size
+from .kernels.layout import GROUP, HELD, PAD, padded, panels_size
 from .kernels.packing import pack
 from .kernels.team import Team
 from .weights import (
@@ -29,7 +29,6 @@ from .weights import (
 )
 
 _PIECE_BYTES = 32 << 20
-_NUMPY = {"f32": np.float32, "bf16": np.uint16}
 
 # (panels, piece, first k, first n, K, N, depth, stride of k, stride of n): see kernels/packing.py
 _PackPiece = Callable[..., None]
@@ -80,7 +79,7 @@ def _room(sizes: dict[str, tuple[int, int]], dtype: str) -> dict[str, np.ndarray
     One piece of memory, so that the system can give it in its largest pages: half of the time of
     loading would be faults of small ones, and products would look up their addresses.
     """
-    kind = np.dtype(_NUMPY[dtype])
+    kind = HELD[dtype]
     line = 64 // kind.itemsize
     starts, end = {}, line
     for name, (K, N) in sizes.items():

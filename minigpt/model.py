@@ -32,7 +32,7 @@ from .kernels.attention import (
 from .kernels.embedding import embedding_forward, gather_forward
 from .kernels.jit import entry
 from .kernels.layernorm import layernorm_forward
-from .kernels.layout import LANES, padded, panels_size, row_stride
+from .kernels.layout import HELD, LANES, padded, panels_size, row_stride
 from .kernels.matmul import (
     ADD,
     MATMUL_SCRATCH,
@@ -154,7 +154,7 @@ def make_table(weights: Weights, config: GPTConfig) -> Table:
         ],
         dtype=[(name, np.uint64) for name in ("wte", "wpe", "ln_f_weight", "ln_f_bias", "head")],
     )
-    matrix = np.empty(0, np.uint16 if weights.dtype == "bf16" else np.float32)
+    matrix = np.empty(0, HELD[weights.dtype])
     return Table(layers, ends, matrix, np.empty(0, np.float32))
 
 

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.cli import generate as command
-
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 Start = Callable[..., "subprocess.Popen[bytes]"]
 GREEDY = ["--temperature", "0"]
@@ -147,6 +145,7 @@ def test_a_terminal_gets_a_newline_and_the_notes(start: Start, model: Path, expe
 
 def test_dtypes_and_threads_are_the_librarys() -> None:
     from minigpt.api import MAX_THREADS
+    from minigpt.cli import terminal
     from minigpt.weights import DTYPES
 
-    assert (command.DTYPES, command.MAX_THREADS) == (DTYPES, MAX_THREADS)
+    assert (terminal.DTYPES, terminal.MAX_THREADS) == (DTYPES, MAX_THREADS)
