@@ -73,11 +73,6 @@ def matmul_each(team, y, x, ldx, memory, bias, K, N, size):
 
 
 @entry
-def read(team, sums, memory):
-    read_forward(team, sums, memory, 1)
-
-
-@entry
 def normalise(team, y, x, ld, weight, bias, M, C):
     layernorm_forward(team, y, x, ld, weight, bias, M, C, np.float32(1e-5))
 
@@ -183,7 +178,7 @@ def products(bench: Bench, torch: Any) -> None:
 def streams(bench: Bench) -> None:
     """One row: GB/s of weights, against a plain read of memory."""
     print(f"\none row · w\n{'dtype, K, N':<28}{'ours':>8}{'read':>9}{'ratio':>8}   GB/s")
-    plain = partial(bench.run, read, bench.sums, bench.memory)
+    plain = partial(bench.run, read_forward, bench.sums, bench.memory, 1)
     for dtype, kind in TYPES.items():
         memory = bench.memory.view(kind)
         narrow = dtype == "bf16" and BF16_PRODUCTS
@@ -200,7 +195,7 @@ def streams(bench: Bench) -> None:
 def attention(bench: Bench, torch: Any) -> None:
     """Attention over T tokens, whole (GFLOP/s) and for the last one alone (GB/s of the cache)."""
     print(f"\nattention in f32\n{'T, heads, size':<28}{'ours':>8}{'other':>9}{'ratio':>8}")
-    plain = partial(bench.run, read, bench.sums, bench.memory)
+    plain = partial(bench.run, read_forward, bench.sums, bench.memory, 1)
     for T, NH, HS in ((512, 12, 64), (2048, 12, 64), (2048, 16, 128)):
         C, capacity = NH * HS, padded(T, KEYS)
         qkv, out = bench.random(T * 3 * C), np.empty(T * C, np.float32)

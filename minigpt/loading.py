@@ -60,8 +60,11 @@ def load_weights(
     def pack_piece(*arguments: object) -> None:
         team.run(pack, scratch, *arguments)
 
-    sizes = {name: _product(name, shape) for name, shape in shapes.items()}
-    sizes = {name: size for name, size in sizes.items() if size}
+    sizes = {
+        name: shape[::-1] if is_transposed(name) else shape
+        for name, shape in shapes.items()
+        if in_panels(name, shape)
+    }
     panels = _room(sizes, dtype)
     tensors = {}
     for name, shape in shapes.items():
@@ -73,7 +76,7 @@ def load_weights(
     return Weights(tensors, shapes, dtype, prefix)
 
 
-def _room(sizes: dict[str, tuple[int, int]], dtype: str) -> dict[str, np.ndarray]:
+def _room(sizes: dict[str, tuple[int, ...]], dtype: str) -> dict[str, np.ndarray]:
     """Room for the panels of matrices [K, N], aligned to cache lines; what is padding is zero.
 
     One piece of memory, so that the system can give it in its largest pages: half of the time of
@@ -81,26 +84,17 @@ def _room(sizes: dict[str, tuple[int, int]], dtype: str) -> dict[str, np.ndarray
     """
     kind = HELD[dtype]
     line = 64 // kind.itemsize
-    starts, end = {}, line
+    starts, end = {}, 0
     for name, (K, N) in sizes.items():
         starts[name], end = end, end + padded(panels_size(K, N), line)
-    memory = np.empty(end, kind)
+    memory = np.empty(end + line, kind)
     offset = -memory.ctypes.data % 64 // kind.itemsize
     room = {}
     for name, (K, N) in sizes.items():
-        first = starts[name] - line + offset
-        room[name] = memory[first : first + panels_size(K, N)]
+        room[name] = memory[offset + starts[name] :][: panels_size(K, N)]
         padding = 0 if K % PAD else N // GROUP * GROUP * K
         room[name][padding:] = 0
     return room
-
-
-def _product(name: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """[K, N] of a tensor that is multiplied with; None of others."""
-    if not in_panels(name, shape):
-        return None
-    rows, columns = shape
-    return (columns, rows) if is_transposed(name) else (rows, columns)
 
 
 def _pack(

@@ -193,7 +193,7 @@ def make_buffers(config: GPTConfig, rows: int, capacity: int, narrow: bool) -> B
     """
     C, H = config.n_embd, config.n_inner
     factor = np.uint16 if narrow else np.float32
-    whole = padded(rows, LANES)
+    whole = padded(rows, LANES) if narrow else rows  # AMX reads and writes whole tiles
     return Buffers(
         x=np.zeros(whole * row_stride(C), np.float32),
         qkv=np.zeros(whole * row_stride(3 * C), np.float32),
