@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from chart import STYLE
 from machine import machine
 
 from minigpt.kernels import reference
@@ -452,18 +453,11 @@ def chart(report: dict[str, Any], path: Path) -> None:
     mpl.use("svg")
     import matplotlib.pyplot as plt
 
-    style = {
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica"],
-        "font.size": 9,
-        "svg.fonttype": "none",  # letters stay letters
-        "svg.hashsalt": "minigpt",  # the same figures give the same file
-    }
     ladders = {
         "many rows, GFLOP/s": report["flops_per_s"],
         "one row, GB/s of weights": report["bytes_per_s"],
     }
-    with mpl.rc_context(style):
+    with mpl.rc_context(STYLE):
         heights = [sum(len(speeds) for speeds in found.values()) for found in ladders.values()]
         figure, axes = plt.subplots(
             len(ladders),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from chart import STYLE
 from machine import ROOT
 from models import DEPTH, PROMPT, rate
 
@@ -137,17 +138,8 @@ def missing_line(results: list[Result]) -> str:
 
 def chart(results: list[Result], path: Path) -> None:
     """Bars of tokens per second: a row for each size, columns for reading and writing."""
-    style = {
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica"],
-        "font.size": 9,
-        "svg.fonttype": "none",  # letters stay letters
-        "svg.hashsalt": "minigpt",  # the same figures give the same file
-        "text.color": INK,
-        "ytick.color": INK,
-    }
     bars = max(len(result["engines"]) for result in results)
-    with mpl.rc_context(style):
+    with mpl.rc_context({**STYLE, "text.color": INK, "ytick.color": INK}):
         figure, grid = plt.subplots(
             len(results),
             len(CHARTED),
