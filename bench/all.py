@@ -1,6 +1,7 @@
 """Measures everything on this machine and writes docs/benchmarks.md anew.
 
     python bench/all.py [--sizes 111M 590M 1.3B] [--rounds 5]
+                        [--without "transformers bf16"]
 
 runs kernels.py, models.py and page.py, each in a process of its own. The results are kept in
 bench/results, in a file named after the processor, from which page.py makes the page and its
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["111M", "590M", "1.3B"])
     parser.add_argument("--threads", default=str(os.cpu_count()))
     parser.add_argument("--rounds", default="5")
+    parser.add_argument("--without", nargs="+", default=[], help="engines, as models.py takes them")
     options = parser.parse_args()
     if not find_spec("matplotlib"):
         sys.exit('matplotlib is not installed: pip install -e ".[bench]"')
@@ -53,6 +55,8 @@ def main() -> None:
 
     kernels = run("kernels.py", "--threads", options.threads)
     shared = ["--threads", options.threads, "--rounds", options.rounds]
+    if options.without:
+        shared += ["--without", *options.without]
     run("models.py", "--sizes", *options.sizes, *shared, "--json", str(path))
     report = json.loads(path.read_text(encoding="utf-8"))
     report["kernels"] = kernels

@@ -1,6 +1,7 @@
 """Whole models against other engines, on the true shapes of Cerebras-GPT with random weights.
 
     python bench/models.py [--sizes 111M 590M] [--threads 2] [--rounds 5] [--json FILE]
+                           [--without "transformers bf16"]
 
 compares minigpt with what is installed of transformers (on PyTorch), CTranslate2 and llama.cpp,
 in float32 and in 16 bits, and says which is missing. Exits 1 when our logits are wrong.
@@ -80,12 +81,16 @@ TASKS = {
 
 
 class Setting(NamedTuple):
-    """What all measurements of one size have in common."""
+    """What all measurements of one size have in common.
+
+    without  engines that are left out, as "transformers bf16"
+    """
 
     folder: Path
     size: str
     threads: int
     rounds: int
+    without: list[str]
 
 
 def random_ids(count: int) -> np.ndarray:
@@ -108,7 +113,7 @@ def meet(setting: Setting, engine: str, dtype: str) -> tuple[Worker, dict[str, A
     logits          float32 [ACCURACY_PROMPTS, V], after their last token
     peak_rss_bytes  so far: with the keys and values of a prompt
     """
-    folder, size, threads, _ = setting
+    folder, size, threads = setting[:3]
     worker = start()
     try:
         ask(worker, engines.load, engine, folder, size, dtype, threads)
@@ -202,7 +207,10 @@ def give_up(name: str, reason: WorkerError, result: dict[str, Any]) -> None:
 def measure(setting: Setting) -> dict[str, Any]:
     """All of one size: see the head of this file. Ready for JSON."""
     write_checkpoint(setting.size, setting.folder)
-    result: dict[str, Any] = {"size": setting.size, "engines": {}, "missing": {}, "limits": []}
+    missing = dict.fromkeys(setting.without, "left out by --without")
+    result: dict[str, Any] = {
+        "size": setting.size, "engines": {}, "missing": missing, "limits": []
+    }  # fmt: skip
     prepare(setting, result)
     # before the others meet: it compiles our kernels, which would count as memory
     for dtype in WIDTHS:
@@ -221,7 +229,7 @@ def measure(setting: Setting) -> dict[str, Any]:
 def prepare(setting: Setting, result: dict[str, Any]) -> None:
     """Writes the files that engines need beside the checkpoint; notes in `missing` who cannot."""
     for engine, dtype in (pair for pairs in WIDTHS.values() for pair in pairs):
-        if engine not in engines.PREPARE:
+        if engine not in engines.PREPARE or f"{engine} {dtype}" in result["missing"]:
             continue
         tell(f"{setting.size}: files for {engine} {dtype}")
         try:
@@ -234,7 +242,7 @@ def own_bench(setting: Setting, dtype: str, depth: int) -> dict[str, Any]:
     """`minigpt bench --json`, in this process."""
     from minigpt.bench import measure
 
-    folder, size, threads, rounds = setting
+    folder, size, threads, rounds, _ = setting
     found = measure(folder, PROMPT, WRITTEN, depth=depth, reps=rounds, dtype=dtype, threads=threads)
     return asdict(found) | {"model": size}
 
@@ -299,13 +307,16 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["111M", "590M"])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5, help="of turns (default 5)")
+    parser.add_argument(
+        "--without", nargs="+", default=[], metavar="ENGINE", help='such as "transformers bf16"'
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, for page.py")
     options = parser.parse_args()
     results: list[dict[str, Any]] = []
     report = {"machine": machine(), "threads": options.threads, "results": results}
     for size in options.sizes:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            setting = Setting(Path(folder), size, options.threads, options.rounds)
+            setting = Setting(Path(folder), size, options.threads, options.rounds, options.without)
             results.append(measure(setting))
         if options.json:  # after each size: what is measured is not lost with the next
             options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -13,14 +13,20 @@ from .files import map_file, release_pages
 from .safetensors import read_safetensors
 from .strict_json import read_json_object
 from .tensors import MappedFile, StoredTensor, TensorInfo
-from .torch_bin import read_torch_bin
 
 _Reader = Callable[[MappedFile], dict[str, StoredTensor]]
+
+
+def _read_torch_bin(file: MappedFile) -> dict[str, StoredTensor]:
+    from .torch_bin import read_torch_bin  # who never meets one need not load what reads it
+
+    return read_torch_bin(file)
+
 
 # In the order in which they win when a folder holds several.
 _SINGLE_AND_INDEX: tuple[tuple[str, _Reader], ...] = (
     ("model.safetensors", read_safetensors),
-    ("pytorch_model.bin", read_torch_bin),
+    ("pytorch_model.bin", _read_torch_bin),
 )
 _OTHER_KINDS = (".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".ckpt")
 
