@@ -6,6 +6,7 @@ import click
 
 from .. import __version__
 from .bench import bench
+from .convert import convert
 from .generate import generate
 from .info import info
 from .tokenize import tokenize
@@ -22,5 +23,5 @@ def cli() -> None:
     """Runs GPT-2-architecture models such as Cerebras-GPT on the processor."""
 
 
-for command in (generate, info, tokenize, bench):
+for command in (generate, info, tokenize, convert, bench):
     cli.add_command(command)

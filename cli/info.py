@@ -30,22 +30,32 @@ def _facts(folder: Path) -> dict[str, Any]:
     from ..cache import state_bytes
     from ..checkpoint import open_checkpoint
     from ..config import GPTConfig
-    from ..weights import checked_names, parameter_count, tensor_shapes
+    from ..weights import (
+        HEAD,
+        checked_converted,
+        checked_names,
+        converted_to,
+        parameter_count,
+        tensor_shapes,
+        weights_bytes,
+    )
 
     config = GPTConfig.from_file(folder / "config.json")
     checkpoint = open_checkpoint(folder)
-    _, names = checked_names(checkpoint, config)
-    stored = {plain: checkpoint.tensors[name] for plain, name in names.items()}
-    tied = config.tie_word_embeddings or "lm_head.weight" not in stored
-    shapes = tensor_shapes(config)
-    dtypes = sorted({stored[name].dtype for name in shapes})
-    # as `--dtype auto` holds them: the vectors, few and small, always as f32
-    matrix_dtypes = {stored[name].dtype for name, shape in shapes.items() if shape[1:]}
-    held = "bf16" if matrix_dtypes == {"BF16"} else "f32"
-    bytes_each = 2 if held == "bf16" else 4
-    parameters = parameter_count(config, tied)
-    vectors = sum(shape[0] for shape in shapes.values() if not shape[1:])
-    weights = bytes_each * (parameters - vectors) + 4 * vectors
+    held = converted_to(checkpoint)
+    if held:
+        _, names, shapes = checked_converted(checkpoint, config, held)
+        dtypes, tied = [held], HEAD not in shapes
+    else:
+        _, names = checked_names(checkpoint, config)
+        shapes = tensor_shapes(config)
+        tied = config.tie_word_embeddings or HEAD not in names
+        stored = {name: checkpoint.tensors[names[name]].dtype for name in shapes}
+        dtypes = sorted(set(stored.values()))
+        # as `--dtype auto` holds them: the vectors, few and small, always as f32
+        matrices = {dtype for name, dtype in stored.items() if shapes[name][1:]}
+        held = "bf16" if matrices == {"BF16"} else "f32"
+    weights = weights_bytes(config, held, tied)
     cache = state_bytes(config, 1, config.n_positions, held)
     return {
         "source": str(folder),
@@ -58,7 +68,7 @@ def _facts(folder: Path) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "activation_function": config.activation_function,
         "tied_head": tied,
-        "parameters": parameters,
+        "parameters": parameter_count(config, tied),
         "dtype": "+".join(dtypes).lower(),
         "files": [path.name for path in checkpoint.files],
         "disk_bytes": sum(path.stat().st_size for path in checkpoint.files),

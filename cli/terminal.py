@@ -18,7 +18,7 @@ from click.shell_completion import CompletionItem
 from ..errors import InputError, MinigptError
 
 # Those of weights.py and api.py, which are too heavy to be imported for --help.
-DTYPES = ("auto", "f32", "bf16")
+DTYPES = ("auto", "f32", "bf16", "int8", "int4")
 MAX_THREADS = 256
 
 LARGEST_INPUT = 64 << 20  # bytes; far beyond every context, and it keeps /dev/zero from our memory

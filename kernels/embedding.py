@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .jit import jit
-from .layout import LANES, padded
-from .simd import get, place, put
+from .matmul import weight
+from .simd import get, put
 from .team import barrier, claim
 
 
@@ -14,16 +14,15 @@ def embedding_forward(team, x, ldx, ids, positions, wte, wpe, M, C, scale):
 
     x               float32 [M, C], rows `ldx` apart
     ids, positions  int64 [M], inside the tables
-    wte             the panels of wteᵀ [C, V], as the head reads it
+    wte             wteᵀ [C, V], as the head multiplies with it
     wpe             [n_positions · C]
     """
-    depth = padded(C)
     m = claim(team)
     while m < M:
-        panel, lane = ids[m] // LANES * LANES * depth, ids[m] % LANES
         for c in range(C):
-            word = get(wte, panel + place(wte, c, lane))
-            put((word + get(wpe, positions[m] * C + c)) * scale, x, m * ldx + c)
+            put(
+                (weight(wte, c, ids[m], C) + get(wpe, positions[m] * C + c)) * scale, x, m * ldx + c
+            )
         m = claim(team)
     barrier(team)
 

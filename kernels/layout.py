@@ -5,9 +5,18 @@ that a product reads it from front to back, whatever the number of rows of the l
 
     float32   [N / 16, K, 16]
     bfloat16  [N / 16, K / 2, 16, 2]     rows 2i and 2i + 1 side by side
+    int8      [N / 16, K / 4, 16, 4]     rows 4i … 4i + 3 side by side
+    int4      [N / 16, K / 8, 16, 4]     byte j: row 8i + j in its low half, 8i + 4 + j in its high
 
-K is rounded up to a multiple of PAD and N to one of GROUP; what is added is zero. Rows of
-activations, [M, C], lie row_stride(C) elements apart; what is between them is zero, too.
+K is rounded up to a multiple of PAD, for int8 and int4 of BLOCK, and N to one of GROUP; what is
+added is zero. Rows of activations, [M, C], lie row_stride(C) elements apart; what is between them
+is zero, too.
+
+int8 and int4 are whole numbers q: a weight is scale · q, in int4 scale · q + offset with q from 0
+to 15. Each BLOCK rows of a column have a scale (and an offset) of their own, bfloat16:
+
+    scales of int8  [N / 16, K / BLOCK, 16]
+    scales of int4  [N / 16, K / BLOCK, 2, 16]     scales, then offsets
 """
 
 from __future__ import annotations
@@ -17,11 +26,21 @@ import numpy as np
 LANES = 16  # float32 in a vector, on every processor; columns of a panel
 PAD = 32  # the rows of a panel are a multiple of it
 GROUP = 64  # columns of a matrix that are computed together: four panels
+BLOCK = 64  # rows of a panel of whole numbers that share a scale
 KEYS = 256  # keys that attention takes at a time: a cache's capacity is a multiple of it
 
 
-# How weights, keys and values are held; bfloat16 as its bits.
-HELD = {"f32": np.dtype(np.float32), "bf16": np.dtype(np.uint16)}
+# How weights are held; bfloat16 as its bits, int4 as pairs.
+HELD = {
+    "f32": np.dtype(np.float32),
+    "bf16": np.dtype(np.uint16),
+    "int8": np.dtype(np.int8),
+    "int4": np.dtype(np.uint8),
+}
+# Bits of a weight in panels, with its part of scales and offsets.
+BITS = {"f32": 32, "bf16": 16, "int8": 8 + 16 / BLOCK, "int4": 4 + 32 / BLOCK}
+# What is no factor on the right of a product, beside weights held so: wpe, keys and values.
+BESIDE = {dtype: HELD["f32" if dtype == "f32" else "bf16"] for dtype in HELD}
 
 
 def padded(n: int, multiple: int = PAD) -> int:
@@ -35,9 +54,29 @@ def row_stride(n: int) -> int:
     return padded(n) | PAD
 
 
+def numbers_stride(n: int) -> int:
+    """The same for rows of whole numbers: an odd multiple of BLOCK."""
+    return padded(n, BLOCK) | BLOCK
+
+
+def units_stride(n: int) -> int:
+    """From row to row of what their blocks are worth, two float32 a block; whole cache lines."""
+    return padded(2 * (padded(n, BLOCK) // BLOCK), LANES)
+
+
 def panels_size(K: int, N: int) -> int:
     """The elements of the panels of a matrix [K, N]."""
     return padded(K) * padded(N, GROUP)
+
+
+def numbers_size(K: int, N: int, dtype: str) -> int:
+    """The bytes of the panels of whole numbers of a matrix [K, N]; dtype "int8" or "int4"."""
+    return padded(K, BLOCK) * padded(N, GROUP) // (2 if dtype == "int4" else 1)
+
+
+def scales_size(K: int, N: int, dtype: str) -> int:
+    """The bfloat16 of their scales, and in int4 offsets."""
+    return padded(K, BLOCK) // BLOCK * padded(N, GROUP) * (2 if dtype == "int4" else 1)
 
 
 def unpacked(panels: np.ndarray, K: int, N: int) -> np.ndarray:
@@ -48,3 +87,21 @@ def unpacked(panels: np.ndarray, K: int, N: int) -> np.ndarray:
     else:
         blocks = panels.reshape(-1, rows, LANES).transpose(1, 0, 2)
     return blocks.reshape(rows, -1)[:K, :N]
+
+
+def dequantized(numbers: np.ndarray, scales: np.ndarray, K: int, N: int) -> np.ndarray:
+    """Whole numbers and their scales, flat, as the matrix [K, N] in float32."""
+    rows = padded(K, BLOCK)
+    if numbers.dtype == np.uint8:
+        lines = numbers.reshape(-1, rows // 8, LANES, 4)
+        halves = np.stack([lines & 15, lines >> 4])  # [2, panels, lines, 16, 4]
+        q = halves.transpose(1, 2, 0, 4, 3).reshape(-1, rows // BLOCK, BLOCK, LANES)
+    else:
+        lines = numbers.reshape(-1, rows // 4, LANES, 4)
+        q = lines.transpose(0, 1, 3, 2).reshape(-1, rows // BLOCK, BLOCK, LANES)
+    wide = (scales.astype(np.uint32) << 16).view(np.float32)
+    scale, *offset = np.split(
+        wide.reshape(len(q), rows // BLOCK, -1, LANES), 2 if numbers.dtype == np.uint8 else 1, 2
+    )
+    w = q * scale + offset[0] if offset else q * scale
+    return w.transpose(1, 2, 0, 3).reshape(rows, -1)[:K, :N]

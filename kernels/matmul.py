@@ -7,23 +7,32 @@ each from front to back: one token at the speed of memory, many at the speed of 
 
 How an element is summed is part of the definition, so that it has the same bits whatever the
 number of rows and of threads: blocks of K_BLOCK terms, as products.py sums them, are added up
-one by one from 0; then comes the bias.
+one by one from 0; then comes the bias. Weights that are whole numbers have their own blocks and
+sums (codes.py), and take a left factor that is made whole first.
 
 docs/kernels.md tells how one gets from three nested loops to this.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numba.core import types
+from numba.extending import overload
 
 from .activation import activate
+from .codes import Codes, add_code_products, code_at, codes_at, quantize_rows
 from .jit import jit
-from .layout import GROUP, LANES, padded
+from .layout import GROUP, LANES, numbers_stride, padded, panels_size
 from .products import add_products, begin_products, end_products
 from .simd import (
     AMX,
+    array_at,
+    get,
     load,
     load_first,
+    place,
     splat,
     store,
     store_first,
@@ -52,8 +61,8 @@ def matmul_forward(team, y, ldy, x, ldx, w, bias, M, K, N, mode, activation, sca
     """y = scale · x · w + bias in mode SET, y += … in mode ADD; then the activation, if any.
 
     y     [M, N], rows `ldy` apart
-    x     [M, K], rows `ldx` apart; bfloat16 where the processor multiplies it (see products.py)
-    w     the panels of [K, N]
+    x     [M, K], rows `ldx` apart: what left_factor returns
+    w     [K, N]: panels, or Codes
     bias  [N], or empty for none
     activation  a number of activation.py, or NO_ACTIVATION
 
@@ -64,23 +73,35 @@ def matmul_forward(team, y, ldy, x, ldx, w, bias, M, K, N, mode, activation, sca
     chunk = _chunk(M)
     tasks = groups * ((M + chunk - 1) // chunk)
     sums = team.scratch
-    depth = padded(K)
     begin_products(x)
     task = claim(team)
     while task < tasks:
         m, group = task // groups * chunk, task % groups
         rows = min(chunk, M - m)
         sums[: rows * GROUP] = 0
-        for k in range(0, K, K_BLOCK):
-            add_products(
-                sums, _START, _GROUP, x, m * ldx + k, ldx,
-                w, group * GROUP * depth + k * LANES, depth * LANES,
-                rows, _PANELS, min(K_BLOCK, K - k),
-            )  # fmt: skip
+        _add_group(sums, x, m, ldx, w, group, rows, K)
         _finish(sums, y, ldy, m, group * GROUP, bias, rows, N, mode, activation, scale)
         task = claim(team)
     end_products(x)
     barrier(team)
+
+
+@jit
+def _add_float_group(sums, x, m, ldx, w, group, rows, K):
+    """sums[rows, GROUP] += x[m : m + rows, :] · GROUP columns of w."""
+    depth = padded(K)
+    for k in range(0, K, K_BLOCK):
+        add_products(
+            sums, _START, _GROUP, x, m * ldx + k, ldx,
+            w, group * GROUP * depth + k * LANES, depth * LANES,
+            rows, _PANELS, min(K_BLOCK, K - k),
+        )  # fmt: skip
+
+
+@jit
+def _add_code_group(sums, x, m, ldx, w, group, rows, K):
+    """The same for Rows and Codes."""
+    add_code_products(sums, _START, _GROUP, x, m, w, group, rows, K)
 
 
 @jit
@@ -108,3 +129,64 @@ def _finish(sums, y, ldy, m, n, bias, rows, N, mode, activation, scale):
                 store(value, y, place)
             else:
                 store_first(value, y, place, lanes)
+
+
+# ---- floats and Codes: who compiles a kernel for one does not compile the other --------------
+
+
+def _are_codes(w: Any) -> bool:
+    return isinstance(w, types.NamedTuple) and w.instance_class is Codes
+
+
+def _add_group(sums: Any, x: Any, m: Any, ldx: Any, w: Any, group: Any, rows: Any, K: Any) -> None:
+    raise NotImplementedError("for compiled code")
+
+
+@overload(_add_group)
+def _add_group_for(sums, x, m, ldx, w, group, rows, K):
+    add = _add_code_group if _are_codes(w) else _add_float_group
+    return lambda sums, x, m, ldx, w, group, rows, K: add(sums, x, m, ldx, w, group, rows, K)
+
+
+def left_factor(team: Any, room: Any, x: Any, ldx: Any, w: Any, M: Any, K: Any) -> Any:
+    """(x, ldx) as matmul_forward multiplies them with w: as they are, or made whole in `room`.
+
+    x     [M, K], rows `ldx` apart: float32; bfloat16 where the processor multiplies that (see
+          products.py)
+    room  Rows, as quantize_rows wants them
+    """
+    raise NotImplementedError("for compiled code")
+
+
+@overload(left_factor)
+def _left_factor(team, room, x, ldx, w, M, K):
+    if not _are_codes(w):
+        return lambda team, room, x, ldx, w, M, K: (x, ldx)
+    return lambda team, room, x, ldx, w, M, K: (
+        quantize_rows(team, room, x, ldx, M, K),
+        numbers_stride(K),
+    )
+
+
+def matrix_at(address: Any, scales: Any, K: Any, N: Any, like: Any) -> Any:
+    """The weights [K, N] at an address, of the kind of `like`; scales: where those of Codes are."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(matrix_at)
+def _matrix_at(address, scales, K, N, like):
+    if not _are_codes(like):
+        return lambda address, scales, K, N, like: array_at(address, panels_size(K, N), like)
+    return lambda address, scales, K, N, like: codes_at(address, scales, K, N, like)
+
+
+def weight(w: Any, k: Any, n: Any, K: Any) -> Any:
+    """The element in row k and column n of w, which has K rows."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(weight)
+def _weight(w, k, n, K):
+    if _are_codes(w):
+        return lambda w, k, n, K: code_at(w, k, n, K)
+    return lambda w, k, n, K: get(w, n // LANES * LANES * padded(K) + place(w, k, n % LANES))

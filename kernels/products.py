@@ -22,6 +22,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba.core import types
 from numba.extending import overload
 
 from .jit import jit
@@ -101,17 +102,6 @@ def _add_in_amx(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K):
 if AMX:
 
     @jit
-    def begin_products(a):
-        """What a thread does before it multiplies with `a` on the left, and after it."""
-        if a.itemsize == 2:
-            amx_begin()
-
-    @jit
-    def end_products(a):
-        if a.itemsize == 2:
-            amx_end()
-
-    @jit
     def add_products(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K):
         if a.itemsize == 2:
             _add_in_amx(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K)
@@ -119,12 +109,31 @@ if AMX:
             _add_products(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K)
 
 else:
+    add_products = _add_products
 
-    @jit
-    def begin_products(a):
-        """Nothing."""
 
-    end_products, add_products = begin_products, _add_products
+def begin_products(a: Any) -> None:
+    """What a thread does before it multiplies with `a` on the left."""
+    raise NotImplementedError("for compiled code")
+
+
+def end_products(a: Any) -> None:
+    """What it does afterwards."""
+    raise NotImplementedError("for compiled code")
+
+
+def _in_amx(a: Any) -> bool:
+    return AMX and isinstance(a, types.Array) and a.dtype.bitwidth == 16
+
+
+@overload(begin_products)
+def _begin_products(a):
+    return (lambda a: amx_begin()) if _in_amx(a) else (lambda a: None)
+
+
+@overload(end_products)
+def _end_products(a):
+    return (lambda a: amx_end()) if _in_amx(a) else (lambda a: None)
 
 
 def as_left_factor(scratch: Any, b: Any) -> Any:

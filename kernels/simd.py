@@ -16,6 +16,10 @@ written. Kernels need not know how weights and activations are held.
 The right factor of a product lies in panels: sixteen columns wide, row below row. In bfloat16 two
 rows 2i and 2i + 1 are interleaved, element by element, as the processors' instructions for pairs
 want them; row k of a panel begins at element 16 · k for even k in either type.
+
+Weights may also be whole numbers of 8 or 4 bits, with scales (layout.py). What they are multiplied
+with is then made whole, too, and products are summed as integers: exactly, so every processor's
+way to do it gives the same bits.
 """
 
 from __future__ import annotations
@@ -29,19 +33,29 @@ from numba.core.extending import intrinsic, models, overload, register_jitable, 
 from numba.core.registry import cpu_target
 
 from .jit import inline, jit
-from .layout import LANES, padded, panels_size, row_stride
+from .layout import (
+    BLOCK,
+    LANES,
+    numbers_stride,
+    padded,
+    panels_size,
+    row_stride,
+    units_stride,
+)
 from .permission import amx_allowed
 
 # What NumPy and compiled code count with alike.
-for _function in (padded, row_stride, panels_size):
+for _function in (padded, row_stride, numbers_stride, units_stride, panels_size):
     register_jitable(_function)
 
 _F32 = ir.FloatType()
+_I8 = ir.IntType(8)
 _I16 = ir.IntType(16)
 _I32 = ir.IntType(32)
 _V16F = ir.VectorType(_F32, LANES)
 _V16I = ir.VectorType(_I32, LANES)
 _V16H = ir.VectorType(_I16, LANES)
+_V16B = ir.VectorType(_I8, LANES)
 
 
 def cpu_features() -> frozenset[str]:
@@ -158,6 +172,12 @@ def _narrow(builder: Any, value: Any) -> Any:
 def _as_stored(builder: Any, array_type: Any, value: Any) -> Any:
     """float32 in the type of an array's elements."""
     return _narrow(builder, value) if array_type.dtype == types.uint16 else value
+
+
+def _store_whole(builder: Any, value: Any, address: Any) -> None:
+    """Sixteen whole numbers −128 … 127, as float32, to int8."""
+    whole = builder.trunc(builder.fptosi(value, _V16I), _V16B)
+    builder.store(whole, builder.bitcast(address, _V16B.as_pointer()), align=1)
 
 
 def _store_vector(builder: Any, array_type: Any, value: Any, address: Any) -> None:
@@ -331,6 +351,16 @@ def select_less(typingctx, a, b, then, otherwise):
         return builder.select(builder.fcmp_ordered("<", a, b), then, otherwise)
 
     return vector_type(a, b, then, otherwise), codegen
+
+
+@intrinsic
+def as_bfloat16(typingctx, a):
+    """Each lane rounded to what bfloat16 can hold."""
+
+    def codegen(context, builder, signature, arguments):
+        return _widen(builder, _narrow(builder, arguments[0]), _V16F)
+
+    return vector_type(a), codegen
 
 
 @intrinsic
@@ -517,6 +547,44 @@ def store_two(first, second, array, index):
     """Write rows k and k + 1 of a panel, k even, the first of them at `index`."""
     _check(array, index, index + 2 * LANES - 1)
     _store_two(first, second, array, index)
+
+
+@intrinsic
+def _store_numbers(typingctx, vector, array, index):
+    def codegen(context, builder, signature, arguments):
+        value, target, place = arguments
+        address = _element(context, builder, signature.args[1], target, place)
+        _store_whole(builder, value, address)
+
+    return types.void(vector, array, types.intp), codegen
+
+
+@inline
+def store_numbers(vector, array, index):
+    """Write whole numbers −128 … 127 to elements index … index + 15 of an int8 array."""
+    _check(array, index, index + LANES - 1)
+    _store_numbers(vector, array, index)
+
+
+@intrinsic
+def _store_bytes(typingctx, a, b, c, d, array, index):
+    def codegen(context, builder, signature, arguments):
+        *vectors, target, place = arguments
+        whole = ir.Constant(_V16I, [0] * LANES)
+        for byte, vector in enumerate(vectors):
+            bits = builder.and_(builder.fptosi(vector, _V16I), ir.Constant(_V16I, [255] * LANES))
+            whole = builder.or_(whole, builder.shl(bits, ir.Constant(_V16I, [8 * byte] * LANES)))
+        address = _element(context, builder, signature.args[4], target, place)
+        builder.store(whole, builder.bitcast(address, _V16I.as_pointer()), align=1)
+
+    return types.void(a, b, c, d, array, types.intp), codegen
+
+
+@inline
+def store_bytes(a, b, c, d, array, index):
+    """Write the lanes of four vectors of whole numbers −128 … 255, as bytes, lane by lane."""
+    _check(array, index, index + 4 * LANES - 1)
+    _store_bytes(a, b, c, d, array, index)
 
 
 @intrinsic
@@ -796,6 +864,270 @@ def sum_of_products(rows: int, vectors: int, ahead: bool) -> Any:
         if K % 2:
             acc = _tile_one(acc, a, ia + K - 1, lda, b, ib + (K - 1) * LANES, panel)
         _tile_add_to(acc, c, ic, ldc)
+
+    return add_products
+
+
+# ---- tiles of products of whole numbers -----------------------------------------------------
+
+_V64B = ir.VectorType(_I8, 4 * LANES)
+_LINE = 4 * LANES  # bytes of a panel that are read together: 4 rows of int8, 8 of int4
+
+_VNNI = "avx512vnni" in cpu_features()
+_AVX2 = "avx2" in cpu_features()
+# VNNI multiplies unsigned by signed bytes: weights of int8 are then taken with this much added.
+_ADDED = 128 if _VNNI else 0
+
+
+class WholeTileType(types.Type):
+    """`rows` × `vectors` vectors of sixteen int32, row by row."""
+
+    def __init__(self, rows: int, vectors: int) -> None:
+        self.rows = rows
+        self.vectors = vectors
+        super().__init__(name=f"WholeTile{rows}x{vectors}")
+
+
+@register_model(WholeTileType)
+class _WholeTileModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, numba_type: Any) -> None:
+        size = numba_type.rows * numba_type.vectors
+        super().__init__(manager, numba_type, ir.ArrayType(_V16I, size))
+
+
+def _whole_tile_shape() -> tuple[int, int]:
+    """(rows, vectors) of the largest tile of whole numbers, as `_tile_shape`."""
+    if _VNNI:
+        return 12, 2
+    return (4, 1) if _AVX2 else (2, 1)
+
+
+WHOLE_TILE_ROWS, WHOLE_TILE_VECTORS = _whole_tile_shape()
+
+
+@intrinsic(prefer_literal=True)
+def _whole_tile_zeros(typingctx, rows, vectors):
+    tile = WholeTileType(rows.literal_value, vectors.literal_value)
+
+    def codegen(context, builder, signature, arguments):
+        return ir.Constant(context.get_value_type(tile), None)
+
+    return tile(rows, vectors), codegen
+
+
+def _all(kind: Any, number: int) -> Any:
+    return ir.Constant(kind, [number] * kind.count)
+
+
+def _part(builder: Any, vector: Any, start: int, step: int, count: int) -> Any:
+    """Every `step`-th lane from `start` on, `count` of them."""
+    lanes = [start + step * lane for lane in range(count)]
+    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(_I32, count), lanes))
+
+
+def _joined(builder: Any, low: Any, high: Any) -> Any:
+    lanes = list(range(low.type.count * 2))
+    return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
+
+
+def _pairs_avx2(builder: Any, w: Any, x: Any, signed: bool) -> Any:
+    """Sums of two products each, <32 x i16>, of 64 bytes of w and x; |sum| ≤ 2 · 127 · 127.
+
+    The instruction takes unsigned by signed bytes, so the signs of x go over to w where w has
+    signs of its own.
+    """
+    halves = []
+    for start in (0, 32):
+        first, second = (_part(builder, v, start, 1, 32) for v in (w, x))
+        if signed:
+            first, second = (
+                _call(
+                    builder, "llvm.abs.v32i8", second.type, second, ir.Constant(ir.IntType(1), 0)
+                ),
+                _call(builder, "llvm.x86.avx2.psign.b", first.type, first, second),
+            )
+        kind = ir.VectorType(_I16, 16)
+        halves.append(_call(builder, "llvm.x86.avx2.pmadd.ub.sw", kind, first, second))
+    return halves
+
+
+def _add_pairs_avx2(builder: Any, total: Any, pairs: Any) -> Any:
+    """total + the sums of two neighbours of `pairs`."""
+    ones = _all(ir.VectorType(_I16, 16), 1)
+    kind = ir.VectorType(_I32, 8)
+    low, high = (_call(builder, "llvm.x86.avx2.pmadd.wd", kind, half, ones) for half in pairs)
+    return builder.add(total, _joined(builder, low, high))
+
+
+def _add_fours(builder: Any, total: Any, w: Any, x: Any, signed: bool) -> Any:
+    """total + the sums of four products each, of 64 bytes of w and x; w may be unsigned."""
+    wide = ir.VectorType(_I16, 64)
+    w = builder.sext(w, wide) if signed else builder.zext(w, wide)
+    x = builder.sext(x, wide)
+    for byte in range(4):
+        a, b = (builder.sext(_part(builder, v, byte, 4, LANES), _V16I) for v in (w, x))
+        total = builder.add(total, builder.mul(a, b))
+    return total
+
+
+def _add_line(builder: Any, total: Any, line: Any, xs: list[Any]) -> Any:
+    """One vector's sums and the products of a line of its panel.
+
+    line  <64 x i8>: 4 rows of int8, or 8 of int4
+    xs    for each 4 rows, <64 x i8>: their four factors, sixteen times
+    """
+    signed = len(xs) == 1
+    if signed:
+        ws = [builder.xor(line, _all(_V64B, -128)) if _VNNI else line]
+    else:
+        low_half = _all(_V64B, 15)
+        high = builder.lshr(builder.bitcast(line, _V16I), _all(_V16I, 4))
+        ws = [builder.and_(v, low_half) for v in (line, builder.bitcast(high, _V64B))]
+    if _VNNI:
+        for w, x in zip(ws, xs, strict=True):
+            total = _call(builder, "llvm.x86.avx512.vpdpbusd.512", _V16I, total, w, x)
+        return total
+    if not _AVX2:
+        for w, x in zip(ws, xs, strict=True):
+            total = _add_fours(builder, total, w, x, signed)
+        return total
+    pairs = _pairs_avx2(builder, ws[0], xs[0], signed)
+    for w, x in zip(ws[1:], xs[1:], strict=True):  # 4 · 127 · 15 fit into 16 bits
+        more = _pairs_avx2(builder, w, x, signed)
+        pairs = [builder.add(a, b) for a, b in zip(pairs, more, strict=True)]
+    return _add_pairs_avx2(builder, total, pairs)
+
+
+@intrinsic
+def _whole_tile_line(typingctx, tile, a, ia, lda, b, ib, panel):
+    """acc[r, v] += Σ_k a[r, k] · b[k, v] over the rows of a line: 4 of int8, 8 of uint8 (int4)."""
+
+    def codegen(context, builder, signature, arguments):
+        acc, a, ia, lda, b, ib, panel = arguments
+        _, kind_a, _, _, kind_b, _, _ = signature.args
+        fours = 2 if kind_b.dtype == types.uint8 else 1
+        factors = []
+        for r in range(tile.rows):
+            row = []
+            for four in range(fours):
+                index = builder.add(_at(builder, ia, lda, r), ia.type(4 * four))
+                address = _element(context, builder, kind_a, a, index)
+                bits = builder.load(builder.bitcast(address, _I32.as_pointer()), align=1)
+                one = builder.insert_element(
+                    ir.Constant(_V16I, ir.Undefined), bits, ir.Constant(_I32, 0)
+                )
+                same = builder.shuffle_vector(one, one, ir.Constant(_V16I, [0] * LANES))
+                row.append(builder.bitcast(same, _V64B))
+            factors.append(row)
+        for v in range(tile.vectors):
+            address = _element(context, builder, kind_b, b, _at(builder, ib, panel, v))
+            line = builder.load(builder.bitcast(address, _V64B.as_pointer()), align=1)
+            for r in range(tile.rows):
+                cell = r * tile.vectors + v
+                total = _add_line(builder, builder.extract_value(acc, cell), line, factors[r])
+                acc = builder.insert_value(acc, total, cell)
+        return acc
+
+    n = types.intp
+    return tile(tile, a, n, n, b, n, n), codegen
+
+
+@intrinsic
+def _whole_tile_add_to(typingctx, tile, c, ic, ldc, units, iu, ldu, b, scales, isc, panel):
+    """c[r, v] += scale[v] · unit[r] · acc[r, v], and for int4 offset[v] · unit[r] · sum[r]."""
+
+    def codegen(context, builder, signature, arguments):
+        acc, c, ic, ldc, units, iu, ldu, _, scales, isc, panel = arguments
+        _, kind_c, _, _, kind_u, _, _, kind_b, kind_s, _, _ = signature.args
+        has_offsets = kind_b.dtype == types.uint8
+        columns = []
+        for v in range(tile.vectors):
+            start = _at(builder, isc, panel, v)
+            parts = [start, builder.add(start, start.type(LANES))] if has_offsets else [start]
+            places = [_element(context, builder, kind_s, scales, part) for part in parts]
+            columns.append([_load_vector(builder, kind_s, place) for place in places])
+        for r in range(tile.rows):
+            start = _at(builder, iu, ldu, r)
+            places = [start, builder.add(start, start.type(1))]
+            unit, total = (
+                _broadcast(builder, builder.load(_element(context, builder, kind_u, units, place)))
+                for place in places
+            )
+            for v, (scale, *offset) in enumerate(columns):
+                place = _at(builder, _at(builder, ic, ldc, r), ic.type(LANES), v)
+                address = _element(context, builder, kind_c, c, place)
+                products = builder.sitofp(builder.extract_value(acc, r * tile.vectors + v), _V16F)
+                if _ADDED and not has_offsets:
+                    more = builder.fmul(total, ir.Constant(_V16F, [float(_ADDED)] * LANES))
+                    products = builder.fsub(products, more)
+                value = _load_vector(builder, kind_c, address)
+                value = _multiply_add(builder, products, builder.fmul(scale, unit), value)
+                if has_offsets:
+                    value = _multiply_add(builder, builder.fmul(unit, total), offset[0], value)
+                _store_vector(builder, kind_c, value, address)
+
+    n = types.intp
+    return types.void(tile, c, n, n, units, n, n, b, scales, n, n), codegen
+
+
+def rows_of_line(b: Any) -> Any:
+    """The rows of a line of 64 bytes of a panel of whole numbers: 4 of int8, 8 of int4."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(rows_of_line)
+def _rows_of_line(b):
+    rows = 8 if b.dtype == types.uint8 else 4
+    return lambda b: rows
+
+
+def scales_of_block(b: Any) -> Any:
+    """The scales and offsets of a block of 16 columns of whole numbers."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(scales_of_block)
+def _scales_of_block(b):
+    numbers = 2 * LANES if b.dtype == types.uint8 else LANES
+    return lambda b: numbers
+
+
+def sum_of_whole_products(rows: int, vectors: int, ahead: bool) -> Any:
+    """c[r, v] += Σ_k a[r, k] · b[k, v]: `sum_of_products` for whole numbers with scales.
+
+    Block by block in the order of k, the exact integer is turned to float32, multiplied with the
+    scales of both factors, and added to c.
+    """
+
+    @jit
+    def add_products(c, ic, ldc, x, m, w, panel, K):
+        """
+        c  float32 [rows, vectors · 16] at ic, rows `ldc` apart
+        x  Rows of K numbers, of which those from m on are taken
+        w  Codes of K rows, of which the panels from number `panel` on are
+        """
+        lines, step = BLOCK // rows_of_line(w.numbers), scales_of_block(w.numbers)
+        ld, ldu, blocks = numbers_stride(K), units_stride(K), (K + BLOCK - 1) // BLOCK
+        size, size_of_scales = blocks * lines * _LINE, blocks * step
+        a, ia, units, iu = x.numbers, m * ld, x.units, m * ldu
+        b, ib, scales, isc = w.numbers, panel * size, w.scales, panel * size_of_scales
+        _check(a, ia, ia + (rows - 1) * ld + blocks * BLOCK - 1)
+        _check(b, ib, ib + vectors * size - 1)
+        _check(c, ic, ic + (rows - 1) * ldc + vectors * LANES - 1)
+        _check(units, iu, iu + (rows - 1) * ldu + 2 * blocks - 1)
+        _check(scales, isc, isc + vectors * size_of_scales - 1)
+        for _ in range(blocks):
+            acc = _whole_tile_zeros(rows, vectors)
+            for _ in range(lines):
+                if ahead:
+                    for v in range(vectors, 2 * vectors):
+                        prefetch(b, ib + v * size)
+                acc = _whole_tile_line(acc, a, ia, ld, b, ib, size)
+                ia += BLOCK // lines
+                ib += _LINE
+            _whole_tile_add_to(acc, c, ic, ldc, units, iu, ldu, b, scales, isc, size_of_scales)
+            iu += 2
+            isc += step
 
     return add_products
 

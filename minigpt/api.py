@@ -37,7 +37,7 @@ class GPTModel:
         ids = model.generate(ids, max_new_tokens=64)     # int64 [B, T + n]
 
     config  the GPTConfig
-    dtype   "f32" or "bf16": how the matrices are held
+    dtype   "f32", "bf16", "int8" or "int4": how the matrices are held
 
     Several threads may use one model: they take turns, one pass at a time.
     """
@@ -54,13 +54,14 @@ class GPTModel:
     ) -> GPTModel:
         """The model of a source: a folder in Hugging Face layout, or a hub id.
 
-        dtype    how weights are held: "f32", "bf16", or "auto" (as the folder holds them)
+        dtype    how weights are held: "f32", "bf16", "int8", "int4", or "auto" (as the folder
+                 holds them)
         threads  how many threads compute; by default one for each processor this process may use
 
         Raises SourceError (and its children CheckpointError, ConfigError) for what is wrong with
         the source, InputError for the other arguments.
         """
-        threads = _checked_threads(threads)
+        threads = checked_threads(threads)
         folder = resolve(source)
         config = GPTConfig.from_file(folder / "config.json")
         try:
@@ -107,7 +108,8 @@ class GPTModel:
         return self._engine.forward(state, rows, ids)
 
 
-def _checked_threads(threads: int | None) -> int:
+def checked_threads(threads: int | None) -> int:
+    """How many threads compute: as asked for, or one for each processor. Raises InputError."""
     if threads is None:
         return _processors()
     if not (is_integer(threads) and 1 <= threads <= MAX_THREADS):

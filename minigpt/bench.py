@@ -34,11 +34,11 @@ from .cache import State
 from .checkpoint import resolve
 from .config import GPTConfig
 from .errors import InputError, shown
-from .kernels.layout import HELD
+from .kernels.layout import BESIDE, BITS
 from .kernels.reading import CHUNK, read_forward
 from .kernels.team import Team
 from .sampler import SamplingParams, generators, is_integer, sample
-from .weights import parameter_count, tensor_shapes
+from .weights import weights_bytes
 
 _STREAM_BYTES = 256 << 20
 _STREAM_PASSES = 8  # a tenth of a second, more or less: as steady as the decoding beside it
@@ -202,11 +202,12 @@ def bytes_per_token(config: GPTConfig, dtype: str, tied: bool, depth: int, gen_t
     depth + gen_tokens: counted is the mean. Padding and activations are not.
     """
     L, C = config.n_layer, config.n_embd
-    vectors = sum(shape[0] for shape in tensor_shapes(config).values() if len(shape) == 1)
-    unread = C * (config.n_positions - 1) + (0 if tied else C * (config.vocab_size - 1))
-    matrices = parameter_count(config, tied) - vectors - unread
+    beside = BESIDE[dtype].itemsize
+    unread = beside * C * (config.n_positions - 1)
+    if not tied:
+        unread += int(BITS[dtype] / 8 * C * (config.vocab_size - 1))
     cached = L * C * (2 * depth + gen_tokens + 1)  # 2 · L · C at each of the mean's positions
-    return HELD[dtype].itemsize * (matrices + cached) + 4 * vectors
+    return weights_bytes(config, dtype, tied) - unread + beside * cached
 
 
 def peak_rss_bytes() -> int:

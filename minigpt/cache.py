@@ -6,7 +6,7 @@ import numpy as np
 
 from .config import GPTConfig
 from .errors import InputError
-from .kernels.layout import HELD, KEYS, padded
+from .kernels.layout import BESIDE, KEYS, padded
 
 
 class State:
@@ -18,14 +18,14 @@ class State:
     """
 
     def __init__(self, config: GPTConfig, slots: int, capacity: int, dtype: str = "f32") -> None:
-        """dtype: "f32" or "bf16". Raises InputError where the memory is not to be had."""
+        """dtype: how the weights are held. Raises InputError where the memory is not to be had."""
         self.capacity = padded(capacity, KEYS)
         self.slots = slots
         heads = config.n_layer * slots * config.n_head
         size = heads * self.capacity * padded(config.head_size)
         try:
             # zeros are given out by the system when first touched: unused capacity costs nothing
-            self.keys, self.values = (np.zeros(size, HELD[dtype]) for _ in range(2))
+            self.keys, self.values = (np.zeros(size, BESIDE[dtype]) for _ in range(2))
         except MemoryError as error:
             raise InputError(
                 f"{slots} sequences of {capacity} tokens need more memory for their keys and "
@@ -37,4 +37,4 @@ class State:
 def state_bytes(config: GPTConfig, slots: int, capacity: int, dtype: str = "f32") -> int:
     """The memory of a State, fully used."""
     per_token = 2 * config.n_layer * config.n_head * padded(config.head_size)
-    return HELD[dtype].itemsize * slots * padded(capacity, KEYS) * per_token
+    return BESIDE[dtype].itemsize * slots * padded(capacity, KEYS) * per_token

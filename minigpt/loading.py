@@ -6,21 +6,37 @@ it goes: there is never more than the weights and one piece in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from .checkpoint import Checkpoint
 from .config import GPTConfig
-from .errors import InputError, shown
-from .kernels.layout import GROUP, HELD, PAD, padded, panels_size
+from .errors import CheckpointError, InputError, shown
+from .kernels.layout import (
+    BLOCK,
+    GROUP,
+    HELD,
+    LANES,
+    PAD,
+    numbers_size,
+    padded,
+    panels_size,
+    scales_size,
+)
 from .kernels.packing import pack
+from .kernels.quantizing import QUANTIZE_SCRATCH, quantize
 from .kernels.team import Team
 from .weights import (
     DTYPES,
     HEAD,
+    SCALES,
+    WHOLE,
     Weights,
+    checked_converted,
     checked_names,
+    converted_to,
+    factor_shape,
     in_panels,
     is_transposed,
     narrowed,
@@ -30,100 +46,168 @@ from .weights import (
 
 _PIECE_BYTES = 32 << 20
 
-# (panels, piece, first k, first n, K, N, depth, stride of k, stride of n): see kernels/packing.py
-_PackPiece = Callable[..., None]
-
 
 def load_weights(
     checkpoint: Checkpoint, config: GPTConfig, dtype: str = "auto", threads: int = 1
 ) -> Weights:
     """The weights of a checkpoint, checked against the config.
 
-    dtype  "f32", "bf16", or "auto": bf16 where all matrices are stored so, else f32
+    dtype  "f32", "bf16", "int8", "int4", or "auto": as the checkpoint was converted; bf16 where
+           all matrices are stored so, else f32
 
-    Raises CheckpointError for a tensor that is missing, of another shape, or changes the
-    architecture; InputError for another dtype.
+    A converted checkpoint is taken as it lies in its files: nothing is read before it is used.
+
+    Raises CheckpointError for a tensor that is missing, of another shape, changes the
+    architecture, or is no finite number where it should become whole; InputError for another
+    dtype, and for one that the checkpoint was not converted to.
     """
     if not (isinstance(dtype, str) and dtype in DTYPES):
         raise InputError(f"dtype {shown(dtype)}: must be one of {', '.join(DTYPES)}")
+    converted = converted_to(checkpoint)
+    if converted:
+        if dtype not in ("auto", converted):
+            raise InputError(
+                f"dtype {dtype}: {checkpoint.folder} was converted to {converted}; "
+                f"take {converted} or auto, or convert the original again"
+            )
+        return _as_it_lies(checkpoint, config, converted)
     prefix, stored = checked_names(checkpoint, config)
+    shapes = held_shapes(checkpoint, config, stored)
+    if dtype == "auto":
+        matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+        narrow = all(checkpoint.tensors[stored[name]].dtype == "BF16" for name in matrices)
+        dtype = "bf16" if narrow else "f32"
+    tensors, scales = room_for(shapes, dtype)
+    team = Team(threads)
+    for name, shape in shapes.items():
+        if name in tensors:
+            fill(checkpoint, stored[name], name, tensors[name], scales.get(name), team)
+        else:
+            tensors[name] = plain(checkpoint, stored[name], shape, dtype)
+    tensors = {name: tensors[name] for name in shapes}
+    return Weights(tensors, scales, shapes, dtype, prefix)
+
+
+def held_shapes(
+    checkpoint: Checkpoint, config: GPTConfig, stored: dict[str, str]
+) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of the tensors a model holds: the table's, and a head that is not wte again."""
     shapes = tensor_shapes(config)
     if HEAD in stored and not _same(checkpoint, stored[HEAD], stored["wte.weight"]):
         shapes[HEAD] = shapes["wte.weight"]
-    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
-    if dtype == "auto":
-        narrow = all(checkpoint.tensors[stored[name]].dtype == "BF16" for name in matrices)
-        dtype = "bf16" if narrow else "f32"
+    return shapes
 
-    team, scratch = Team(threads), np.zeros((threads, 1), np.float32)
 
-    def pack_piece(*arguments: object) -> None:
-        team.run(pack, scratch, *arguments)
-
-    sizes = {
-        name: shape[::-1] if is_transposed(name) else shape
-        for name, shape in shapes.items()
-        if in_panels(name, shape)
-    }
-    panels = _room(sizes, dtype)
-    tensors = {}
+def _as_it_lies(checkpoint: Checkpoint, config: GPTConfig, dtype: str) -> Weights:
+    """A converted checkpoint's weights, which are its files, mapped."""
+    prefix, stored, shapes = checked_converted(checkpoint, config, dtype)
+    tensors, scales = {}, {}
     for name, shape in shapes.items():
-        if name in panels:
-            tensors[name] = panels[name]
-            _pack(checkpoint, stored[name], panels[name], is_transposed(name), pack_piece)
+        tensors[name] = checkpoint.read(stored[name]).reshape(-1)
+        if in_panels(name, shape):
+            scales[name] = checkpoint.read(stored[name + SCALES]).reshape(-1)
         else:
-            tensors[name] = _plain(checkpoint, stored[name], dtype if len(shape) == 2 else "f32")
-    return Weights(tensors, shapes, dtype, prefix)
+            tensors[name] = tensors[name].reshape(shape)
+    return Weights(tensors, scales, shapes, dtype, prefix)
 
 
-def _room(sizes: dict[str, tuple[int, ...]], dtype: str) -> dict[str, np.ndarray]:
-    """Room for the panels of matrices [K, N], aligned to cache lines; what is padding is zero.
+def room_for(
+    shapes: dict[str, tuple[int, ...]], dtype: str
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Room for what lies in panels, and for the scales of what is whole; padding is zero.
 
     One piece of memory, so that the system can give it in its largest pages: half of the time of
     loading would be faults of small ones, and products would look up their addresses.
     """
-    kind = HELD[dtype]
+    factors = {
+        name: factor_shape(name, shape) for name, shape in shapes.items() if in_panels(name, shape)
+    }
+    if dtype not in WHOLE:
+        sizes = {name: panels_size(K, N) for name, (K, N) in factors.items()}
+        panels = _aligned(sizes, HELD[dtype])
+        for name, (K, N) in factors.items():
+            padding = 0 if K % PAD else N // GROUP * GROUP * K
+            panels[name][padding:] = 0
+        return panels, {}
+    sizes = {name: numbers_size(K, N, dtype) for name, (K, N) in factors.items()}
+    numbers = _aligned(sizes, HELD[dtype])
+    sizes = {name: scales_size(K, N, dtype) for name, (K, N) in factors.items()}
+    scales = _aligned(sizes, np.dtype(np.uint16))
+    for name, (_, N) in factors.items():  # the panels that no column of the matrix is in
+        filled = padded(N, LANES) / padded(N, GROUP)
+        for array in (numbers[name], scales[name]):
+            array[round(array.size * filled) :] = 0
+    return numbers, scales
+
+
+def _aligned(sizes: dict[str, int], kind: np.dtype) -> dict[str, np.ndarray]:
+    """Arrays of these sizes in one piece of memory, each from a cache line's beginning on."""
     line = 64 // kind.itemsize
     starts, end = {}, 0
-    for name, (K, N) in sizes.items():
-        starts[name], end = end, end + padded(panels_size(K, N), line)
+    for name, size in sizes.items():
+        starts[name], end = end, end + padded(size, line)
     memory = np.empty(end + line, kind)
     offset = -memory.ctypes.data % 64 // kind.itemsize
-    room = {}
-    for name, (K, N) in sizes.items():
-        room[name] = memory[offset + starts[name] :][: panels_size(K, N)]
-        padding = 0 if K % PAD else N // GROUP * GROUP * K
-        room[name][padding:] = 0
-    return room
+    return {name: memory[offset + starts[name] :][:size] for name, size in sizes.items()}
 
 
-def _pack(
-    checkpoint: Checkpoint, name: str, panels: np.ndarray, transposed: bool, pack_piece: _PackPiece
+def fill(
+    checkpoint: Checkpoint,
+    stored: str,
+    name: str,
+    held: np.ndarray,
+    scales: np.ndarray | None,
+    team: Team,
+    importance: np.ndarray | None = None,
 ) -> None:
-    """A matrix into its panels; one that is stored `transposed` into those of its transpose."""
-    rows, columns = checkpoint.tensors[name].shape
-    for first, piece in _pieces(checkpoint, name):
+    """A matrix, `stored` in the checkpoint, into its panels, or into whole numbers and scales.
+
+    importance  float32, of each row of the factor (kernels/quantizing.py); by default all alike
+
+    Raises CheckpointError for what is not finite and should become whole.
+    """
+    shape = checkpoint.tensors[stored].shape
+    K, N = factor_shape(name, shape)
+    transposed = is_transposed(name)
+    scratch = np.empty((team.size, QUANTIZE_SCRATCH), np.float32)
+    if importance is None:
+        importance = np.ones(K, np.float32)
+    for first, piece in pieces(checkpoint, stored):
+        first_k, first_n = (0, first) if transposed else (first, 0)
+        rows, columns = piece.shape[::-1] if transposed else piece.shape
+        strides = (1, K) if transposed else (N, 1)
         flat = piece.reshape(-1)
-        if transposed:
-            pack_piece(panels, flat, 0, first, columns, len(piece), padded(columns), 1, columns)
+        if scales is None:
+            team.run(
+                pack, scratch, held, flat, first_k, first_n, rows, columns, padded(K), *strides
+            )
         else:
-            pack_piece(panels, flat, first, 0, len(piece), columns, padded(rows), columns, 1)
+            blocks = padded(K, BLOCK) // BLOCK
+            team.run(
+                quantize, scratch, held, scales, flat, importance,
+                first_k, first_n, rows, columns, blocks, *strides,
+            )  # fmt: skip
         checkpoint.release()
+    if scales is not None and (scales & 0x7F80 == 0x7F80).any():
+        raise CheckpointError(
+            f"{checkpoint.folder}: tensor {stored} holds NaN or infinite numbers; "
+            "it cannot be made whole: load it as f32"
+        )
 
 
-def _plain(checkpoint: Checkpoint, name: str, dtype: str) -> np.ndarray:
-    """A tensor in its own shape, copied out of the file."""
+def plain(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """A tensor that is no factor, in its own shape, copied out of the file: a vector as float32."""
     array = _as_f32_or_bf16(checkpoint, name, checkpoint.read(name))
-    if dtype == "f32":
+    if dtype == "f32" or len(shape) == 1:
         return widened(array) if array.dtype == np.uint16 else array.copy()
     return array.copy() if array.dtype == np.uint16 else narrowed(array)
 
 
-def _pieces(checkpoint: Checkpoint, name: str) -> Iterator[tuple[int, np.ndarray]]:
+def pieces(checkpoint: Checkpoint, name: str) -> Iterator[tuple[int, np.ndarray]]:
     """(first row, rows) of a matrix, float32 or bfloat16, some megabytes at a time."""
     array = checkpoint.read(name)
     rows, columns = array.shape
-    step = padded(max(1, _PIECE_BYTES // (columns * array.itemsize)))
+    step = padded(max(1, _PIECE_BYTES // (columns * array.itemsize)), BLOCK)
     for first in range(0, rows, step):
         yield first, _as_f32_or_bf16(checkpoint, name, array[first : first + step])
 
@@ -140,7 +224,7 @@ def _same(checkpoint: Checkpoint, a: str, b: str) -> bool:
         return True
     if checkpoint.tensors[a].dtype != checkpoint.tensors[b].dtype:
         return False
-    for (_, one), (_, other) in zip(_pieces(checkpoint, a), _pieces(checkpoint, b), strict=True):
+    for (_, one), (_, other) in zip(pieces(checkpoint, a), pieces(checkpoint, b), strict=True):
         if one.tobytes() != other.tobytes():
             return False
         checkpoint.release()

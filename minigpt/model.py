@@ -29,20 +29,23 @@ from .kernels.attention import (
     cache_write,
     partials_size,
 )
+from .kernels.codes import Codes, Rows, make_rows
 from .kernels.embedding import embedding_forward, gather_forward
 from .kernels.jit import entry
 from .kernels.layernorm import layernorm_forward
-from .kernels.layout import HELD, LANES, padded, panels_size, row_stride
+from .kernels.layout import BESIDE, HELD, LANES, padded, row_stride
 from .kernels.matmul import (
     ADD,
     MATMUL_SCRATCH,
     NO_ACTIVATION,
     SET,
+    left_factor,
     matmul_forward,
+    matrix_at,
 )
 from .kernels.simd import BF16_PRODUCTS, array_at
 from .kernels.team import Team
-from .weights import Weights, layer_shapes
+from .weights import HEAD, WHOLE, Weights, layer_shapes
 
 ROWS = 512  # tokens that pass through the layers together; more are cut into such chunks
 _ROWS_AT_ONCE = 16  # up to here all layers are one compiled call, else each is one
@@ -76,15 +79,18 @@ class Sizes(NamedTuple):
 class Table(NamedTuple):
     """Where the weights lie.
 
-    layers      [L] records of addresses, a field for each tensor of a layer
-    ends        [1] record of the addresses of wte, wpe, ln_f and the head
-    matrix      an empty array of the matrices' type: uint16 for bfloat16
+    layers      [L] records of addresses, a field for each tensor of a layer; and `…_scales` for
+                those that have some, else 0
+    ends        [1] record of the addresses of wte, wpe, ln_f and the head, and `…_scales`
+    matrix      of the type of what is multiplied with: an empty array, or empty Codes
+    plain       an empty array of wpe's type
     vector      an empty array of the vectors' type
     """
 
     layers: np.ndarray
     ends: np.ndarray
-    matrix: np.ndarray
+    matrix: np.ndarray | Codes
+    plain: np.ndarray
     vector: np.ndarray
 
 
@@ -95,6 +101,7 @@ class Buffers(NamedTuple):
     normed, attended, hidden  [rows, C], [rows, C], [rows, H]: what weights are multiplied with;
                               bfloat16 (uint16) where the processor multiplies that, else float32
     partials                  float32, for attention
+    whole                     Rows: what weights of whole numbers are multiplied with
     """
 
     x: np.ndarray
@@ -103,6 +110,7 @@ class Buffers(NamedTuple):
     attended: np.ndarray
     hidden: np.ndarray
     partials: np.ndarray
+    whole: Rows
 
 
 class Step(NamedTuple):
@@ -136,26 +144,27 @@ def _field(name: str) -> str:
 
 def make_table(weights: Weights, config: GPTConfig) -> Table:
     """The addresses of all weights. They are valid as long as the weights are."""
-    address = {name: tensor.ctypes.data for name, tensor in weights.tensors.items()}
-    names = list(layer_shapes(config))
-    layers = np.array(
-        [tuple(address[f"h.{n}.{name}"] for name in names) for n in range(config.n_layer)],
-        dtype=[(_field(name), np.uint64) for name in names],
-    )
-    ends = np.array(
-        [
-            (
-                address["wte.weight"],
-                address["wpe.weight"],
-                address["ln_f.weight"],
-                address["ln_f.bias"],
-                weights.head.ctypes.data,
-            )
-        ],
-        dtype=[(name, np.uint64) for name in ("wte", "wpe", "ln_f_weight", "ln_f_bias", "head")],
-    )
-    matrix = np.empty(0, HELD[weights.dtype])
-    return Table(layers, ends, matrix, np.empty(0, np.float32))
+    layers = [
+        _addresses(weights, {name: f"h.{n}.{name}" for name in layer_shapes(config)})
+        for n in range(config.n_layer)
+    ]
+    ends = {name: name for name in ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias")}
+    ends["head"] = "wte.weight" if weights.tied else HEAD
+    matrix: np.ndarray | Codes = np.empty(0, HELD[weights.dtype])
+    if weights.dtype in WHOLE:
+        matrix = Codes(matrix, np.empty(0, np.uint16))
+    plain, vector = np.empty(0, BESIDE[weights.dtype]), np.empty(0, np.float32)
+    return Table(np.concatenate(layers), _addresses(weights, ends), matrix, plain, vector)
+
+
+def _addresses(weights: Weights, names: dict[str, str]) -> np.ndarray:
+    """[1] record of the addresses of some tensors, {field: name}, and of their scales."""
+    address = {_field(f): weights.tensors[name].ctypes.data for f, name in names.items()}
+    for field, name in names.items():
+        has_scales = name in weights.scales
+        scales = weights.scales[name].ctypes.data if has_scales else 0
+        address[_field(field) + "_scales"] = scales
+    return np.array([tuple(address.values())], dtype=[(field, np.uint64) for field in address])
 
 
 def make_sizes(config: GPTConfig) -> Sizes:
@@ -186,11 +195,12 @@ def attention_scales(config: GPTConfig) -> np.ndarray:
     return (scale * by_layer).astype(np.float32)
 
 
-def make_buffers(config: GPTConfig, rows: int, capacity: int, narrow: bool) -> Buffers:
+def make_buffers(config: GPTConfig, rows: int, capacity: int, dtype: str, threads: int) -> Buffers:
     """Room for the activations of `rows` tokens of sequences of `capacity`, zero at first.
 
-    narrow  matrices are multiplied with bfloat16
+    dtype  how the weights are held
     """
+    narrow = BF16_PRODUCTS and dtype == "bf16"
     C, H = config.n_embd, config.n_inner
     factor = np.uint16 if narrow else np.float32
     whole = padded(rows, LANES) if narrow else rows  # AMX reads and writes whole tiles
@@ -203,6 +213,7 @@ def make_buffers(config: GPTConfig, rows: int, capacity: int, narrow: bool) -> B
         partials=np.empty(
             partials_size(rows, config.n_head, config.head_size, capacity), np.float32
         ),
+        whole=make_rows(max(rows, threads), max(C, H) if dtype in WHOLE else 0),
     )
 
 
@@ -222,7 +233,7 @@ def _layers(team, first, last, sizes, table, scales, cache, buffers, step, logit
     logits  float32 [wanted rows · V], written when the last layer is among them
     """
     C, NH, HS, H, V = sizes.C, sizes.NH, sizes.HS, sizes.H, sizes.V
-    x, qkv, normed, attended, hidden, partials = buffers
+    x, qkv, normed, attended, hidden, partials, whole = buffers
     M = step.ids.size
     matrix, vector = table.matrix, table.vector
     ends = table.ends[0]
@@ -230,8 +241,8 @@ def _layers(team, first, last, sizes, table, scales, cache, buffers, step, logit
     one, no_bias = np.float32(1), vector
 
     if first == 0:
-        wte = array_at(ends.wte, panels_size(C, V), matrix)
-        wpe = array_at(ends.wpe, sizes.n_positions * C, matrix)
+        wte = matrix_at(ends.wte_weight, ends.wte_weight_scales, C, V, matrix)
+        wpe = array_at(ends.wpe_weight, sizes.n_positions * C, table.plain)
         embedding_forward(
             team, x, ld, step.ids, step.positions, wte, wpe, M, C, sizes.embedding_scale
         )  # fmt: skip
@@ -240,21 +251,30 @@ def _layers(team, first, last, sizes, table, scales, cache, buffers, step, logit
         layer = table.layers[n]
         ln_1 = array_at(layer.ln_1_weight, C, vector)
         ln_1_bias = array_at(layer.ln_1_bias, C, vector)
-        c_attn = array_at(layer.attn_c_attn_weight, panels_size(C, 3 * C), matrix)
+        c_attn = matrix_at(
+            layer.attn_c_attn_weight, layer.attn_c_attn_weight_scales, C, 3 * C, matrix
+        )  # fmt: skip
         c_attn_bias = array_at(layer.attn_c_attn_bias, 3 * C, vector)
-        attn_c_proj = array_at(layer.attn_c_proj_weight, panels_size(C, C), matrix)
+        attn_c_proj = matrix_at(
+            layer.attn_c_proj_weight, layer.attn_c_proj_weight_scales, C, C, matrix
+        )  # fmt: skip
         attn_c_proj_bias = array_at(layer.attn_c_proj_bias, C, vector)
         ln_2 = array_at(layer.ln_2_weight, C, vector)
         ln_2_bias = array_at(layer.ln_2_bias, C, vector)
-        c_fc = array_at(layer.mlp_c_fc_weight, panels_size(C, H), matrix)
+        c_fc = matrix_at(
+            layer.mlp_c_fc_weight, layer.mlp_c_fc_weight_scales, C, H, matrix
+        )  # fmt: skip
         c_fc_bias = array_at(layer.mlp_c_fc_bias, H, vector)
-        mlp_c_proj = array_at(layer.mlp_c_proj_weight, panels_size(H, C), matrix)
+        mlp_c_proj = matrix_at(
+            layer.mlp_c_proj_weight, layer.mlp_c_proj_weight_scales, H, C, matrix
+        )  # fmt: skip
         mlp_c_proj_bias = array_at(layer.mlp_c_proj_bias, C, vector)
 
         # x += c_proj · attention(c_attn · ln_1(x))
         layernorm_forward(team, normed, x, ld, ln_1, ln_1_bias, M, C, sizes.eps)
+        left, ld_left = left_factor(team, whole, normed, ld, c_attn, M, C)
         matmul_forward(
-            team, qkv, ld_qkv, normed, ld, c_attn, c_attn_bias, M, C, 3 * C,
+            team, qkv, ld_qkv, left, ld_left, c_attn, c_attn_bias, M, C, 3 * C,
             SET, NO_ACTIVATION, one,
         )  # fmt: skip
         cache_write(
@@ -266,31 +286,35 @@ def _layers(team, first, last, sizes, table, scales, cache, buffers, step, logit
             step.blocks, step.blocks.size // 4, M,
             n, cache.slots, cache.capacity, NH, HS, scales[n],
         )  # fmt: skip
+        left, ld_left = left_factor(team, whole, attended, ld, attn_c_proj, M, C)
         matmul_forward(
-            team, x, ld, attended, ld, attn_c_proj, attn_c_proj_bias, M, C, C,
+            team, x, ld, left, ld_left, attn_c_proj, attn_c_proj_bias, M, C, C,
             ADD, NO_ACTIVATION, one,
         )  # fmt: skip
 
         # x += c_proj · activation(c_fc · ln_2(x))
         layernorm_forward(team, normed, x, ld, ln_2, ln_2_bias, M, C, sizes.eps)
+        left, ld_left = left_factor(team, whole, normed, ld, c_fc, M, C)
         matmul_forward(
-            team, hidden, ld_hidden, normed, ld, c_fc, c_fc_bias, M, C, H,
+            team, hidden, ld_hidden, left, ld_left, c_fc, c_fc_bias, M, C, H,
             SET, sizes.activation, one,
         )  # fmt: skip
+        left, ld_left = left_factor(team, whole, hidden, ld_hidden, mlp_c_proj, M, H)
         matmul_forward(
-            team, x, ld, hidden, ld_hidden, mlp_c_proj, mlp_c_proj_bias, M, H, C,
+            team, x, ld, left, ld_left, mlp_c_proj, mlp_c_proj_bias, M, H, C,
             ADD, NO_ACTIVATION, one,
         )  # fmt: skip
 
     if last == sizes.L and step.wanted.size:
         ln_f = array_at(ends.ln_f_weight, C, vector)
         ln_f_bias = array_at(ends.ln_f_bias, C, vector)
-        head = array_at(ends.head, panels_size(C, V), matrix)
+        head = matrix_at(ends.head, ends.head_scales, C, V, matrix)
         N = step.wanted.size
         gather_forward(team, qkv, x, ld, step.wanted, N, C)
         layernorm_forward(team, normed, qkv, ld, ln_f, ln_f_bias, N, C, sizes.eps)
+        left, ld_left = left_factor(team, whole, normed, ld, head, N, C)
         matmul_forward(
-            team, logits, V, normed, ld, head, no_bias, N, C, V,
+            team, logits, V, left, ld_left, head, no_bias, N, C, V,
             SET, NO_ACTIVATION, sizes.logit_scale,
         )  # fmt: skip
 
@@ -305,7 +329,6 @@ class Engine:
         self.config = config
         self.weights = weights
         self._team = Team(threads, keep=weights)
-        self._narrow = BF16_PRODUCTS and weights.dtype == "bf16"
         self._sizes = make_sizes(config)
         self._table = make_table(weights, config)
         self._scales = attention_scales(config)
@@ -331,7 +354,9 @@ class Engine:
         try:
             logits = np.empty((len(wanted), self.config.vocab_size), np.float32)
             rows = min(ROWS, len(tokens))
-            buffers = make_buffers(self.config, rows, state.capacity, self._narrow)
+            buffers = make_buffers(
+                self.config, rows, state.capacity, self.weights.dtype, self._team.size
+            )
         except MemoryError as error:
             raise InputError(
                 f"ids: {len(wanted)} rows of logits of {self.config.vocab_size} words need more "

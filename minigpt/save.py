@@ -1,19 +1,22 @@
-"""Writing a model as a folder in Hugging Face layout."""
+"""Writing a model as a folder: in Hugging Face layout, or what goes with weights in any."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .checkpoint import write_file, write_safetensors
+from .checkpoint import TensorInfo, by_width, write_file, write_tensors
 from .checkpoint.files import read_small_file
+from .checkpoint.tensors import NUMPY_DTYPE
 from .config import GPTConfig
 from .errors import InputError, SourceError, shown
 from .vocabulary import LARGEST_FILE, SAVED_AS
-from .weights import Weights, narrowed, widened
+from .weights import Weights, narrowed, stored_shapes, widened
 
 
 def save_model(
@@ -32,33 +35,73 @@ def save_model(
     """
     if not (isinstance(dtype, str) and dtype in ("f32", "bf16")):
         raise InputError(f"dtype {shown(dtype)}: must be f32 or bf16")
-    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
-        raise InputError(f"folder {shown(folder)}: must be the path of a folder")
-    folder = Path(folder)
+    folder = checked_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError for a zero byte in its name
         reason = getattr(error, "strerror", None) or error
         raise SourceError(f"{folder}: cannot be made: {reason}") from None
-    tensors = {_stored_name(name): weights.tensor(name) for name in weights.tensors}
-    narrow = {name for name, tensor in tensors.items() if tensor.ndim == 2 and dtype == "bf16"}
-    held = {name: _as(tensor, name in narrow) for name, tensor in tensors.items()}
-    write_safetensors(folder / "model.safetensors", held)
-    saved = {**config.to_dict(), "tie_word_embeddings": weights.tied}
-    write_file(folder / "config.json", (json.dumps(saved, indent=2) + "\n").encode())
+    infos = plain_infos(weights.shapes, dtype)
+    write_tensors(
+        folder / "model.safetensors",
+        by_width(infos.values()),
+        lambda info: [as_type(weights.tensor(plain_name(info.name)), info.dtype)],
+    )
+    write_beside(folder, source, {**config.to_dict(), "tie_word_embeddings": weights.tied})
+
+
+def checked_folder(folder: Any) -> Path:
+    """What a caller names as the folder to write; raises InputError for what is no path."""
+    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+        raise InputError(f"folder {shown(folder)}: must be the path of a folder")
+    return Path(folder)
+
+
+def write_beside(folder: Path, source: Path, config: dict[str, Any]) -> None:
+    """Write config.json, and those tokenizer files of `source` that the folder does not have."""
+    write_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     for name, saved_as in SAVED_AS.items():
         if (source / name).is_file() and not (folder / saved_as).exists():
             content = read_small_file(source / name, LARGEST_FILE, SourceError)
             write_file(folder / saved_as, content)
 
 
-def _stored_name(name: str) -> str:
+def plain_infos(shapes: dict[str, tuple[int, ...]], dtype: str) -> dict[str, TensorInfo]:
+    """{name: how a folder in Hugging Face layout holds it}; dtype "f32" or "bf16"."""
+    infos = {}
+    for name, shape in shapes.items():
+        narrow = dtype == "bf16" and len(shape) == 2
+        nbytes = (2 if narrow else 4) * math.prod(shape)
+        infos[name] = TensorInfo(stored_name(name), "BF16" if narrow else "F32", shape, nbytes)
+    return infos
+
+
+def converted_infos(shapes: dict[str, tuple[int, ...]], dtype: str) -> list[TensorInfo]:
+    """How a folder converted to "int8" or "int4" holds the tensors, in the order of its file.
+
+    What lies in panels comes first, each with its scales after it: these are whole cache lines,
+    and so each begins with one. wpe, in elements of two bytes, is the last.
+    """
+    infos = []
+    for name, (kind, shape) in stored_shapes(shapes, dtype).items():
+        nbytes = NUMPY_DTYPE[kind].itemsize * math.prod(shape)
+        infos.append(TensorInfo(stored_name(name), kind, shape, nbytes))
+    lines = [info for info in infos if len(info.shape) > 2]
+    return lines + by_width(info for info in infos if len(info.shape) <= 2)
+
+
+def stored_name(name: str) -> str:
     """The name that Hugging Face gives the tensor in a language model."""
     return name if name.startswith("lm_head.") else f"transformer.{name}"
 
 
-def _as(tensor: np.ndarray, narrow: bool) -> np.ndarray:
-    """A float32 or bfloat16 tensor as bfloat16 if it is to be narrow, else as float32."""
-    if narrow == (tensor.dtype == np.uint16):
+def plain_name(stored: str) -> str:
+    """The table's name for it."""
+    return stored.removeprefix("transformer.")
+
+
+def as_type(tensor: np.ndarray, dtype: str) -> np.ndarray:
+    """A float32 or bfloat16 tensor as "F32" or "BF16"."""
+    if (dtype == "BF16") == (tensor.dtype == np.uint16):
         return tensor
-    return narrowed(tensor) if narrow else widened(tensor)
+    return narrowed(tensor) if dtype == "BF16" else widened(tensor)

@@ -1,13 +1,15 @@
 """The tensors of a GPT: the one table of their names and shapes, and how they are held.
 
 Names are the checkpoint's, without the `transformer.` that some checkpoints put before them.
-Matrices are held as float32, or as bfloat16 in uint16 arrays; the vectors (layernorms, biases)
-always as float32. What is multiplied with lies in panels (kernels/layout.py), wte and the head
-transposed.
+Matrices are held as float32, as bfloat16 in uint16 arrays, or as whole numbers of 8 or 4 bits with
+scales; the vectors (layernorms, biases) always as float32. What is multiplied with lies in panels
+(kernels/layout.py), wte and the head transposed. wpe, of which a row is looked up, is bfloat16
+where the others are whole.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -16,11 +18,13 @@ import numpy as np
 from .checkpoint import Checkpoint
 from .config import GPTConfig
 from .errors import CheckpointError
-from .kernels.layout import unpacked
+from .kernels.layout import BESIDE, BITS, BLOCK, GROUP, LANES, dequantized, padded, unpacked
 
-DTYPES = ("auto", "f32", "bf16")
+DTYPES = ("auto", "f32", "bf16", "int8", "int4")
+WHOLE = ("int8", "int4")
 _PREFIX = "transformer."
 HEAD = "lm_head.weight"
+SCALES = ".scales"  # after the name of a tensor of whole numbers, in a converted checkpoint
 # Buffers that old checkpoints carry: the causal mask, and the number it puts in place of scores.
 _BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
@@ -63,17 +67,34 @@ def parameter_count(config: GPTConfig, tied: bool = True) -> int:
     return count if tied else count + config.vocab_size * config.n_embd
 
 
+def weights_bytes(config: GPTConfig, dtype: str, tied: bool = True) -> int:
+    """The memory that the weights take, without padding."""
+    shapes = tensor_shapes(config)
+    if not tied:
+        shapes[HEAD] = shapes["wte.weight"]
+    total = 0.0
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        if in_panels(name, shape):
+            total += BITS[dtype] / 8 * size
+        else:
+            total += size * (BESIDE[dtype].itemsize if len(shape) == 2 else 4)
+    return int(total)
+
+
 @dataclass(frozen=True)
 class Weights:
     """
     tensors  {name: array}: flat panels of what is `in_panels`, else an array of the table's shape;
              `lm_head.weight` only where it is not tied
-    shapes   {name: shape} of these, as in the table
-    dtype    "f32" or "bf16": how the matrices are held
+    scales   {name: array}: of what is in panels of whole numbers
+    shapes   {name: shape} of the tensors, as in the table
+    dtype    "f32", "bf16", "int8" or "int4": how the matrices are held
     prefix   what the checkpoint puts before the names: "transformer." or nothing
     """
 
     tensors: dict[str, np.ndarray]
+    scales: dict[str, np.ndarray]
     shapes: dict[str, tuple[int, ...]]
     dtype: str
     prefix: str
@@ -91,16 +112,19 @@ class Weights:
     @property
     def nbytes(self) -> int:
         """The bytes the weights take."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        return sum(a.nbytes for a in (*self.tensors.values(), *self.scales.values()))
 
     def tensor(self, name: str) -> np.ndarray:
-        """A tensor in the table's shape: a copy where it lies in panels."""
+        """A tensor in the table's shape: a copy where it lies in panels, float32 where whole."""
         held, shape = self.tensors[name], self.shapes[name]
         if not in_panels(name, shape):
             return held
-        transposed = is_transposed(name)
-        matrix = unpacked(held, *(shape[::-1] if transposed else shape))
-        return np.ascontiguousarray(matrix.T if transposed else matrix)
+        K, N = factor_shape(name, shape)
+        if name in self.scales:
+            matrix = dequantized(held, self.scales[name], K, N)
+        else:
+            matrix = unpacked(held, K, N)
+        return np.ascontiguousarray(matrix.T if is_transposed(name) else matrix)
 
 
 def in_panels(name: str, shape: tuple[int, ...]) -> bool:
@@ -113,6 +137,11 @@ def is_transposed(name: str) -> bool:
     return name in (HEAD, "wte.weight")
 
 
+def factor_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """[K, N] of a matrix as the right factor that it is."""
+    return shape[::-1] if is_transposed(name) else shape
+
+
 def checked_names(checkpoint: Checkpoint, config: GPTConfig) -> tuple[str, dict[str, str]]:
     """(prefix, {name in the table: name in the checkpoint}), of tensors that fit the config.
 
@@ -120,15 +149,7 @@ def checked_names(checkpoint: Checkpoint, config: GPTConfig) -> tuple[str, dict[
     inside a layer. Tensors outside the layers that the table does not have belong to other tasks'
     heads. Reads headers only; raises CheckpointError.
     """
-    prefix = _PREFIX if any(name.startswith(_PREFIX) for name in checkpoint.tensors) else ""
-    stored: dict[str, str] = {}
-    for name in checkpoint.tensors:
-        plain = name.removeprefix(_PREFIX)
-        if plain in stored:
-            raise CheckpointError(
-                f"{checkpoint.folder}: {plain} is there both with and without {_PREFIX!r}"
-            )
-        stored[plain] = name
+    prefix, stored = _by_plain_name(checkpoint)
     shapes = tensor_shapes(config)
     if HEAD in stored or not config.tie_word_embeddings:
         shapes[HEAD] = shapes["wte.weight"]
@@ -139,6 +160,20 @@ def checked_names(checkpoint: Checkpoint, config: GPTConfig) -> tuple[str, dict[
             raise CheckpointError(
                 f"{checkpoint.folder}: tensor {name} is in no layer that config.json describes"
             )
+    return prefix, stored
+
+
+def _by_plain_name(checkpoint: Checkpoint) -> tuple[str, dict[str, str]]:
+    """(prefix, {name without it: name in the checkpoint})"""
+    prefix = _PREFIX if any(name.startswith(_PREFIX) for name in checkpoint.tensors) else ""
+    stored: dict[str, str] = {}
+    for name in checkpoint.tensors:
+        plain = name.removeprefix(_PREFIX)
+        if plain in stored:
+            raise CheckpointError(
+                f"{checkpoint.folder}: {plain} is there both with and without {_PREFIX!r}"
+            )
+        stored[plain] = name
     return prefix, stored
 
 
@@ -160,6 +195,71 @@ def _check_tensor(
             f"{checkpoint.folder}: tensor {name} is of type {found.dtype}; "
             "weights are F32, BF16, F16 or F64"
         )
+
+
+# ---- converted checkpoints (docs/format.md) ----
+
+_STORED_AS = {"int8": "I8", "int4": "U8"}
+
+
+def converted_to(checkpoint: Checkpoint) -> str | None:
+    """ "int8" or "int4" for a checkpoint that was converted to it, else None."""
+    tensors = checkpoint.tensors
+    found = {tensor.dtype for name, tensor in tensors.items() if name + SCALES in tensors}
+    return next((dtype for dtype, stored in _STORED_AS.items() if stored in found), None)
+
+
+def numbers_shape(name: str, shape: tuple[int, ...], dtype: str) -> tuple[int, ...]:
+    """The shape of a tensor's whole numbers, as kernels/layout.py tells."""
+    K, N = factor_shape(name, shape)
+    return padded(N, GROUP) // LANES, padded(K, BLOCK) // (8 if dtype == "int4" else 4), LANES, 4
+
+
+def scales_shape(name: str, shape: tuple[int, ...], dtype: str) -> tuple[int, ...]:
+    """The shape of their scales."""
+    K, N = factor_shape(name, shape)
+    offsets = (2,) if dtype == "int4" else ()
+    return padded(N, GROUP) // LANES, padded(K, BLOCK) // BLOCK, *offsets, LANES
+
+
+def stored_shapes(
+    shapes: dict[str, tuple[int, ...]], dtype: str
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """{name: (type, shape)} of the tensors of a checkpoint converted to int8 or int4."""
+    stored = {}
+    for name, shape in shapes.items():
+        if in_panels(name, shape):
+            stored[name] = _STORED_AS[dtype], numbers_shape(name, shape, dtype)
+            stored[name + SCALES] = "BF16", scales_shape(name, shape, dtype)
+        else:
+            stored[name] = "BF16" if len(shape) == 2 else "F32", shape
+    return stored
+
+
+def checked_converted(
+    checkpoint: Checkpoint, config: GPTConfig, dtype: str
+) -> tuple[str, dict[str, str], dict[str, tuple[int, ...]]]:
+    """(prefix, {name: name in the checkpoint}, {name: shape in the table}) of a converted one.
+
+    Reads headers only; raises CheckpointError where a tensor is missing, or is not as it should be.
+    """
+    prefix, stored = _by_plain_name(checkpoint)
+    shapes = tensor_shapes(config)
+    if HEAD in stored or not config.tie_word_embeddings:
+        shapes[HEAD] = shapes["wte.weight"]
+    for name, (kind, shape) in stored_shapes(shapes, dtype).items():
+        if name not in stored:
+            raise CheckpointError(
+                f"{checkpoint.folder}: tensor {name} is missing; "
+                f"a model converted to {dtype} has it"
+            )
+        found = checkpoint.tensors[stored[name]]
+        if (found.dtype, tuple(found.shape)) != (kind, shape):
+            raise CheckpointError(
+                f"{checkpoint.folder}: tensor {name} is {found.dtype} {list(found.shape)}; by "
+                f"config.json, in a model converted to {dtype}, it is {kind} {list(shape)}"
+            )
+    return prefix, stored, shapes
 
 
 def widened(halves: np.ndarray) -> np.ndarray:

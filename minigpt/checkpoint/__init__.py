@@ -11,17 +11,20 @@ files.py  strict_json.py  atomic.py    opening, parsing and replacing files with
 
 from __future__ import annotations
 
-from .atomic import write_file
+from .atomic import creating_folder, write_file
 from .folder import Checkpoint, open_checkpoint
 from .hub import resolve
-from .safetensors import write_safetensors
+from .safetensors import by_width, write_safetensors, write_tensors
 from .tensors import TensorInfo
 
 __all__ = [
     "Checkpoint",
     "TensorInfo",
+    "by_width",
+    "creating_folder",
     "open_checkpoint",
     "resolve",
     "write_file",
     "write_safetensors",
+    "write_tensors",
 ]

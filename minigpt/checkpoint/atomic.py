@@ -1,8 +1,8 @@
-"""Writing a file whole or not at all.
+"""Writing a file, or a folder of them, whole or not at all.
 
 The bytes go to a temporary name in the same folder, are flushed to the disk, and take the
 file's name in one step; whatever interrupts that leaves the file as it was. A temporary of a
-process that was killed is removed by the next write of the same file.
+process that was killed is removed by the next write of the same file. So it is with folders.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -46,6 +47,52 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
+@contextlib.contextmanager
+def creating_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` when the block ends without an error.
+
+    Raises CheckpointError where `path` is a file, or a folder with something in it, and when the
+    system refuses.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        if path.is_symlink() or (path.exists() and not _is_empty_folder(path)):
+            raise CheckpointError(f"{path}: is there already; name a folder that is not")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        temporary.mkdir()
+        with _locked_folder(temporary):
+            yield temporary
+            _sync_folder(temporary)
+            if os.name != "posix" and path.exists():
+                path.rmdir()  # elsewhere even an empty folder is in the way of another
+            temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as flaw:
+        raise CheckpointError(f"{path}: cannot be written: {flaw.strerror or flaw}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # after a success it has its new name
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+@contextlib.contextmanager
+def _locked_folder(path: Path) -> Iterator[None]:
+    """As `_lock`, for a folder; elsewhere than on POSIX it cannot be opened."""
+    if os.name != "posix":
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Writes `data` as the file `path`, whole or not at all; raises CheckpointError."""
     with replacing(path) as file:
@@ -67,7 +114,7 @@ def _sweep(path: Path) -> None:
         if stale.name.startswith(f".{path.name}.") and stale.suffix == ".tmp":
             with contextlib.suppress(OSError):
                 if _abandoned(stale):
-                    stale.unlink()
+                    shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
 
 
 def _lock(descriptor: int) -> None:
@@ -79,7 +126,8 @@ def _lock(descriptor: int) -> None:
 
 def _abandoned(path: Path) -> bool:
     if os.name != "posix":
-        return True  # there, a file that is open cannot be removed: trying is safe
+        # there, a file that is open cannot be removed: trying is safe; with folders it is not
+        return path.is_file()
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,7 +10,7 @@ Format: https://huggingface.co/docs/safetensors (and its README on GitHub).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +107,34 @@ def write_safetensors(
 ) -> None:
     """Writes the arrays as a safetensors file, whole or not at all, in place of any at `path`.
 
-    Arrays have a dtype of NUMPY_DTYPE; uint16 ones hold the bits of bfloat16 numbers. Each is
-    asked for twice, once for its shape and once to be written, and then let go: a mapping that
-    makes or maps its arrays when asked needs memory for one at a time. `metadata` defaults to
-    {"format": "pt"}, which Hugging Face's loaders ask for.
+    Arrays have a dtype of NUMPY_DTYPE; uint16 ones hold the bits of bfloat16 numbers. `metadata`
+    is as in write_tensors.
 
     Raises CheckpointError for another dtype, a full disk, a folder that cannot be written to.
     """
     infos = [_described(path, name, array) for name, array in tensors.items()]
-    # Wider elements first keep all of them aligned; equals stay in the caller's order.
-    infos.sort(key=lambda info: -NUMPY_DTYPE[info.dtype].itemsize)
+    write_tensors(path, by_width(infos), lambda info: [tensors[info.name]], metadata)
+
+
+def by_width(infos: Iterable[TensorInfo]) -> list[TensorInfo]:
+    """Wider elements first keep all of them aligned; equals stay in their order."""
+    return sorted(infos, key=lambda info: -NUMPY_DTYPE[info.dtype].itemsize)
+
+
+def write_tensors(
+    path: Path,
+    infos: Sequence[TensorInfo],
+    pieces: Callable[[TensorInfo], Iterable[np.ndarray]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a safetensors file, whole or not at all, whose tensors are made while it is written.
+
+    infos     the tensors, in the order in which they will lie
+    pieces    called for each in this order: arrays of its type, which together are the tensor
+    metadata  by default {"format": "pt"}, which Hugging Face's loaders ask for
+
+    Raises CheckpointError for a full disk, a folder that cannot be written to.
+    """
     header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
     end = 0
     for info in infos:
@@ -128,8 +146,9 @@ def write_safetensors(
     with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for info in infos:
-            array = np.ascontiguousarray(tensors[info.name], NUMPY_DTYPE[info.dtype])
-            file.write(array.reshape(-1).view(np.uint8).data)
+            for piece in pieces(info):
+                array = np.ascontiguousarray(piece, NUMPY_DTYPE[info.dtype])
+                file.write(array.reshape(-1).view(np.uint8).data)
 
 
 def _described(path: Path, name: str, array: np.ndarray) -> TensorInfo:
