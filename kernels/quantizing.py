@@ -153,8 +153,9 @@ def _quantize_4(numbers, i, scales, isc, block, rows, importance, k):
     middle, reach = (greatest + least) * splat(_HALF), (greatest - least) * splat(_HALF)
     flaw = _flaw(block, rows)
 
-    # pass 2: the best scale and offset
-    scale, offset, error = splat(_ZERO), splat(_ZERO), splat(_INFINITY)
+    # pass 2: the best scale and offset; all of the range where errors are too large to be squared
+    scale, offset = as_bfloat16(reach * splat(_HALF_STEPS)), as_bfloat16(least)
+    error = splat(_INFINITY)
     for number in range(_RANGES):
         half = reach * splat(_ONE - _LESS * np.float32(number))
         s, o = half * splat(_HALF_STEPS), middle - half

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from .layout import GROUP, LANES, padded
+from .layout import BLOCK, GROUP, LANES, padded
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -41,6 +41,63 @@ def bfloat16(x):
     """float32 → the upper halves of its bits, rounded to the nearest, halves to even (no NaN)"""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def widened(halves):
+    """The upper halves of float32 → float32"""
+    return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
+def quantized(w, dtype):
+    """[K, N] → whole numbers [K, N] and scales (in int4: scales, offsets), each [K / BLOCK, N];
+    "int8": the largest of a block and column is 127; "int4": least and greatest are 0 and 15"""
+    K, N = w.shape
+    blocks = np.zeros((padded(K, BLOCK) // BLOCK, BLOCK, N), np.float32)
+    blocks.reshape(-1, N)[:K] = w
+    if dtype == "int8":
+        least, most, offset = -127, 127, np.zeros((len(blocks), N), np.float32)
+        scale = widened(bfloat16(np.abs(blocks).max(1) / np.float32(127)))
+    else:
+        least, most, offset = 0, 15, widened(bfloat16(blocks.min(1)))
+        scale = widened(bfloat16((blocks.max(1) - blocks.min(1)) / np.float32(15)))
+    q = (blocks - offset[:, None]) / np.where(scale == 0, 1, scale)[:, None]
+    q = np.clip(np.rint(q), least, most).reshape(-1, N)[:K].astype(np.int64)
+    return (q, scale) if dtype == "int8" else (q, scale, offset)
+
+
+def codes(q, scale, offset=None):
+    """What `quantized` returns → numbers and scales as layout.py tells, flat"""
+    K, N = q.shape
+    whole = np.zeros((padded(K, BLOCK), padded(N, GROUP)), np.int64)
+    whole[:K, :N] = q
+    parts = [scale] if offset is None else [scale, offset]
+    wide = np.zeros((len(parts), len(whole) // BLOCK, padded(N, GROUP)), np.float32)
+    wide[:, :, :N] = parts
+    scales = wide.reshape(*wide.shape[:2], -1, LANES).transpose(2, 1, 0, 3)
+    if offset is None:
+        lines = whole.reshape(-1, 4, whole.shape[1] // LANES, LANES)
+        return lines.transpose(2, 0, 3, 1).astype(np.int8).ravel(), bfloat16(scales).ravel()
+    lines = whole.reshape(-1, 2, 4, whole.shape[1] // LANES, LANES)
+    pairs = lines[:, 0] + 16 * lines[:, 1]
+    return pairs.transpose(2, 0, 3, 1).astype(np.uint8).ravel(), bfloat16(scales).ravel()
+
+
+def dequantized(q, scale, offset=None):
+    """What `quantized` returns → the weights [K, N] that they stand for"""
+    rows = np.arange(len(q)) // BLOCK
+    return q * scale[rows] + (0 if offset is None else offset[rows])
+
+
+def quantized_rows(x):
+    """[M, K] → whole numbers [M, K] and what 1 of each is worth [M, K / BLOCK]; the largest of a
+    row's block is 127"""
+    M, K = x.shape
+    blocks = np.zeros((M, padded(K, BLOCK) // BLOCK, BLOCK), np.float32)
+    blocks.reshape(M, -1)[:, :K] = x
+    span = np.abs(blocks).max(-1)
+    per_unit = np.where(span > 0, np.float32(127) / np.where(span > 0, span, 1), 0)
+    p = np.clip(np.rint(blocks * per_unit.astype(np.float32)[..., None]), -127, 127)
+    return p.reshape(M, -1)[:, :K].astype(np.int64), span / np.float32(127)
 
 
 def matmul(x, w, bias):

@@ -152,7 +152,10 @@ def test_a_vector_that_reaches_outside_is_caught_when_bounds_are_checked():
     assert result.stdout == "caught\ncaught\n", result.stderr
 
 
-KERNELS = ("matmul", "attention", "layernorm", "embedding", "activation", "packing", "reading")
+KERNELS = (
+    "matmul", "attention", "codes", "quantizing",
+    "layernorm", "embedding", "activation", "packing", "reading",
+)  # fmt: skip
 KERNEL_TESTS = [f"tests/kernels/test_{name}.py" for name in KERNELS]
 PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not threads"]
 

@@ -14,6 +14,7 @@ from minigpt.kernels.attention import QUERIES
 from minigpt.kernels.simd import BF16_PRODUCTS
 from minigpt.model import ROWS, Engine, attention_blocks
 from minigpt.weights import (
+    WHOLE,
     Weights,
     in_panels,
     is_transposed,
@@ -31,13 +32,17 @@ def random_weights(dtype: str, rounded: bool = False) -> Weights:
     """rounded: held as float32, the matrices of values that bfloat16 has"""
     rng = np.random.default_rng(5)
     shapes = tensor_shapes(CONFIG)
-    held = {}
+    held, scales = {}, {}
     for name, shape in shapes.items():
         tensor = rng.standard_normal(shape, np.float32) * np.float32(0.4)
         if len(shape) == 2 and rounded:
             tensor = widened(narrowed(tensor))
-        held[name] = _held(name, tensor, np.uint16 if dtype == "bf16" else np.float32)
-    return Weights(held, shapes, dtype, "")
+        if dtype in WHOLE and in_panels(name, shape):
+            factor = tensor.T if is_transposed(name) else tensor
+            held[name], scales[name] = reference.codes(*reference.quantized(factor, dtype))
+        else:
+            held[name] = _held(name, tensor, np.float32 if dtype == "f32" else np.uint16)
+    return Weights(held, scales, shapes, dtype, "")
 
 
 def _held(name: str, tensor: np.ndarray, dtype: type) -> np.ndarray:
@@ -56,7 +61,7 @@ def forward(engine: Engine, pieces: list[tuple[list[int], list[np.ndarray]]]) ->
     return [engine.forward(state, slots, ids) for slots, ids in pieces]
 
 
-@pytest.fixture(scope="module", params=["f32", "bf16"])
+@pytest.fixture(scope="module", params=["f32", "bf16", "int8", "int4"])
 def engine(request: pytest.FixtureRequest) -> Engine:
     return Engine(CONFIG, random_weights(request.param), 2)
 
@@ -114,7 +119,7 @@ def test_bfloat16_weights_give_what_their_float32_values_give(ids):
 
 def test_rounded_keys_and_values_change_little(engine, ids, whole):
     exact = engine.forward(State(CONFIG, 1, 700, "f32"), [0], [ids], every=True)
-    limit = 2e-2 if engine.weights.dtype == "bf16" else 0
+    limit = 0 if engine.weights.dtype == "f32" else 2e-2
     np.testing.assert_allclose(whole, exact, rtol=0, atol=limit * np.abs(exact).max())
 
 
