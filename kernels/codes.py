@@ -15,15 +15,21 @@ number of threads, alone or among others.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba.core import types
+from numba.extending import overload
 
 from .jit import jit
 from .layout import BLOCK, GROUP, LANES, numbers_stride, padded, units_stride
 from .simd import (
+    AMX_INT8,
+    AMX_ROWS,
     WHOLE_TILE_ROWS,
     WHOLE_TILE_VECTORS,
+    amx_add_products_of_int4,
+    amx_add_products_of_int8,
     array_at,
     get,
     load_first,
@@ -88,8 +94,9 @@ _LARGEST = np.float32(127)
 
 def make_rows(M: int, K: int) -> Rows:
     """Room for M rows of at most K numbers; of none where K is 0."""
+    whole = padded(M, AMX_ROWS)  # AMX reads whole tiles
     return Rows(
-        np.zeros(M * numbers_stride(K) if K else 0, np.int8),
+        np.zeros(whole * numbers_stride(K) if K else 0, np.int8),
         np.zeros(M * units_stride(K) if K else 0, np.float32),
     )
 
@@ -140,6 +147,7 @@ def _quantize_row(rows, i, iu, x, ix, K):
 # ---- products -------------------------------------------------------------------------------
 
 _FEW = 16  # as in products.py
+_AMX_ROWS = 8  # from so many on half empty tiles are faster than vectors
 _full = sum_of_whole_products(WHOLE_TILE_ROWS, WHOLE_TILE_VECTORS, ahead=False)
 _four = sum_of_whole_products(4, WHOLE_TILE_VECTORS, ahead=True)
 _two = sum_of_whole_products(2, WHOLE_TILE_VECTORS, ahead=True)
@@ -148,18 +156,13 @@ _one_wide = sum_of_whole_products(1, 4, ahead=False)
 
 
 @jit
-def add_code_products(c, ic, ldc, x, m, w, group, rows, K):
-    """c [rows, GROUP] += x[m : m + rows, :] · w[:, GROUP · group : GROUP · (group + 1)].
-
-    c     float32 at ic, rows `ldc` apart
-    x, w  Rows and Codes of K terms
-    """
-    panels = GROUP // LANES
+def _add_with_vectors(c, ic, ldc, x, m, w, first, rows, K):
+    """GROUP columns, from panel number `first` on: a single row by itself, more in tiles."""
     if rows == 1:
-        _one_wide(c, ic, ldc, x, m, w, group * panels, K)
+        _one_wide(c, ic, ldc, x, m, w, first, K)
         return
-    for p in range(0, panels, WHOLE_TILE_VECTORS):
-        _add_in_tiles(c, ic + p * LANES, ldc, x, m, w, group * panels + p, rows, K)
+    for p in range(0, GROUP // LANES, WHOLE_TILE_VECTORS):
+        _add_in_tiles(c, ic + p * LANES, ldc, x, m, w, first + p, rows, K)
 
 
 @jit
@@ -177,3 +180,47 @@ def _add_in_tiles(c, ic, ldc, x, m, w, panel, rows, K):
         row += 2
     if row < rows:
         _one(c, ic + row * ldc, ldc, x, m + row, w, panel, K)
+
+
+def _add_in_amx(
+    c: Any, ic: Any, ldc: Any, x: Any, m: Any, w: Any, panel: Any, rows: Any, K: Any, scratch: Any
+) -> None:
+    """All rows with two panels, in AMX's tiles."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(_add_in_amx)
+def _add_in_amx_of(c, ic, ldc, x, m, w, panel, rows, K, scratch):
+    int4 = w.types[0].dtype == types.uint8
+    add = amx_add_products_of_int4 if int4 else amx_add_products_of_int8
+    return lambda c, ic, ldc, x, m, w, panel, rows, K, scratch: add(
+        c, ic, ldc, x, m, w, panel, rows, K, scratch
+    )
+
+
+if AMX_INT8:
+
+    @jit
+    def _add(c, ic, ldc, x, m, w, first, rows, K, scratch):
+        if rows < _AMX_ROWS:
+            _add_with_vectors(c, ic, ldc, x, m, w, first, rows, K)
+        else:
+            for p in range(0, GROUP // LANES, 2):
+                _add_in_amx(c, ic + p * LANES, ldc, x, m, w, first + p, rows, K, scratch)
+
+else:
+
+    @jit
+    def _add(c, ic, ldc, x, m, w, first, rows, K, scratch):
+        _add_with_vectors(c, ic, ldc, x, m, w, first, rows, K)
+
+
+@jit
+def add_code_products(c, ic, ldc, x, m, w, group, rows, K, scratch):
+    """c [rows, GROUP] += x[m : m + rows, :] · w[:, GROUP · group : GROUP · (group + 1)].
+
+    c        float32 at ic, rows `ldc` apart
+    x, w     Rows and Codes of K terms
+    scratch  float32 [AMX_WHOLE_SCRATCH]
+    """
+    _add(c, ic, ldc, x, m, w, group * (GROUP // LANES), rows, K, scratch)

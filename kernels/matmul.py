@@ -28,6 +28,7 @@ from .layout import GROUP, LANES, numbers_stride, padded, panels_size
 from .products import add_products, begin_products, end_products
 from .simd import (
     AMX,
+    AMX_WHOLE_SCRATCH,
     array_at,
     get,
     load,
@@ -52,8 +53,9 @@ _START, _GROUP, _PANELS = np.int64(0), np.int64(GROUP), np.int64(GROUP // LANES)
 _ROW_UNIT = 96  # a multiple of every tile's rows
 _ROWS = 2 * _ROW_UNIT  # rows of x that pass each block of a panel
 
-# float32 elements of scratch that a thread needs here: the sums of one task
-MATMUL_SCRATCH = _ROWS * GROUP
+_SUMS = _ROWS * GROUP
+# float32 elements of scratch that a thread needs here: the sums of one task, and AMX's own
+MATMUL_SCRATCH = _SUMS + AMX_WHOLE_SCRATCH
 
 
 @jit
@@ -79,7 +81,7 @@ def matmul_forward(team, y, ldy, x, ldx, w, bias, M, K, N, mode, activation, sca
         m, group = task // groups * chunk, task % groups
         rows = min(chunk, M - m)
         sums[: rows * GROUP] = 0
-        _add_group(sums, x, m, ldx, w, group, rows, K)
+        _add_group(sums, sums[_SUMS:], x, m, ldx, w, group, rows, K)
         _finish(sums, y, ldy, m, group * GROUP, bias, rows, N, mode, activation, scale)
         task = claim(team)
     end_products(x)
@@ -87,7 +89,7 @@ def matmul_forward(team, y, ldy, x, ldx, w, bias, M, K, N, mode, activation, sca
 
 
 @jit
-def _add_float_group(sums, x, m, ldx, w, group, rows, K):
+def _add_float_group(sums, scratch, x, m, ldx, w, group, rows, K):
     """sums[rows, GROUP] += x[m : m + rows, :] · GROUP columns of w."""
     depth = padded(K)
     for k in range(0, K, K_BLOCK):
@@ -99,9 +101,9 @@ def _add_float_group(sums, x, m, ldx, w, group, rows, K):
 
 
 @jit
-def _add_code_group(sums, x, m, ldx, w, group, rows, K):
+def _add_code_group(sums, scratch, x, m, ldx, w, group, rows, K):
     """The same for Rows and Codes."""
-    add_code_products(sums, _START, _GROUP, x, m, w, group, rows, K)
+    add_code_products(sums, _START, _GROUP, x, m, w, group, rows, K, scratch)
 
 
 @jit
@@ -138,14 +140,18 @@ def _are_codes(w: Any) -> bool:
     return isinstance(w, types.NamedTuple) and w.instance_class is Codes
 
 
-def _add_group(sums: Any, x: Any, m: Any, ldx: Any, w: Any, group: Any, rows: Any, K: Any) -> None:
+def _add_group(
+    sums: Any, scratch: Any, x: Any, m: Any, ldx: Any, w: Any, group: Any, rows: Any, K: Any
+) -> None:
     raise NotImplementedError("for compiled code")
 
 
 @overload(_add_group)
-def _add_group_for(sums, x, m, ldx, w, group, rows, K):
+def _add_group_for(sums, scratch, x, m, ldx, w, group, rows, K):
     add = _add_code_group if _are_codes(w) else _add_float_group
-    return lambda sums, x, m, ldx, w, group, rows, K: add(sums, x, m, ldx, w, group, rows, K)
+    return lambda sums, scratch, x, m, ldx, w, group, rows, K: add(
+        sums, scratch, x, m, ldx, w, group, rows, K
+    )
 
 
 def left_factor(team: Any, room: Any, x: Any, ldx: Any, w: Any, M: Any, K: Any) -> Any:

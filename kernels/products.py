@@ -29,6 +29,7 @@ from .jit import jit
 from .layout import LANES, padded
 from .simd import (
     AMX,
+    AMX_INT8,
     AMX_ROWS,
     BF16_PRODUCTS,
     TILE_ROWS,
@@ -123,7 +124,10 @@ def end_products(a: Any) -> None:
 
 
 def _in_amx(a: Any) -> bool:
-    return AMX and isinstance(a, types.Array) and a.dtype.bitwidth == 16
+    """Whether AMX multiplies left factors of a's type: bfloat16, or Rows of whole numbers."""
+    if isinstance(a, types.Array):
+        return AMX and a.dtype.bitwidth == 16
+    return AMX_INT8
 
 
 @overload(begin_products)

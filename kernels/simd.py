@@ -27,6 +27,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, config, types
 from numba.core.extending import intrinsic, models, overload, register_jitable, register_model
@@ -81,6 +82,7 @@ def _tile_shape() -> tuple[int, int]:
 
 TILE_ROWS, TILE_VECTORS = _tile_shape()
 AMX = "amx-bf16" in cpu_features() and amx_allowed()
+AMX_INT8 = "amx-int8" in cpu_features() and amx_allowed()
 # Products of two bfloat16 are instructions of their own: what is multiplied is held so, too.
 BF16_PRODUCTS = AMX or "avx512bf16" in cpu_features()
 
@@ -1032,38 +1034,64 @@ def _whole_tile_line(typingctx, tile, a, ia, lda, b, ib, panel):
     return tile(tile, a, n, n, b, n, n), codegen
 
 
+def _units_of_row(context: Any, builder: Any, kind: Any, units: Any, index: Any) -> Any:
+    """What 1 is worth in a block of a row, and the sum of the block, each sixteen times."""
+    places = [index, builder.add(index, index.type(1))]
+    return [
+        _broadcast(builder, builder.load(_element(context, builder, kind, units, place)))
+        for place in places
+    ]
+
+
+def _scales_of_panel(
+    context: Any, builder: Any, kind: Any, scales: Any, index: Any, kind_b: Any
+) -> Any:
+    """The scales of a block of a panel, and for int4 the offsets."""
+    places = [index]
+    if kind_b.dtype == types.uint8:
+        places.append(builder.add(index, index.type(LANES)))
+    return [
+        _load_vector(builder, kind, _element(context, builder, kind, scales, place))
+        for place in places
+    ]
+
+
+def _worth(builder: Any, whole: Any, row: Any, column: Any, value: Any, added: int = 0) -> Any:
+    """value + scale · unit · whole, and for int4 offset · unit · total; all in this order.
+
+    added  what was added to every weight
+    """
+    (unit, total), (scale, *offset) = row, column
+    products = builder.sitofp(whole, _V16F)
+    if added:
+        more = builder.fmul(total, ir.Constant(_V16F, [float(added)] * LANES))
+        products = builder.fsub(products, more)
+    value = _multiply_add(builder, products, builder.fmul(scale, unit), value)
+    if offset:
+        value = _multiply_add(builder, builder.fmul(unit, total), offset[0], value)
+    return value
+
+
 @intrinsic
 def _whole_tile_add_to(typingctx, tile, c, ic, ldc, units, iu, ldu, b, scales, isc, panel):
-    """c[r, v] += scale[v] · unit[r] · acc[r, v], and for int4 offset[v] · unit[r] · sum[r]."""
+    """c[r, v] += what acc[r, v] is worth."""
 
     def codegen(context, builder, signature, arguments):
         acc, c, ic, ldc, units, iu, ldu, _, scales, isc, panel = arguments
         _, kind_c, _, _, kind_u, _, _, kind_b, kind_s, _, _ = signature.args
-        has_offsets = kind_b.dtype == types.uint8
-        columns = []
-        for v in range(tile.vectors):
-            start = _at(builder, isc, panel, v)
-            parts = [start, builder.add(start, start.type(LANES))] if has_offsets else [start]
-            places = [_element(context, builder, kind_s, scales, part) for part in parts]
-            columns.append([_load_vector(builder, kind_s, place) for place in places])
+        added = 0 if kind_b.dtype == types.uint8 else _ADDED
+        columns = [
+            _scales_of_panel(context, builder, kind_s, scales, _at(builder, isc, panel, v), kind_b)
+            for v in range(tile.vectors)
+        ]
         for r in range(tile.rows):
-            start = _at(builder, iu, ldu, r)
-            places = [start, builder.add(start, start.type(1))]
-            unit, total = (
-                _broadcast(builder, builder.load(_element(context, builder, kind_u, units, place)))
-                for place in places
-            )
-            for v, (scale, *offset) in enumerate(columns):
+            row = _units_of_row(context, builder, kind_u, units, _at(builder, iu, ldu, r))
+            for v, column in enumerate(columns):
                 place = _at(builder, _at(builder, ic, ldc, r), ic.type(LANES), v)
                 address = _element(context, builder, kind_c, c, place)
-                products = builder.sitofp(builder.extract_value(acc, r * tile.vectors + v), _V16F)
-                if _ADDED and not has_offsets:
-                    more = builder.fmul(total, ir.Constant(_V16F, [float(_ADDED)] * LANES))
-                    products = builder.fsub(products, more)
-                value = _load_vector(builder, kind_c, address)
-                value = _multiply_add(builder, products, builder.fmul(scale, unit), value)
-                if has_offsets:
-                    value = _multiply_add(builder, builder.fmul(unit, total), offset[0], value)
+                whole = builder.extract_value(acc, r * tile.vectors + v)
+                before = _load_vector(builder, kind_c, address)
+                value = _worth(builder, whole, row, column, before, added)
                 _store_vector(builder, kind_c, value, address)
 
     n = types.intp
@@ -1140,6 +1168,7 @@ def sum_of_whole_products(rows: int, vectors: int, ahead: bool) -> Any:
 AMX_ROWS = 16  # rows of A and C
 AMX_K = 32  # columns of A, rows of B
 _C, _A, _B = 0, 4, 6
+# Of int8, A is [16, 64] and B a block of a panel of whole numbers, [64, 16] in fours of rows.
 
 # Palette 1 and, for each tile, the bytes of a row and the number of rows: the 64 bytes that
 # LDTILECFG reads.
@@ -1263,3 +1292,146 @@ def _check_amx(c, ic, ldc, a, ia, lda, b, ib, panel, K, rows):
     _check(a, ia, ia + (rows - 1) * lda + K - 1)
     _check(b, ib, ib + panel + K * LANES - 1)
     _check(c, ic, ic + (rows - 1) * ldc + 2 * LANES - 1)
+
+
+def _amx_multiply_whole(name: str) -> Any:
+    """As _amx_multiply, for bytes; sums are int32."""
+
+    @intrinsic(prefer_literal=True)
+    def multiply(typingctx, row, column):
+        r, c = row.literal_value, column.literal_value
+
+        def codegen(context, builder, signature, arguments):
+            tiles = (_tile_number(number) for number in (_C + 2 * r + c, _A + r, _B + c))
+            _call(builder, name, ir.VoidType(), *tiles)
+
+        return types.void(row, column), codegen
+
+    return multiply
+
+
+_amx_multiply_signed = _amx_multiply_whole("llvm.x86.tdpbssd")
+_amx_multiply_unsigned = _amx_multiply_whole("llvm.x86.tdpbsud")  # A signed, B not
+
+
+@intrinsic(prefer_literal=True)
+def _amx_zero(typingctx, number):
+    tile = _C + number.literal_value
+
+    def codegen(context, builder, signature, arguments):
+        _call(builder, "llvm.x86.tilezero", ir.VoidType(), _tile_number(tile))
+
+    return types.void(number), codegen
+
+
+@intrinsic
+def _halves_of_bytes(typingctx, source, index, target, place):
+    """64 bytes of pairs to 128: the low halves of all, then the high halves."""
+
+    def codegen(context, builder, signature, arguments):
+        source, index, target, place = arguments
+        address = _element(context, builder, signature.args[0], source, index)
+        line = builder.load(builder.bitcast(address, _V64B.as_pointer()), align=1)
+        high = builder.lshr(builder.bitcast(line, _V16I), _all(_V16I, 4))
+        for n, half in enumerate((line, builder.bitcast(high, _V64B))):
+            start = builder.add(place, place.type(n * _LINE))
+            address = _element(context, builder, signature.args[2], target, start)
+            value = builder.and_(half, _all(_V64B, 15))
+            builder.store(value, builder.bitcast(address, _V64B.as_pointer()), align=1)
+
+    n = types.intp
+    return types.void(source, n, target, n), codegen
+
+
+@intrinsic
+def _add_whole(typingctx, sums, index, c, ic, units, iu, b, scales, isc):
+    """c[16] += what sixteen int32 of `sums` are worth, as _whole_tile_add_to does it."""
+
+    def codegen(context, builder, signature, arguments):
+        sums, index, c, ic, units, iu, _, scales, isc = arguments
+        kind, _, kind_c, _, kind_u, _, kind_b, kind_s, _ = signature.args
+        address = _element(context, builder, kind, sums, index)
+        whole = builder.load(builder.bitcast(address, _V16I.as_pointer()), align=4)
+        row = _units_of_row(context, builder, kind_u, units, iu)
+        column = _scales_of_panel(context, builder, kind_s, scales, isc, kind_b)
+        target = _element(context, builder, kind_c, c, ic)
+        value = _worth(builder, whole, row, column, _load_vector(builder, kind_c, target))
+        _store_vector(builder, kind_c, value, target)
+
+    n = types.intp
+    return types.void(sums, n, c, n, units, n, b, scales, n), codegen
+
+
+AMX_WHOLE_SCRATCH = (2 * BLOCK * LANES + 4 * 4 * AMX_ROWS * LANES) // 4  # float32
+
+
+def _amx_whole_products(multiply: Any, pairs: bool) -> Any:
+    """c [rows, 32] += x[m : m + rows, :] · two panels of w, from number `panel` on.
+
+    pairs  w is int4: each block of a panel is first spread to bytes
+    """
+
+    @jit
+    def add_products(c, ic, ldc, x, m, w, panel, rows, K, scratch):
+        """
+        c        float32 at ic, rows `ldc` apart
+        x, w     Rows and Codes of K terms; x has room for whole tiles of rows
+        scratch  float32 [AMX_WHOLE_SCRATCH]
+        """
+        lines, step = BLOCK // rows_of_line(w.numbers), scales_of_block(w.numbers)
+        ld, ldu, blocks = numbers_stride(K), units_stride(K), (K + BLOCK - 1) // BLOCK
+        size, size_of_scales = blocks * lines * _LINE, blocks * step
+        whole = BLOCK * LANES
+        spread = scratch[: 2 * whole // 4].view(w.numbers.dtype)
+        sums = scratch[2 * whole // 4 : AMX_WHOLE_SCRATCH].view(np.int32)
+        _check(x.numbers, m * ld, (m + padded(rows, AMX_ROWS) - 1) * ld + blocks * BLOCK - 1)
+        _check(w.numbers, panel * size, (panel + 2) * size - 1)
+        _check(w.scales, panel * size_of_scales, (panel + 2) * size_of_scales - 1)
+        _check(c, ic, ic + (rows - 1) * ldc + 2 * LANES - 1)
+        for block in range(blocks):
+            ib = panel * size + block * lines * _LINE
+            if pairs:
+                for line in range(lines):
+                    here = ib + line * _LINE
+                    _halves_of_bytes(w.numbers, here, spread, 2 * line * _LINE)
+                    _halves_of_bytes(w.numbers, here + size, spread, whole + 2 * line * _LINE)
+                _amx_load_b(0, spread, 0, BLOCK)
+                _amx_load_b(1, spread, whole, BLOCK)
+            else:
+                _amx_load_b(0, w.numbers, ib, BLOCK)
+                _amx_load_b(1, w.numbers, ib + size, BLOCK)
+            isc = panel * size_of_scales + block * step
+            row = 0
+            while row < rows:
+                ia = (m + row) * ld + block * BLOCK
+                _amx_zero(0)
+                _amx_zero(1)
+                _amx_load_a(0, x.numbers, ia, ld)
+                multiply(0, 0)
+                multiply(0, 1)
+                _amx_store_c(0, sums, 0, 2 * LANES)
+                _amx_store_c(1, sums, LANES, 2 * LANES)
+                if row + AMX_ROWS < rows:
+                    _amx_zero(2)
+                    _amx_zero(3)
+                    _amx_load_a(1, x.numbers, ia + AMX_ROWS * ld, ld)
+                    multiply(1, 0)
+                    multiply(1, 1)
+                    _amx_store_c(2, sums, AMX_ROWS * 2 * LANES, 2 * LANES)
+                    _amx_store_c(3, sums, AMX_ROWS * 2 * LANES + LANES, 2 * LANES)
+                for r in range(min(2 * AMX_ROWS, rows - row)):
+                    iu = (m + row + r) * ldu + 2 * block
+                    here = ic + (row + r) * ldc
+                    at = r * 2 * LANES
+                    _add_whole(sums, at, c, here, x.units, iu, w.numbers, w.scales, isc)
+                    _add_whole(
+                        sums, at + LANES, c, here + LANES, x.units, iu,
+                        w.numbers, w.scales, isc + size_of_scales,
+                    )  # fmt: skip
+                row += 2 * AMX_ROWS
+
+    return add_products
+
+
+amx_add_products_of_int8 = _amx_whole_products(_amx_multiply_signed, pairs=False)
+amx_add_products_of_int4 = _amx_whole_products(_amx_multiply_unsigned, pairs=True)

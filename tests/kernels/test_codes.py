@@ -156,8 +156,8 @@ def test_rows_are_the_twins(run, rng, M, K):
     rows = make_rows(M, K)
     run(keep_rows, rows, x.ravel(), M, K)
     p, unit = reference.quantized_rows(x)
-    numbers = rows.numbers.reshape(M, numbers_stride(K))
-    units = rows.units.reshape(M, units_stride(K))[:, : 2 * unit.shape[1]].reshape(M, -1, 2)
+    numbers = rows.numbers.reshape(-1, numbers_stride(K))[:M]
+    units = rows.units.reshape(-1, units_stride(K))[:M, : 2 * unit.shape[1]].reshape(M, -1, 2)
     np.testing.assert_array_equal(numbers[:, :K], p)
     assert not numbers[:, K : padded(K, BLOCK)].any()
     np.testing.assert_array_equal(units[..., 0], unit)

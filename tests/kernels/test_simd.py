@@ -188,12 +188,12 @@ def test_kernels_with_amx():
         "failed = pytest.main(sys.argv[1:])\n"
         "sys.exit(failed or (emulated and not amx.count()))"
     )
-    tests = [*KERNEL_TESTS[:2], "tests/minigpt/test_model.py"]
+    tests = [*KERNEL_TESTS[:3], "tests/minigpt/test_model.py"]
     result = in_a_process(
         # faulthandler would put itself in the emulator's place
         *["-c", program, "-q", "-p", "no:faulthandler", "-p", "no:cacheprovider"],
-        *["-k", "not threads and (bf16 or uint16)", *tests],
-        NUMBA_CPU_FEATURES=llvm.get_host_cpu_features().flatten() + ",+amx-tile,+amx-bf16",
+        *["-k", "not threads and (bf16 or uint16 or int8 or int4)", *tests],
+        NUMBA_CPU_FEATURES=llvm.get_host_cpu_features().flatten() + ",+amx-tile,+amx-bf16,+amx-int8",
         PYTHONPATH=str(Path(__file__).parent),
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
