@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .terminal import Text, complete_folder, threads_option
+from .terminal import LARGEST_INPUT, Text, complete_folder, threads_option
 
 DTYPES = ("f32", "bf16", "int8", "int4")  # those of convert.py, which is too heavy for --help
 
@@ -25,8 +25,17 @@ DTYPES = ("f32", "bf16", "int8", "int4")  # those of convert.py, which is too he
     help="How the weights are held: int8 in 8.25 bits each, int4 in 4.5, with little loss for the "
     "first and more for the second; bf16 in 16; f32 in 32, exactly.",
 )
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    metavar="TEXT",
+    help="For int4: a file of text like what the model will meet; errors are kept away from the "
+    "weights that it uses most.",
+)
 @threads_option
-def convert(source: str, folder: Path, dtype: str, threads: int | None) -> None:
+def convert(
+    source: str, folder: Path, dtype: str, calibrate: Path | None, threads: int | None
+) -> None:
     """Writes the model of SOURCE, a folder or a hub id, as the new FOLDER.
 
     One tensor at a time is in memory. The folder appears when all of it is written; whatever
@@ -48,4 +57,17 @@ def convert(source: str, folder: Path, dtype: str, threads: int | None) -> None:
             )
             bar.update(progress.nbytes - bar.pos)
 
-        convert_model(source, folder, dtype, threads, progress=show)
+        text = None if calibrate is None else _text(calibrate)
+        convert_model(source, folder, dtype, threads, text, show)
+
+
+def _text(path: Path) -> str:
+    """A file of text; raises SourceError."""
+    from ..checkpoint.files import read_small_file
+    from ..errors import SourceError
+
+    data = read_small_file(path, LARGEST_INPUT, SourceError)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path}: not UTF-8 text, at byte {error.start}") from None

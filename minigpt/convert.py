@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .api import checked_threads
+from .calibrate import importance
 from .checkpoint import (
     Checkpoint,
     TensorInfo,
@@ -40,6 +41,7 @@ from .save import (
     plain_name,
     write_beside,
 )
+from .tokenizer import GPTTokenizer
 from .weights import (
     HEAD,
     SCALES,
@@ -67,13 +69,15 @@ def convert(
     folder: str | os.PathLike[str],
     dtype: str = "int8",
     threads: int | None = None,
-    importance: dict[str, np.ndarray] | None = None,
+    calibration: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> None:
     """Write the model of a source as a new folder.
 
-    dtype       how matrices are held: "f32", "bf16", "int8" or "int4"
-    importance  for int4, {name: float32 [K]}: see minigpt.calibrate
+    dtype        how matrices are held: "f32", "bf16", "int8" or "int4"
+    calibration  for int4, a text like those the model will meet: weights are fitted to what they
+                 are multiplied with in it (see calibrate.py)
+    progress     is told how far it is, after each tensor
 
     Raises InputError for an argument out of its range, SourceError (and its children) for what is
     wrong with the source, or where the folder is there already or cannot be written. Whatever
@@ -86,6 +90,8 @@ def convert(
     config = GPTConfig.from_file(origin / "config.json")
     checkpoint = open_checkpoint(origin)
     made = converted_to(checkpoint)
+    if calibration is not None and dtype != "int4":
+        raise InputError(f"dtype {dtype}: only int4 is fitted to a text")
     if made and dtype in WHOLE:
         raise InputError(
             f"dtype {dtype}: {origin} was converted to {made} already; convert the original"
@@ -93,7 +99,11 @@ def convert(
     if made:
         infos, make = _widened(checkpoint, config, dtype)
     elif dtype in WHOLE:
-        infos, make = _whole(checkpoint, config, dtype, threads, importance or {})
+        known = {}
+        if calibration is not None:
+            ids = GPTTokenizer.from_pretrained(origin).encode(calibration)
+            known = importance(checkpoint, config, ids)
+        infos, make = _whole(checkpoint, config, dtype, threads, known)
     else:
         infos, make = _floats(checkpoint, config, dtype)
     try:
@@ -177,9 +187,12 @@ def _whole(
     config: GPTConfig,
     dtype: str,
     threads: int,
-    importance: dict[str, np.ndarray],
+    known: dict[str, np.ndarray],
 ) -> tuple[list[TensorInfo], _Make]:
-    """int8 or int4, with each matrix's scales after it."""
+    """int8 or int4, with each matrix's scales after it.
+
+    known  {matrix: the importance of its rows}
+    """
     _, stored = checked_names(checkpoint, config)
     shapes = held_shapes(checkpoint, config, stored)
     team = Team(threads)
@@ -191,8 +204,9 @@ def _whole(
             yield scales.pop(name)
         elif in_panels(name, shapes[name]):
             numbers, beside = room_for({name: shapes[name]}, dtype)
-            known = importance.get(name)
-            fill(checkpoint, stored[name], name, numbers[name], beside[name], team, known)
+            fill(
+                checkpoint, stored[name], name, numbers[name], beside[name], team, known.get(name)
+            )  # fmt: skip
             scales[name + SCALES] = beside[name]
             yield numbers[name]
         else:

@@ -193,7 +193,8 @@ def test_kernels_with_amx():
         # faulthandler would put itself in the emulator's place
         *["-c", program, "-q", "-p", "no:faulthandler", "-p", "no:cacheprovider"],
         *["-k", "not threads and (bf16 or uint16 or int8 or int4)", *tests],
-        NUMBA_CPU_FEATURES=llvm.get_host_cpu_features().flatten() + ",+amx-tile,+amx-bf16,+amx-int8",
+        NUMBA_CPU_FEATURES=llvm.get_host_cpu_features().flatten()
+        + ",+amx-tile,+amx-bf16,+amx-int8",
         PYTHONPATH=str(Path(__file__).parent),
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]

@@ -1,0 +1,48 @@
+"""minigpt convert, as typed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+def test_a_converted_folder_writes_what_the_source_held_so_writes(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
+    done = run("convert", model, "small", "--dtype", "int4")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    generate = ("generate", "hello", "-n", "20", "--temperature", "0")
+    converted = run(*generate, "-m", "small")
+    assert converted.returncode == 0
+    assert converted.stdout == run(*generate, "-m", model, "--dtype", "int4").stdout
+
+
+def test_info_knows_it(run: Run, model: Path) -> None:
+    run("convert", model, "small")
+    facts = json.loads(run("info", "small", "--json").stdout)
+    whole = json.loads(run("info", model, "--json").stdout)
+    assert facts["dtype"] == "int8"
+    assert facts["parameters"] == whole["parameters"]
+    assert facts["weights_bytes"] < 0.5 * whole["weights_bytes"]
+
+
+def test_bench_knows_it(run: Run, model: Path) -> None:
+    run("convert", model, "small")
+    short = ("--prompt-tokens", "8", "--gen-tokens", "2", "--reps", "1", "--json")
+    found = json.loads(run("bench", "-m", "small", *short).stdout)
+    assert found["dtype"] == "int8"
+
+
+def test_what_is_wrong_is_told(fails: Callable[..., None], model: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("kept")
+    fails(1, "there already", "convert", model, "full")
+    fails(1, "nowhere", "convert", "nowhere", "new")
+    fails(2, "--dtype", "convert", model, "new", "--dtype", "int2")
+    fails(2, "--threads", "convert", model, "new", "--threads", "0")
+    fails(2, "FOLDER", "convert", model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
