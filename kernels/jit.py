@@ -80,7 +80,7 @@ def _fingerprint() -> str:
     """
     here = Path(__file__).resolve().parent
     package = Path(sys.modules[__name__.split(".")[0]].__file__ or __file__).parent
-    files = [*sorted(here.glob("*.py")), package / "model.py"]
+    files = [*sorted(here.rglob("*.py")), package / "model.py"]
     text = b"".join(file.read_bytes() for file in files if file.is_file())
     chosen = repr((amx_allowed(), numba.config.BOUNDSCHECK)).encode()
     return hashlib.sha256(text + chosen).hexdigest()[:16]

@@ -1,0 +1,292 @@
+"""Between arrays and vectors, with the bounds checks that NUMBA_BOUNDSCHECK asks for."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba.core import cgutils, config, types
+from numba.core.extending import intrinsic, register_jitable
+
+from ..jit import inline
+from ..layout import LANES, numbers_stride, padded, panels_size, row_stride, units_stride
+from .llvm import (
+    I32,
+    V16F,
+    V16I,
+    as_stored,
+    at,
+    call,
+    element,
+    first_lanes,
+    load_lanes,
+    load_scalar,
+    load_vector,
+    narrow,
+    store_vector,
+    store_whole,
+    vector_type,
+)
+
+# What NumPy and compiled code count with alike.
+for _function in (padded, row_stride, numbers_stride, units_stride, panels_size):
+    register_jitable(_function)
+
+
+if config.BOUNDSCHECK:
+
+    @inline
+    def check(array, first, last):
+        """Raise where elements first … last are not all inside."""
+        if first < 0 or last >= array.size:
+            raise IndexError("a vector reaches outside its array")
+
+else:
+
+    @inline
+    def check(array, first, last):
+        """Nothing, without the flag."""
+
+
+@intrinsic
+def _load(typingctx, array, index):
+    def codegen(context, builder, signature, arguments):
+        address = element(context, builder, signature.args[0], *arguments)
+        return load_vector(builder, signature.args[0], address)
+
+    return vector_type(array, types.intp), codegen
+
+
+@intrinsic
+def _store(typingctx, vector, array, index):
+    def codegen(context, builder, signature, arguments):
+        value, target, place = arguments
+        address = element(context, builder, signature.args[1], target, place)
+        store_vector(builder, signature.args[1], value, address)
+
+    return types.void(vector, array, types.intp), codegen
+
+
+@intrinsic
+def _load_first(typingctx, array, index, count):
+    def codegen(context, builder, signature, arguments):
+        source, place, count = arguments
+        address = element(context, builder, signature.args[0], source, place)
+        return load_lanes(builder, signature.args[0], address, count)
+
+    return vector_type(array, types.intp, types.intp), codegen
+
+
+@intrinsic
+def _store_first(typingctx, vector, array, index, count):
+    def codegen(context, builder, signature, arguments):
+        value, target, place, lanes = arguments
+        address = element(context, builder, signature.args[1], target, place)
+        narrow = array.dtype == types.uint16
+        value = as_stored(builder, signature.args[1], value)
+        pointer = builder.bitcast(address, value.type.as_pointer())
+        align, mask = ir.Constant(I32, 2 if narrow else 4), first_lanes(builder, lanes)
+        name = f"llvm.masked.store.{'v16i16' if narrow else 'v16f32'}.p0"
+        call(builder, name, ir.VoidType(), value, pointer, align, mask)
+
+    return types.void(vector, array, types.intp, types.intp), codegen
+
+
+@inline
+def load(array, index):
+    """Elements index … index + 15 as a vector."""
+    check(array, index, index + LANES - 1)
+    return _load(array, index)
+
+
+@inline
+def store(vector, array, index):
+    """Write the lanes to elements index … index + 15."""
+    check(array, index, index + LANES - 1)
+    _store(vector, array, index)
+
+
+@inline
+def load_first(array, index, count):
+    """As `load`, of `count` ≤ 16 elements; the other lanes are 0 and their memory is not read."""
+    check(array, index, index + count - 1)
+    return _load_first(array, index, count)
+
+
+@inline
+def store_first(vector, array, index, count):
+    """As `store`, of the first `count` ≤ 16 lanes."""
+    check(array, index, index + count - 1)
+    _store_first(vector, array, index, count)
+
+
+@intrinsic
+def _get(typingctx, array, index):
+    def codegen(context, builder, signature, arguments):
+        address = element(context, builder, signature.args[0], *arguments)
+        return load_scalar(builder, signature.args[0], address)
+
+    return types.float32(array, types.intp), codegen
+
+
+@intrinsic
+def _put(typingctx, value, array, index):
+    def codegen(context, builder, signature, arguments):
+        value, target, place = arguments
+        address = element(context, builder, signature.args[1], target, place)
+        builder.store(as_stored(builder, signature.args[1], value), address)
+
+    return types.void(types.float32, array, types.intp), codegen
+
+
+@inline
+def get(array, index):
+    """One element as float32."""
+    check(array, index, index)
+    return _get(array, index)
+
+
+@inline
+def put(value, array, index):
+    """Write a float32 to one element."""
+    check(array, index, index)
+    _put(value, array, index)
+
+
+@inline
+def place(array, k, lane):
+    """Where in a panel of the array's type the element in row k and column `lane` lies."""
+    if array.itemsize == 2:
+        return (k - k % 2) * LANES + 2 * lane + k % 2
+    return k * LANES + lane
+
+
+@intrinsic
+def _store_two(typingctx, first, second, array, index):
+    def codegen(context, builder, signature, arguments):
+        first, second, target, start = arguments
+        kind = signature.args[2]
+        address = element(context, builder, kind, target, start)
+        if kind.dtype == types.uint16:
+            low, high = (builder.zext(narrow(builder, v), V16I) for v in (first, second))
+            pairs = builder.or_(low, builder.shl(high, ir.Constant(V16I, [16] * LANES)))
+            builder.store(pairs, builder.bitcast(address, V16I.as_pointer()), align=2)
+            return
+        store_vector(builder, kind, first, address)
+        below = element(context, builder, kind, target, builder.add(start, start.type(LANES)))
+        store_vector(builder, kind, second, below)
+
+    return types.void(first, second, array, types.intp), codegen
+
+
+@inline
+def store_two(first, second, array, index):
+    """Write rows k and k + 1 of a panel, k even, the first of them at `index`."""
+    check(array, index, index + 2 * LANES - 1)
+    _store_two(first, second, array, index)
+
+
+@intrinsic
+def _store_numbers(typingctx, vector, array, index):
+    def codegen(context, builder, signature, arguments):
+        value, target, place = arguments
+        address = element(context, builder, signature.args[1], target, place)
+        store_whole(builder, value, address)
+
+    return types.void(vector, array, types.intp), codegen
+
+
+@inline
+def store_numbers(vector, array, index):
+    """Write whole numbers −128 … 127 to elements index … index + 15 of an int8 array."""
+    check(array, index, index + LANES - 1)
+    _store_numbers(vector, array, index)
+
+
+@intrinsic
+def _store_bytes(typingctx, a, b, c, d, array, index):
+    def codegen(context, builder, signature, arguments):
+        *vectors, target, place = arguments
+        whole = ir.Constant(V16I, [0] * LANES)
+        for byte, vector in enumerate(vectors):
+            bits = builder.and_(builder.fptosi(vector, V16I), ir.Constant(V16I, [255] * LANES))
+            whole = builder.or_(whole, builder.shl(bits, ir.Constant(V16I, [8 * byte] * LANES)))
+        address = element(context, builder, signature.args[4], target, place)
+        builder.store(whole, builder.bitcast(address, V16I.as_pointer()), align=1)
+
+    return types.void(a, b, c, d, array, types.intp), codegen
+
+
+@inline
+def store_bytes(a, b, c, d, array, index):
+    """Write the lanes of four vectors of whole numbers −128 … 255, as bytes, lane by lane."""
+    check(array, index, index + 4 * LANES - 1)
+    _store_bytes(a, b, c, d, array, index)
+
+
+@intrinsic
+def _load_strided(typingctx, array, index, stride):
+    def codegen(context, builder, signature, arguments):
+        source, start, stride = arguments
+        vector = ir.Constant(V16F, ir.Undefined)
+        for lane in range(LANES):
+            address = element(
+                context, builder, signature.args[0], source, at(builder, start, stride, lane)
+            )
+            value = load_scalar(builder, signature.args[0], address)
+            vector = builder.insert_element(vector, value, ir.Constant(I32, lane))
+        return vector
+
+    return vector_type(array, types.intp, types.intp), codegen
+
+
+@inline
+def load_strided(array, index, stride):
+    """Sixteen elements `stride` apart as a vector."""
+    check(array, index, index + (LANES - 1) * stride)
+    return _load_strided(array, index, stride)
+
+
+@intrinsic
+def prefetch(typingctx, array, index):
+    """Ask for the cache line of element `index`, to L2; it may lie outside: nothing is read."""
+
+    def codegen(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+        read, keep, is_data = (ir.Constant(I32, number) for number in (0, 2, 1))
+        call(builder, "llvm.prefetch.p0", ir.VoidType(), address, read, keep, is_data)
+
+    return types.void(array, types.intp), codegen
+
+
+@inline
+def prefetch_two(b, index):
+    """Ask for rows k and k + 1 of a panel."""
+    prefetch(b, index)
+    if b.itemsize == 4:
+        prefetch(b, index + LANES)
+
+
+@intrinsic
+def array_at(typingctx, address, size, like):
+    """The `size` elements at `address` as an array of the type of the array `like`.
+
+    A table of addresses is how weights reach compiled code: its type is the same for every number
+    of layers. The caller keeps the memory alive.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        address, size, _ = arguments
+        pointer = context.get_value_type(types.CPointer(like.dtype))
+        itemsize = context.get_constant(types.intp, like.dtype.bitwidth // 8)
+        array = context.make_array(like)(context, builder)
+        context.populate_array(
+            array,
+            data=builder.inttoptr(address, pointer),
+            shape=cgutils.pack_array(builder, [size]),
+            strides=cgutils.pack_array(builder, [itemsize]),
+            itemsize=itemsize,
+            meminfo=None,
+        )
+        return array._getvalue()
+
+    return like(types.uint64, types.intp, like), codegen

@@ -1,0 +1,188 @@
+"""Sixteen float32 at once: arithmetic, comparisons, sums."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.core.extending import intrinsic, overload
+
+from ..layout import LANES
+from .llvm import (
+    I32,
+    V16F,
+    V16I,
+    broadcast,
+    call,
+    multiply_add,
+    narrow,
+    vector_type,
+    widen,
+)
+
+
+@intrinsic
+def splat(typingctx, scalar):
+    """Sixteen times the same float32."""
+
+    def codegen(context, builder, signature, arguments):
+        return broadcast(builder, arguments[0])
+
+    return vector_type(types.float32), codegen
+
+
+@intrinsic
+def lane_numbers(typingctx):
+    """0, 1, …, 15."""
+
+    def codegen(context, builder, signature, arguments):
+        return ir.Constant(V16F, [float(lane) for lane in range(LANES)])
+
+    return vector_type(), codegen
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """a · b + c, for three vectors or three float32."""
+
+    def codegen(context, builder, signature, arguments):
+        return multiply_add(builder, *arguments)
+
+    return a(a, a, a), codegen
+
+
+@intrinsic
+def vmax(typingctx, a, b):
+    """The greater of each pair of lanes; of a NaN and a number, the number."""
+
+    def codegen(context, builder, signature, arguments):
+        return call(builder, "llvm.maxnum.v16f32", V16F, *arguments)
+
+    return vector_type(a, b), codegen
+
+
+@intrinsic
+def vmin(typingctx, a, b):
+    """The smaller of each pair of lanes; of a NaN and a number, the number."""
+
+    def codegen(context, builder, signature, arguments):
+        return call(builder, "llvm.minnum.v16f32", V16F, *arguments)
+
+    return vector_type(a, b), codegen
+
+
+@intrinsic
+def vabs(typingctx, a):
+    """The absolute value of each lane."""
+
+    def codegen(context, builder, signature, arguments):
+        return call(builder, "llvm.fabs.v16f32", V16F, *arguments)
+
+    return vector_type(a), codegen
+
+
+@intrinsic
+def vround(typingctx, a):
+    """Each lane to the nearest whole number, halves to the even one."""
+
+    def codegen(context, builder, signature, arguments):
+        return call(builder, "llvm.rint.v16f32", V16F, *arguments)
+
+    return vector_type(a), codegen
+
+
+@intrinsic
+def select_less(typingctx, a, b, then, otherwise):
+    """Lane by lane: `then` where a < b, else `otherwise` (also where either is NaN)."""
+
+    def codegen(context, builder, signature, arguments):
+        a, b, then, otherwise = arguments
+        return builder.select(builder.fcmp_ordered("<", a, b), then, otherwise)
+
+    return vector_type(a, b, then, otherwise), codegen
+
+
+@intrinsic
+def as_bfloat16(typingctx, a):
+    """Each lane rounded to what bfloat16 can hold."""
+
+    def codegen(context, builder, signature, arguments):
+        return widen(builder, narrow(builder, arguments[0]), V16F)
+
+    return vector_type(a), codegen
+
+
+@intrinsic
+def power_of_two(typingctx, exponent):
+    """2 ** exponent for whole numbers −126 … 127, by writing them into the exponent's bits."""
+
+    def codegen(context, builder, signature, arguments):
+        whole = builder.fptosi(arguments[0], V16I)
+        biased = builder.add(whole, ir.Constant(V16I, [127] * LANES))
+        return builder.bitcast(builder.shl(biased, ir.Constant(V16I, [23] * LANES)), V16F)
+
+    return vector_type(exponent), codegen
+
+
+def _halving(builder: Any, value: Any, combine: Any) -> Any:
+    """Combine sixteen lanes to one: upper half with lower half, four times. Always this order."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        lower = ir.Constant(ir.VectorType(I32, width), list(range(width)))
+        upper = ir.Constant(ir.VectorType(I32, width), list(range(width, 2 * width)))
+        value = combine(
+            builder.shuffle_vector(value, value, lower), builder.shuffle_vector(value, value, upper)
+        )
+    return builder.extract_element(value, ir.Constant(I32, 0))
+
+
+@intrinsic
+def vsum(typingctx, a):
+    """The sum of the sixteen lanes, a float32."""
+
+    def codegen(context, builder, signature, arguments):
+        return _halving(builder, arguments[0], builder.fadd)
+
+    return types.float32(a), codegen
+
+
+@intrinsic
+def vgreatest(typingctx, a):
+    """The greatest of the sixteen lanes, a float32."""
+
+    def codegen(context, builder, signature, arguments):
+        def greater(x, y):
+            return call(builder, f"llvm.maxnum.v{x.type.count}f32", x.type, x, y)
+
+        return _halving(builder, arguments[0], greater)
+
+    return types.float32(a), codegen
+
+
+def _arithmetic(operation: Any, method: str) -> None:
+    """Let compiled code write `a + b` for vectors."""
+
+    @intrinsic
+    def compute(typingctx, a, b):
+        def codegen(context, builder, signature, arguments):
+            return getattr(builder, method)(*arguments)
+
+        return vector_type(a, b), codegen
+
+    @overload(operation)
+    def typed(a, b):
+        if a == vector_type and b == vector_type:
+            return lambda a, b: compute(a, b)
+        return None
+
+
+for _operation, _method in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
+    _arithmetic(_operation, _method)

@@ -1,0 +1,312 @@
+"""The same for whole numbers of 8 and 4 bits (layout.py): sums of integers, exact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.core.extending import intrinsic, models, overload, register_model
+
+from ..jit import jit
+from ..layout import BLOCK, LANES, numbers_stride, units_stride
+from .llvm import (
+    I16,
+    I32,
+    V16F,
+    V16I,
+    V64B,
+    at,
+    broadcast,
+    call,
+    cpu_features,
+    element,
+    load_vector,
+    multiply_add,
+    store_vector,
+)
+from .memory import check, prefetch
+
+LINE = 4 * LANES  # bytes of a panel that are read together: 4 rows of int8, 8 of int4
+
+_VNNI = "avx512vnni" in cpu_features()
+_AVX2 = "avx2" in cpu_features()
+# VNNI multiplies unsigned by signed bytes: weights of int8 are then taken with this much added.
+_ADDED = 128 if _VNNI else 0
+
+
+class WholeTileType(types.Type):
+    """`rows` × `vectors` vectors of sixteen int32, row by row."""
+
+    def __init__(self, rows: int, vectors: int) -> None:
+        self.rows = rows
+        self.vectors = vectors
+        super().__init__(name=f"WholeTile{rows}x{vectors}")
+
+
+@register_model(WholeTileType)
+class _WholeTileModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, numba_type: Any) -> None:
+        size = numba_type.rows * numba_type.vectors
+        super().__init__(manager, numba_type, ir.ArrayType(V16I, size))
+
+
+def _whole_tile_shape() -> tuple[int, int]:
+    """(rows, vectors) of the largest tile of whole numbers, as `_tile_shape`."""
+    if _VNNI:
+        return 12, 2
+    return (4, 1) if _AVX2 else (2, 1)
+
+
+WHOLE_TILE_ROWS, WHOLE_TILE_VECTORS = _whole_tile_shape()
+
+
+@intrinsic(prefer_literal=True)
+def _whole_tile_zeros(typingctx, rows, vectors):
+    tile = WholeTileType(rows.literal_value, vectors.literal_value)
+
+    def codegen(context, builder, signature, arguments):
+        return ir.Constant(context.get_value_type(tile), None)
+
+    return tile(rows, vectors), codegen
+
+
+def all_lanes(kind: Any, number: int) -> Any:
+    return ir.Constant(kind, [number] * kind.count)
+
+
+def _part(builder: Any, vector: Any, start: int, step: int, count: int) -> Any:
+    """Every `step`-th lane from `start` on, `count` of them."""
+    lanes = [start + step * lane for lane in range(count)]
+    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, count), lanes))
+
+
+def _joined(builder: Any, low: Any, high: Any) -> Any:
+    lanes = list(range(low.type.count * 2))
+    return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+
+
+def _pairs_avx2(builder: Any, w: Any, x: Any, signed: bool) -> Any:
+    """Sums of two products each, <32 x i16>, of 64 bytes of w and x; |sum| ≤ 2 · 127 · 127.
+
+    The instruction takes unsigned by signed bytes, so the signs of x go over to w where w has
+    signs of its own.
+    """
+    halves = []
+    for start in (0, 32):
+        first, second = (_part(builder, v, start, 1, 32) for v in (w, x))
+        if signed:
+            first, second = (
+                call(builder, "llvm.abs.v32i8", second.type, second, ir.Constant(ir.IntType(1), 0)),
+                call(builder, "llvm.x86.avx2.psign.b", first.type, first, second),
+            )
+        kind = ir.VectorType(I16, 16)
+        halves.append(call(builder, "llvm.x86.avx2.pmadd.ub.sw", kind, first, second))
+    return halves
+
+
+def _add_pairs_avx2(builder: Any, total: Any, pairs: Any) -> Any:
+    """total + the sums of two neighbours of `pairs`."""
+    ones = all_lanes(ir.VectorType(I16, 16), 1)
+    kind = ir.VectorType(I32, 8)
+    low, high = (call(builder, "llvm.x86.avx2.pmadd.wd", kind, half, ones) for half in pairs)
+    return builder.add(total, _joined(builder, low, high))
+
+
+def _add_fours(builder: Any, total: Any, w: Any, x: Any, signed: bool) -> Any:
+    """total + the sums of four products each, of 64 bytes of w and x; w may be unsigned."""
+    wide = ir.VectorType(I16, 64)
+    w = builder.sext(w, wide) if signed else builder.zext(w, wide)
+    x = builder.sext(x, wide)
+    for byte in range(4):
+        a, b = (builder.sext(_part(builder, v, byte, 4, LANES), V16I) for v in (w, x))
+        total = builder.add(total, builder.mul(a, b))
+    return total
+
+
+def _add_line(builder: Any, total: Any, line: Any, xs: list[Any]) -> Any:
+    """One vector's sums and the products of a line of its panel.
+
+    line  <64 x i8>: 4 rows of int8, or 8 of int4
+    xs    for each 4 rows, <64 x i8>: their four factors, sixteen times
+    """
+    signed = len(xs) == 1
+    if signed:
+        ws = [builder.xor(line, all_lanes(V64B, -128)) if _VNNI else line]
+    else:
+        low_half = all_lanes(V64B, 15)
+        high = builder.lshr(builder.bitcast(line, V16I), all_lanes(V16I, 4))
+        ws = [builder.and_(v, low_half) for v in (line, builder.bitcast(high, V64B))]
+    if _VNNI:
+        for w, x in zip(ws, xs, strict=True):
+            total = call(builder, "llvm.x86.avx512.vpdpbusd.512", V16I, total, w, x)
+        return total
+    if not _AVX2:
+        for w, x in zip(ws, xs, strict=True):
+            total = _add_fours(builder, total, w, x, signed)
+        return total
+    pairs = _pairs_avx2(builder, ws[0], xs[0], signed)
+    for w, x in zip(ws[1:], xs[1:], strict=True):  # 4 · 127 · 15 fit into 16 bits
+        more = _pairs_avx2(builder, w, x, signed)
+        pairs = [builder.add(a, b) for a, b in zip(pairs, more, strict=True)]
+    return _add_pairs_avx2(builder, total, pairs)
+
+
+@intrinsic
+def _whole_tile_line(typingctx, tile, a, ia, lda, b, ib, panel):
+    """acc[r, v] += Σ_k a[r, k] · b[k, v] over the rows of a line: 4 of int8, 8 of uint8 (int4)."""
+
+    def codegen(context, builder, signature, arguments):
+        acc, a, ia, lda, b, ib, panel = arguments
+        _, kind_a, _, _, kind_b, _, _ = signature.args
+        fours = 2 if kind_b.dtype == types.uint8 else 1
+        factors = []
+        for r in range(tile.rows):
+            row = []
+            for four in range(fours):
+                index = builder.add(at(builder, ia, lda, r), ia.type(4 * four))
+                address = element(context, builder, kind_a, a, index)
+                bits = builder.load(builder.bitcast(address, I32.as_pointer()), align=1)
+                one = builder.insert_element(
+                    ir.Constant(V16I, ir.Undefined), bits, ir.Constant(I32, 0)
+                )
+                same = builder.shuffle_vector(one, one, ir.Constant(V16I, [0] * LANES))
+                row.append(builder.bitcast(same, V64B))
+            factors.append(row)
+        for v in range(tile.vectors):
+            address = element(context, builder, kind_b, b, at(builder, ib, panel, v))
+            line = builder.load(builder.bitcast(address, V64B.as_pointer()), align=1)
+            for r in range(tile.rows):
+                cell = r * tile.vectors + v
+                total = _add_line(builder, builder.extract_value(acc, cell), line, factors[r])
+                acc = builder.insert_value(acc, total, cell)
+        return acc
+
+    n = types.intp
+    return tile(tile, a, n, n, b, n, n), codegen
+
+
+def units_of_row(context: Any, builder: Any, kind: Any, units: Any, index: Any) -> Any:
+    """What 1 is worth in a block of a row, and the sum of the block, each sixteen times."""
+    places = [index, builder.add(index, index.type(1))]
+    return [
+        broadcast(builder, builder.load(element(context, builder, kind, units, place)))
+        for place in places
+    ]
+
+
+def scales_of_panel(
+    context: Any, builder: Any, kind: Any, scales: Any, index: Any, kind_b: Any
+) -> Any:
+    """The scales of a block of a panel, and for int4 the offsets."""
+    places = [index]
+    if kind_b.dtype == types.uint8:
+        places.append(builder.add(index, index.type(LANES)))
+    return [
+        load_vector(builder, kind, element(context, builder, kind, scales, place))
+        for place in places
+    ]
+
+
+def worth(builder: Any, whole: Any, row: Any, column: Any, value: Any, added: int = 0) -> Any:
+    """value + scale · unit · whole, and for int4 offset · unit · total; all in this order.
+
+    added  what was added to every weight
+    """
+    (unit, total), (scale, *offset) = row, column
+    products = builder.sitofp(whole, V16F)
+    if added:
+        more = builder.fmul(total, ir.Constant(V16F, [float(added)] * LANES))
+        products = builder.fsub(products, more)
+    value = multiply_add(builder, products, builder.fmul(scale, unit), value)
+    if offset:
+        value = multiply_add(builder, builder.fmul(unit, total), offset[0], value)
+    return value
+
+
+@intrinsic
+def _whole_tile_add_to(typingctx, tile, c, ic, ldc, units, iu, ldu, b, scales, isc, panel):
+    """c[r, v] += what acc[r, v] is worth."""
+
+    def codegen(context, builder, signature, arguments):
+        acc, c, ic, ldc, units, iu, ldu, _, scales, isc, panel = arguments
+        _, kind_c, _, _, kind_u, _, _, kind_b, kind_s, _, _ = signature.args
+        added = 0 if kind_b.dtype == types.uint8 else _ADDED
+        columns = [
+            scales_of_panel(context, builder, kind_s, scales, at(builder, isc, panel, v), kind_b)
+            for v in range(tile.vectors)
+        ]
+        for r in range(tile.rows):
+            row = units_of_row(context, builder, kind_u, units, at(builder, iu, ldu, r))
+            for v, column in enumerate(columns):
+                place = at(builder, at(builder, ic, ldc, r), ic.type(LANES), v)
+                address = element(context, builder, kind_c, c, place)
+                whole = builder.extract_value(acc, r * tile.vectors + v)
+                before = load_vector(builder, kind_c, address)
+                value = worth(builder, whole, row, column, before, added)
+                store_vector(builder, kind_c, value, address)
+
+    n = types.intp
+    return types.void(tile, c, n, n, units, n, n, b, scales, n, n), codegen
+
+
+def rows_of_line(b: Any) -> Any:
+    """The rows of a line of 64 bytes of a panel of whole numbers: 4 of int8, 8 of int4."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(rows_of_line)
+def _rows_of_line(b):
+    rows = 8 if b.dtype == types.uint8 else 4
+    return lambda b: rows
+
+
+def scales_of_block(b: Any) -> Any:
+    """The scales and offsets of a block of 16 columns of whole numbers."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(scales_of_block)
+def _scales_of_block(b):
+    numbers = 2 * LANES if b.dtype == types.uint8 else LANES
+    return lambda b: numbers
+
+
+def sum_of_whole_products(rows: int, vectors: int, ahead: bool) -> Any:
+    """c[r, v] += Σ_k a[r, k] · b[k, v]: `sum_of_products` for whole numbers with scales.
+
+    Block by block in the order of k, the exact integer is turned to float32, multiplied with the
+    scales of both factors, and added to c.
+    """
+
+    @jit
+    def add_products(c, ic, ldc, x, m, w, panel, K):
+        """
+        c  float32 [rows, vectors · 16] at ic, rows `ldc` apart
+        x  Rows of K numbers, of which those from m on are taken
+        w  Codes of K rows, of which the panels from number `panel` on are
+        """
+        lines, step = BLOCK // rows_of_line(w.numbers), scales_of_block(w.numbers)
+        ld, ldu, blocks = numbers_stride(K), units_stride(K), (K + BLOCK - 1) // BLOCK
+        size, size_of_scales = blocks * lines * LINE, blocks * step
+        a, ia, units, iu = x.numbers, m * ld, x.units, m * ldu
+        b, ib, scales, isc = w.numbers, panel * size, w.scales, panel * size_of_scales
+        check(a, ia, ia + (rows - 1) * ld + blocks * BLOCK - 1)
+        check(b, ib, ib + vectors * size - 1)
+        check(c, ic, ic + (rows - 1) * ldc + vectors * LANES - 1)
+        check(units, iu, iu + (rows - 1) * ldu + 2 * blocks - 1)
+        check(scales, isc, isc + vectors * size_of_scales - 1)
+        for _ in range(blocks):
+            acc = _whole_tile_zeros(rows, vectors)
+            for _ in range(lines):
+                if ahead:
+                    for v in range(vectors, 2 * vectors):
+                        prefetch(b, ib + v * size)
+                acc = _whole_tile_line(acc, a, ia, ld, b, ib, size)
+                ia += BLOCK // lines
+                ib += LINE
+            _whole_tile_add_to(acc, c, ic, ldc, units, iu, ldu, b, scales, isc, size_of_scales)
+            iu += 2
+            isc += step
+
+    return add_products
