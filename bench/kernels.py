@@ -28,12 +28,28 @@ from minigpt.kernels.attention import (
     cache_write,
     partials_size,
 )
+from minigpt.kernels.codes import Codes, make_rows
 from minigpt.kernels.jit import entry
 from minigpt.kernels.layernorm import layernorm_forward
-from minigpt.kernels.layout import KEYS, LANES, padded, panels_size, row_stride
-from minigpt.kernels.matmul import MATMUL_SCRATCH, NO_ACTIVATION, SET, matmul_forward
+from minigpt.kernels.layout import (
+    HELD,
+    KEYS,
+    LANES,
+    numbers_size,
+    padded,
+    panels_size,
+    row_stride,
+    scales_size,
+)
+from minigpt.kernels.matmul import (
+    MATMUL_SCRATCH,
+    NO_ACTIVATION,
+    SET,
+    left_factor,
+    matmul_forward,
+)
 from minigpt.kernels.reading import CHUNK, read_forward
-from minigpt.kernels.reference import bfloat16, panels
+from minigpt.kernels.reference import bfloat16, codes, panels, quantized
 from minigpt.kernels.simd import BF16_PRODUCTS
 from minigpt.kernels.team import Team
 
@@ -56,12 +72,32 @@ SHAPES = [
 ROWS_OF_WEIGHTS = [(768, 768), (768, 3072), (3072, 768), (2048, 8192)]
 MEMORY_BYTES = 1 << 28
 TYPES = {"f32": np.float32, "bf16": np.uint16}
+WHOLE = ("int8", "int4")
 ONE = np.float32(1)
 
 
 @entry
 def matmul(team, y, ldy, x, ldx, w, bias, M, K, N):
     matmul_forward(team, y, ldy, x, ldx, w, bias, M, K, N, SET, NO_ACTIVATION, ONE)
+
+
+@entry
+def matmul_whole(team, y, ldy, room, x, ldx, w, bias, M, K, N):
+    left, ld = left_factor(team, room, x, ldx, w, M, K)
+    matmul_forward(team, y, ldy, left, ld, w, bias, M, K, N, SET, NO_ACTIVATION, ONE)
+
+
+@entry
+def matmul_whole_each(team, y, room, x, ldx, memory, bias, K, N, size, scales):
+    """As matmul_each, of Codes: `size` bytes of numbers, then their `scales` bfloat16, and so on.
+
+    Each is one piece of memory, as in a model; that the two alternate changes nothing."""
+    step = size + 2 * scales
+    for i in range(memory.size // step):
+        numbers = memory[i * step : i * step + size]
+        w = Codes(numbers, memory[i * step + size : (i + 1) * step].view(np.uint16))
+        left, ld = left_factor(team, room, x, ldx, w, 1, K)
+        matmul_forward(team, y, N, left, ld, w, bias, 1, K, N, SET, NO_ACTIVATION, ONE)
 
 
 @entry
@@ -175,6 +211,22 @@ def products(bench: Bench, torch: Any) -> None:
         bench.compare(f"{M}, {K}, {N}", 2 * M * K * N, ours, theirs)
 
 
+def whole_products(bench: Bench) -> None:
+    """Many rows, weights of 8 and 4 bits against ours in bfloat16: GFLOP/s."""
+    for dtype in WHOLE:
+        print(f"\nx · w in {dtype}\n{'M, K, N':<28}{'ours':>8}{'bf16':>9}{'ratio':>8}   GFLOP/s")
+        for M, K, N in SHAPES[1:-1]:
+            x, w = bench.random(M, K), bench.random(K, N)
+            right = Codes(*codes(*quantized(w, dtype)))
+            nothing, y = np.empty(0, np.float32), np.empty(M * N, np.float32)
+            room = make_rows(M, K)
+            ours = partial(
+                bench.run, matmul_whole, y, N, room, x.ravel(), K, right, nothing, M, K, N
+            )  # fmt: skip
+            work = 2 * M * K * N
+            bench.compare(f"{M}, {K}, {N}", work, ours, bench.matmul(x, w, "bf16"))
+
+
 def streams(bench: Bench) -> None:
     """One row: GB/s of weights, against a plain read of memory."""
     print(f"\none row · w\n{'dtype, K, N':<28}{'ours':>8}{'read':>9}{'ratio':>8}   GB/s")
@@ -189,6 +241,18 @@ def streams(bench: Bench) -> None:
                 bench.run, matmul_each, y, x, row_stride(K), memory, nothing, K, N, size
             )  # fmt: skip
             work = memory.size // size * size * memory.itemsize
+            bench.compare(f"{dtype}, {K}, {N}", work, ours, plain, MEMORY_BYTES)
+    for dtype in WHOLE:
+        memory = bench.memory.view(HELD[dtype])
+        for K, N in ROWS_OF_WEIGHTS:
+            x, y, nothing = np.ones(K, np.float32), bench.random(N), np.empty(0, np.float32)
+            sizes = numbers_size(K, N, dtype), scales_size(K, N, dtype)
+            room = make_rows(bench.team.size, K)
+            ours = partial(
+                bench.run, matmul_whole_each, y, room, x, K, memory, nothing, K, N, *sizes
+            )  # fmt: skip
+            step = sizes[0] + 2 * sizes[1]
+            work = memory.size // step * step
             bench.compare(f"{dtype}, {K}, {N}", work, ours, plain, MEMORY_BYTES)
 
 
@@ -254,6 +318,7 @@ def main() -> None:
     bench = Bench(options.threads, options.pairs)
     with threadpool_limits(options.threads):
         products(bench, torch)
+        whole_products(bench)
         streams(bench)
         attention(bench, torch)
         layernorm(bench, torch)

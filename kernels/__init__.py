@@ -1,6 +1,6 @@
 """The mathematics, compiled by Numba. Nothing here imports anything of minigpt.
 
 Reading order: reference.py (every formula in plain NumPy), jit.py (how functions are compiled),
-simd.py (vectors and tiles), team.py (threads), then the kernels: embedding, layernorm, matmul,
-activation, attention.
+simd/ (vectors and tiles), team.py (threads), then the kernels: embedding, layernorm, matmul,
+codes, activation, attention.
 """

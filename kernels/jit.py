@@ -12,7 +12,7 @@ The flags:
                        reassociate would choose another order in every place
   no_rewrites=True     Numba's own rewriting of array expressions: we write none
   no_…_wrapper=True    parts are called by compiled code alone
-Bounds checks follow NUMBA_BOUNDSCHECK, which simd.py obeys too.
+Bounds checks follow NUMBA_BOUNDSCHECK, which simd/memory.py obeys too.
 
 The cache differs from Numba's own in four ways. Its folder is the user's, private, and may be
 absent (see folder.py). Its key holds the text of all kernels, so that a function is compiled anew

@@ -1,7 +1,7 @@
 """The one loop nest under every product of matrices: c += a · b, with b in panels.
 
 matmul.py gives it weights as b, attention.py keys and values. It cuts c into tiles that stay in
-registers; simd.py has the loop inside a tile.
+registers; simd/ has the loop inside a tile.
 
 How an element is summed is part of the definition: one chain of multiply-adds in the order of k
 (in AMX, of blocks of 32 k), added to what is in c. So it has the same bits whatever tile it is
