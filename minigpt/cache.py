@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .config import GPTConfig
@@ -15,6 +17,7 @@ class State:
     keys, values  float32, or bfloat16 in uint16, flat; kernels/attention.py tells the layout
     lengths       int64 [slots]: the tokens read so far
     capacity      tokens a sequence may have, a multiple of KEYS
+    kept          what the engine that reads keeps here from one token to the next
     """
 
     def __init__(self, config: GPTConfig, slots: int, capacity: int, dtype: str = "f32") -> None:
@@ -32,6 +35,7 @@ class State:
                 "values than there is; take fewer or shorter ones"
             ) from error
         self.lengths = np.zeros(slots, np.int64)
+        self.kept: Any = None
 
 
 def state_bytes(config: GPTConfig, slots: int, capacity: int, dtype: str = "f32") -> int:

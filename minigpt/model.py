@@ -353,10 +353,7 @@ class Engine:
         wanted = np.arange(len(tokens)) if every else np.cumsum(lengths) - 1
         try:
             logits = np.empty((len(wanted), self.config.vocab_size), np.float32)
-            rows = min(ROWS, len(tokens))
-            buffers = make_buffers(
-                self.config, rows, state.capacity, self.weights.dtype, self._team.size
-            )
+            buffers = self._buffers(state, min(ROWS, len(tokens)))
         except MemoryError as error:
             raise InputError(
                 f"ids: {len(wanted)} rows of logits of {self.config.vocab_size} words need more "
@@ -375,6 +372,16 @@ class Engine:
             self._run(state, buffers, step, logits[first:end].reshape(-1))
         state.lengths[list(slots)] = ends
         return logits
+
+    def _buffers(self, state: State, rows: int) -> Buffers:
+        """Room for activations: that of a few tokens is kept for the next, which is as many."""
+        kept = state.kept
+        if kept is not None and kept[:2] == (self, rows):
+            return kept[2]
+        threads = self._team.size
+        buffers = make_buffers(self.config, rows, state.capacity, self.weights.dtype, threads)
+        state.kept = (self, rows, buffers) if rows <= _ROWS_AT_ONCE else None
+        return buffers
 
     def _run(self, state: State, buffers: Buffers, step: Step, logits: np.ndarray) -> None:
         """One chunk of at most ROWS tokens through all layers.

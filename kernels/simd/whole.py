@@ -31,6 +31,8 @@ LINE = 4 * LANES  # bytes of a panel that are read together: 4 rows of int8, 8 o
 
 _VNNI = "avx512vnni" in cpu_features()
 _AVX2 = "avx2" in cpu_features()
+# Lines of int4 whose sums are taken together in 16 bits: 4 lines · 2 fours · 2 · 15 · 127 fit.
+_LINES_OF_INT4 = 4
 # VNNI multiplies unsigned by signed bytes: weights of int8 are then taken with this much added.
 _ADDED = 128 if _VNNI else 0
 
@@ -124,19 +126,17 @@ def _add_fours(builder: Any, total: Any, w: Any, x: Any, signed: bool) -> Any:
     return total
 
 
-def _add_line(builder: Any, total: Any, line: Any, xs: list[Any]) -> Any:
-    """One vector's sums and the products of a line of its panel.
+def _fours_of_line(builder: Any, line: Any, pairs: bool) -> list[Any]:
+    """A line as <64 x i8>, of four rows each; `pairs`: of int4, unsigned, and so two."""
+    if not pairs:
+        return [builder.xor(line, all_lanes(V64B, -128)) if _VNNI else line]
+    high = builder.lshr(builder.bitcast(line, V16I), all_lanes(V16I, 4))
+    halves = (line, builder.bitcast(high, V64B))
+    return [builder.and_(half, all_lanes(V64B, 15)) for half in halves]
 
-    line  <64 x i8>: 4 rows of int8, or 8 of int4
-    xs    for each 4 rows, <64 x i8>: their four factors, sixteen times
-    """
-    signed = len(xs) == 1
-    if signed:
-        ws = [builder.xor(line, all_lanes(V64B, -128)) if _VNNI else line]
-    else:
-        low_half = all_lanes(V64B, 15)
-        high = builder.lshr(builder.bitcast(line, V16I), all_lanes(V16I, 4))
-        ws = [builder.and_(v, low_half) for v in (line, builder.bitcast(high, V64B))]
+
+def _add_products(builder: Any, total: Any, ws: list[Any], xs: list[Any], signed: bool) -> Any:
+    """total + the sums of four products each, of every w with its x."""
     if _VNNI:
         for w, x in zip(ws, xs, strict=True):
             total = call(builder, "llvm.x86.avx512.vpdpbusd.512", V16I, total, w, x)
@@ -145,40 +145,49 @@ def _add_line(builder: Any, total: Any, line: Any, xs: list[Any]) -> Any:
         for w, x in zip(ws, xs, strict=True):
             total = _add_fours(builder, total, w, x, signed)
         return total
-    pairs = _pairs_avx2(builder, ws[0], xs[0], signed)
-    for w, x in zip(ws[1:], xs[1:], strict=True):  # 4 · 127 · 15 fit into 16 bits
-        more = _pairs_avx2(builder, w, x, signed)
-        pairs = [builder.add(a, b) for a, b in zip(pairs, more, strict=True)]
-    return _add_pairs_avx2(builder, total, pairs)
+    sums = None  # in 16 bits
+    for w, x in zip(ws, xs, strict=True):
+        pairs = _pairs_avx2(builder, w, x, signed)
+        sums = (
+            pairs if sums is None else [builder.add(a, b) for a, b in zip(sums, pairs, strict=True)]
+        )
+    return _add_pairs_avx2(builder, total, sums)
+
+
+def _same_four(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    """Four int8 of a left factor, sixteen times: <64 x i8>."""
+    address = builder.bitcast(element(context, builder, kind, array, index), I32.as_pointer())
+    bits = builder.load(address, align=1)
+    one = builder.insert_element(ir.Constant(V16I, ir.Undefined), bits, ir.Constant(I32, 0))
+    return builder.bitcast(builder.shuffle_vector(one, one, ir.Constant(V16I, [0] * LANES)), V64B)
 
 
 @intrinsic
-def _whole_tile_line(typingctx, tile, a, ia, lda, b, ib, panel):
-    """acc[r, v] += Σ_k a[r, k] · b[k, v] over the rows of a line: 4 of int8, 8 of uint8 (int4)."""
+def _whole_tile_lines(typingctx, tile, a, ia, lda, b, ib, panel):
+    """acc[r, v] += Σ_k a[r, k] · b[k, v] over the rows of `lines_together` lines."""
 
     def codegen(context, builder, signature, arguments):
         acc, a, ia, lda, b, ib, panel = arguments
         _, kind_a, _, _, kind_b, _, _ = signature.args
-        fours = 2 if kind_b.dtype == types.uint8 else 1
-        factors = []
-        for r in range(tile.rows):
-            row = []
-            for four in range(fours):
-                index = builder.add(at(builder, ia, lda, r), ia.type(4 * four))
-                address = element(context, builder, kind_a, a, index)
-                bits = builder.load(builder.bitcast(address, I32.as_pointer()), align=1)
-                one = builder.insert_element(
-                    ir.Constant(V16I, ir.Undefined), bits, ir.Constant(I32, 0)
-                )
-                same = builder.shuffle_vector(one, one, ir.Constant(V16I, [0] * LANES))
-                row.append(builder.bitcast(same, V64B))
-            factors.append(row)
+        pairs = kind_b.dtype == types.uint8
+        lines = _LINES_OF_INT4 if pairs else 1
         for v in range(tile.vectors):
-            address = element(context, builder, kind_b, b, at(builder, ib, panel, v))
-            line = builder.load(builder.bitcast(address, V64B.as_pointer()), align=1)
+            ws = []
+            for line in range(lines):
+                start = builder.add(at(builder, ib, panel, v), ib.type(line * LINE))
+                address = element(context, builder, kind_b, b, start)
+                value = builder.load(builder.bitcast(address, V64B.as_pointer()), align=1)
+                ws += _fours_of_line(builder, value, pairs)
             for r in range(tile.rows):
+                xs = [
+                    _same_four(
+                        context, builder, kind_a, a,
+                        builder.add(at(builder, ia, lda, r), ia.type(4 * four)),
+                    )
+                    for four in range(len(ws))
+                ]  # fmt: skip
                 cell = r * tile.vectors + v
-                total = _add_line(builder, builder.extract_value(acc, cell), line, factors[r])
+                total = _add_products(builder, builder.extract_value(acc, cell), ws, xs, not pairs)
                 acc = builder.insert_value(acc, total, cell)
         return acc
 
@@ -261,6 +270,17 @@ def _rows_of_line(b):
     return lambda b: rows
 
 
+def lines_together(b: Any) -> Any:
+    """The lines that _whole_tile_lines takes."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(lines_together)
+def _lines_together(b):
+    lines = _LINES_OF_INT4 if b.dtype == types.uint8 else 1
+    return lambda b: lines
+
+
 def scales_of_block(b: Any) -> Any:
     """The scales and offsets of a block of 16 columns of whole numbers."""
     raise NotImplementedError("for compiled code")
@@ -287,6 +307,7 @@ def sum_of_whole_products(rows: int, vectors: int, ahead: bool) -> Any:
         w  Codes of K rows, of which the panels from number `panel` on are
         """
         lines, step = BLOCK // rows_of_line(w.numbers), scales_of_block(w.numbers)
+        together = lines_together(w.numbers)
         ld, ldu, blocks = numbers_stride(K), units_stride(K), (K + BLOCK - 1) // BLOCK
         size, size_of_scales = blocks * lines * LINE, blocks * step
         a, ia, units, iu = x.numbers, m * ld, x.units, m * ldu
@@ -298,13 +319,14 @@ def sum_of_whole_products(rows: int, vectors: int, ahead: bool) -> Any:
         check(scales, isc, isc + vectors * size_of_scales - 1)
         for _ in range(blocks):
             acc = _whole_tile_zeros(rows, vectors)
-            for _ in range(lines):
+            for _ in range(0, lines, together):
                 if ahead:
-                    for v in range(vectors, 2 * vectors):
-                        prefetch(b, ib + v * size)
-                acc = _whole_tile_line(acc, a, ia, ld, b, ib, size)
-                ia += BLOCK // lines
-                ib += LINE
+                    for line in range(together):
+                        for v in range(vectors, 2 * vectors):
+                            prefetch(b, ib + v * size + line * LINE)
+                acc = _whole_tile_lines(acc, a, ia, ld, b, ib, size)
+                ia += together * (BLOCK // lines)
+                ib += together * LINE
             _whole_tile_add_to(acc, c, ic, ldc, units, iu, ldu, b, scales, isc, size_of_scales)
             iu += 2
             isc += step
