@@ -86,7 +86,7 @@ def encoded(numbers: np.ndarray, encoding: Encoding) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         if encoding is Q8_0:
             return _encode_q8_0(numbers.reshape(-1, 32))
-        return numbers.reshape(-1).astype(encoding.block)
+        return numbers.reshape(-1).astype(encoding.block, copy=False)
 
 
 def _encode_q8_0(numbers: np.ndarray) -> np.ndarray:
@@ -172,4 +172,5 @@ class EncodedTensor:
             else:
                 # a scale that is no number makes numbers that are none, as it does in llama.cpp
                 with np.errstate(invalid="ignore"):
-                    yield first, decode(part.reshape(-1)).reshape(-1, length)
+                    numbers = decode(part.reshape(-1))
+                yield first, numbers.reshape(-1, length)

@@ -46,7 +46,7 @@ NUMBERS = {  # type → its form for `struct`
 
 _MAX_HEADER = 64 << 20  # bytes before the tensors; with GPT-2's vocabulary there are 2 million
 _MAX_VALUES = 10_000
-_MAX_TEXTS = 2_000_000  # in all arrays
+_MAX_TEXTS = 1_000_000  # in all arrays; no tokenizer has as many tokens and merges
 _MAX_TENSORS = 1 << 16
 _MAX_DIMENSIONS = 4
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
