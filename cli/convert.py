@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .terminal import LARGEST_INPUT, Text, complete_folder, threads_option
+from .terminal import LARGEST_INPUT, Text, complete_source, threads_option
 
 DTYPES = ("f32", "bf16", "int8", "int4")  # those of convert.py, which is too heavy for --help
 
@@ -16,7 +16,7 @@ DTYPES = ("f32", "bf16", "int8", "int4")  # those of convert.py, which is too he
     short_help="Write a model as a folder of another dtype.",
     epilog="Example: minigpt convert cerebras/Cerebras-GPT-13B gpt-13b-int4 --dtype int4",
 )
-@click.argument("source", type=Text(), shell_complete=complete_folder)
+@click.argument("source", type=Text(), shell_complete=complete_source)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--dtype",
@@ -36,7 +36,7 @@ DTYPES = ("f32", "bf16", "int8", "int4")  # those of convert.py, which is too he
 def convert(
     source: str, folder: Path, dtype: str, calibrate: Path | None, threads: int | None
 ) -> None:
-    """Writes the model of SOURCE, a folder or a hub id, as the new FOLDER.
+    """Writes the model of SOURCE, a folder, a GGUF file or a hub id, as the new FOLDER.
 
     One tensor at a time is in memory. The folder appears when all of it is written; whatever
     interrupts that leaves none. A folder of int8 or int4 is for minigpt alone and starts at once;

@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from .terminal import complete_folder, write
+from .terminal import complete_source, write
 
 
 @click.command(short_help="Tell what a model source is.")
-@click.argument("source", shell_complete=complete_folder)
+@click.argument("source", shell_complete=complete_source)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(source: str, as_json: bool) -> None:
-    """Tells what SOURCE, a folder or a hub id, is: sizes, parameters, dtype, memory needed.
+    """Tells what SOURCE, a folder, a GGUF file or a hub id, is: sizes, dtype, memory needed.
 
     Reads config.json and the headers of the weights, not the weights.
     """
@@ -40,7 +40,7 @@ def _facts(folder: Path) -> dict[str, Any]:
         weights_bytes,
     )
 
-    config = GPTConfig.from_file(folder / "config.json")
+    config = GPTConfig.from_source(folder)
     checkpoint = open_checkpoint(folder)
     held = converted_to(checkpoint)
     if held:

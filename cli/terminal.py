@@ -42,21 +42,22 @@ class Text(click.ParamType):
         return str(value)
 
 
-def complete_folder(
+def complete_source(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Lets the shell complete the name of a folder."""
-    return [CompletionItem(incomplete, type="dir")]
+    """Lets the shell complete the name of a folder or file."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 model_option = click.option(
     "-m",
     "--model",
     "source",
-    shell_complete=complete_folder,
+    shell_complete=complete_source,
     required=True,
     metavar="SOURCE",
-    help="A folder in Hugging Face layout, or a hub id such as cerebras/Cerebras-GPT-111M.",
+    help="A folder in Hugging Face layout, a GGUF file, or a hub id such as "
+    "cerebras/Cerebras-GPT-111M.",
 )
 dtype_option = click.option(
     "--dtype", type=click.Choice(DTYPES), default="auto", help="How the weights are held in memory."

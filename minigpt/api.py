@@ -52,7 +52,7 @@ class GPTModel:
     def from_pretrained(
         cls, source: str | os.PathLike[str], dtype: str = "auto", threads: int | None = None
     ) -> GPTModel:
-        """The model of a source: a folder in Hugging Face layout, or a hub id.
+        """The model of a source: a folder in Hugging Face layout, a GGUF file, or a hub id.
 
         dtype    how weights are held: "f32", "bf16", "int8", "int4", or "auto" (as the folder
                  holds them)
@@ -63,7 +63,7 @@ class GPTModel:
         """
         threads = checked_threads(threads)
         folder = resolve(source)
-        config = GPTConfig.from_file(folder / "config.json")
+        config = GPTConfig.from_source(folder)
         try:
             weights = load_weights(open_checkpoint(folder), config, dtype, threads)
             engine = Engine(config, weights, threads)

@@ -100,7 +100,7 @@ def measure(
     GPTModel.from_pretrained raises.
     """
     folder = resolve(source)
-    config = GPTConfig.from_file(folder / "config.json")
+    config = GPTConfig.from_source(folder)
     _check(config, prompt_tokens, gen_tokens, depth, reps)
     tell = progress or (lambda phase: None)
     tell("loading")

@@ -78,6 +78,18 @@ class GPTConfig:
         return cls.from_dict(data, str(path))
 
     @classmethod
+    def from_source(cls, source: Path) -> GPTConfig:
+        """The config of what `resolve` returned: a folder with a config.json, or a GGUF file.
+
+        Raises ConfigError, naming the file and the key; CheckpointError for a damaged GGUF file.
+        """
+        if source.is_file():
+            from .checkpoint.gguf_gpt2 import gguf_config
+
+            return cls.from_dict(gguf_config(source), str(source))
+        return cls.from_file(source / "config.json")
+
+    @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str) -> GPTConfig:
         """The config that the names and values of a config.json describe.
 

@@ -87,7 +87,7 @@ def convert(
         raise InputError(f"dtype {shown(dtype)}: must be one of {', '.join(DTYPES)}")
     folder, threads = checked_folder(folder), checked_threads(threads)
     origin = resolve(source)
-    config = GPTConfig.from_file(origin / "config.json")
+    config = GPTConfig.from_source(origin)
     checkpoint = open_checkpoint(origin)
     made = converted_to(checkpoint)
     if calibration is not None and dtype != "int4":

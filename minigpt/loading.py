@@ -167,16 +167,18 @@ def fill(
     Raises CheckpointError for what is not finite and should become whole.
     """
     shape = checkpoint.tensors[stored].shape
-    K, N = factor_shape(name, shape)
+    K, _ = factor_shape(name, shape)
     transposed = is_transposed(name)
     scratch = np.empty((team.size, QUANTIZE_SCRATCH), np.float32)
     if importance is None:
         importance = np.ones(K, np.float32)
-    for first, piece in pieces(checkpoint, stored):
-        first_k, first_n = (0, first) if transposed else (first, 0)
-        rows, columns = piece.shape[::-1] if transposed else piece.shape
-        strides = (1, K) if transposed else (N, 1)
-        flat = piece.reshape(-1)
+    for row, column, piece in checkpoint.pieces(stored, _PIECE_BYTES):
+        piece = _as_f32_or_bf16(checkpoint, stored, piece)
+        first_k, first_n = (column, row) if transposed else (row, column)
+        factor = piece.T if transposed else piece
+        rows, columns = factor.shape
+        strides = [stride // piece.itemsize for stride in factor.strides]
+        flat = piece.ravel(order="K")  # in the order of memory: nothing is copied
         if scales is None:
             team.run(
                 pack, scratch, held, flat, first_k, first_n, rows, columns, padded(K), *strides
@@ -220,10 +222,10 @@ def _as_f32_or_bf16(checkpoint: Checkpoint, name: str, array: np.ndarray) -> np.
 
 def _same(checkpoint: Checkpoint, a: str, b: str) -> bool:
     """Equal bit for bit; at once where both are the same memory, as a tied head's mostly is."""
-    if checkpoint.read(a).ctypes.data == checkpoint.read(b).ctypes.data:
-        return True
     if checkpoint.tensors[a].dtype != checkpoint.tensors[b].dtype:
         return False
+    if checkpoint.read(a).ctypes.data == checkpoint.read(b).ctypes.data:
+        return True
     for (_, one), (_, other) in zip(pieces(checkpoint, a), pieces(checkpoint, b), strict=True):
         if one.tobytes() != other.tobytes():
             return False

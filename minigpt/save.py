@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from .checkpoint import TensorInfo, by_width, write_file, write_tensors
-from .checkpoint.files import read_small_file
 from .checkpoint.tensors import NUMPY_DTYPE
 from .config import GPTConfig
 from .errors import InputError, SourceError, shown
-from .vocabulary import LARGEST_FILE, SAVED_AS
+from .vocabulary import tokenizer_files
 from .weights import Weights, narrowed, stored_shapes, widened
 
 
@@ -60,10 +59,9 @@ def checked_folder(folder: Any) -> Path:
 def write_beside(folder: Path, source: Path, config: dict[str, Any]) -> None:
     """Write config.json, and those tokenizer files of `source` that the folder does not have."""
     write_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-    for name, saved_as in SAVED_AS.items():
-        if (source / name).is_file() and not (folder / saved_as).exists():
-            content = read_small_file(source / name, LARGEST_FILE, SourceError)
-            write_file(folder / saved_as, content)
+    for name, content in tokenizer_files(source).items():
+        if not (folder / name).exists():
+            write_file(folder / name, content)
 
 
 def plain_infos(shapes: dict[str, tuple[int, ...]], dtype: str) -> dict[str, TensorInfo]:

@@ -35,7 +35,7 @@ class GPTTokenizer:
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str]) -> GPTTokenizer:
-        """Reads the tokenizer of a model source: a folder, or a hub id.
+        """Reads the tokenizer of a model source: a folder, a GGUF file, or a hub id.
 
         Raises SourceError where there is no such source, and TokenizerError where its tokenizer
         files are missing, damaged, or of another kind than GPT-2's.

@@ -26,7 +26,7 @@ from .bpe import Merges, byte_symbols
 from .checkpoint import write_file
 from .checkpoint.files import read_small_file
 from .checkpoint.strict_json import parse_json_object
-from .errors import TokenizerError
+from .errors import SourceError, TokenizerError
 from .recall import recalled
 
 END_OF_TEXT = "<|endoftext|>"
@@ -111,7 +111,7 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
-    """The tokenizer files in `folder`, read and checked.
+    """The tokenizer files in `folder`, or the tokenizer in a GGUF file, read and checked.
 
     Raises TokenizerError, naming the file, for one that is missing, damaged, too large, or of
     another kind than GPT-2's.
@@ -170,6 +170,22 @@ def _parse(folder: Path, form: tuple[str, ...], files: dict[str, bytes]) -> tupl
     )
 
 
+def tokenizer_files(source: Path) -> dict[str, bytes]:
+    """name → content of the tokenizer files of a model source, under the names they are saved as.
+
+    They are not checked. A GGUF file gives those that say what it says. Raises SourceError.
+    """
+    if source.is_file():
+        from .checkpoint.gguf_gpt2 import gguf_tokenizer
+
+        return gguf_tokenizer(source)
+    files: dict[str, bytes] = {}
+    for name, saved_as in SAVED_AS.items():
+        if saved_as not in files and (source / name).is_file():
+            files[saved_as] = read_small_file(source / name, LARGEST_FILE, SourceError)
+    return files
+
+
 def write_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
     """Writes the files that `vocabulary` was read from into `folder`, byte for byte.
 
@@ -201,7 +217,15 @@ def _names_in(folder: Path) -> set[str]:
 
 
 def _read_files(folder: Path) -> tuple[tuple[str, ...], dict[str, bytes]]:
-    """The form that wins, and the content of its files and the side files there, by name."""
+    """The form that wins, and the content of its files and the side files there, by name.
+
+    For a GGUF file, of the files that would say what it says.
+    """
+    if folder.is_file():
+        files = tokenizer_files(folder)
+        if not files:
+            raise TokenizerError(f"{folder}: holds no tokenizer; read one from a folder")
+        return ("vocab.json", "merges.txt"), files
     present = _names_in(folder)
     form = next((form for form in _FORMS if form[0] in present), None)
     if form is None:

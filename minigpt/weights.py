@@ -22,6 +22,8 @@ from .kernels.layout import BESIDE, BITS, BLOCK, GROUP, LANES, dequantized, padd
 
 DTYPES = ("auto", "f32", "bf16", "int8", "int4")
 WHOLE = ("int8", "int4")
+# What TensorInfo.dtype of a weight may be; the last three are blocks of a GGUF file.
+FLOATS = ("F32", "BF16", "F16", "F64", "Q8_0", "Q4_0", "Q6_K")
 _PREFIX = "transformer."
 HEAD = "lm_head.weight"
 SCALES = ".scales"  # after the name of a tensor of whole numbers, in a converted checkpoint
@@ -190,10 +192,10 @@ def _check_tensor(
             f"{checkpoint.folder}: tensor {name} has shape {list(found.shape)}; "
             f"by config.json it is {list(shape)}"
         )
-    if found.dtype not in ("F32", "BF16", "F16", "F64"):
+    if found.dtype not in FLOATS:
         raise CheckpointError(
             f"{checkpoint.folder}: tensor {name} is of type {found.dtype}; "
-            "weights are F32, BF16, F16 or F64"
+            f"weights are {', '.join(FLOATS)}"
         )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import CheckpointError, SourceError, shown
+from .blocks import EncodedTensor
 from .files import map_file, release_pages
 from .safetensors import read_safetensors
 from .strict_json import read_json_object
@@ -28,7 +29,7 @@ _SINGLE_AND_INDEX: tuple[tuple[str, _Reader], ...] = (
     ("model.safetensors", read_safetensors),
     ("pytorch_model.bin", _read_torch_bin),
 )
-_OTHER_KINDS = (".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".ckpt")
+_OTHER_KINDS = (".ggml", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".ckpt")
 
 _MAX_INDEX_BYTES = 64_000_000
 _MAX_SHARDS = 10_000
@@ -37,9 +38,9 @@ _LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The named tensors of a model's folder; headers are read, tensors are not until asked for.
+    """The named tensors of a model; headers are read, tensors are not until asked for.
 
-    folder   where it lies
+    folder   where it lies: a folder, or a GGUF file
     files    the files of weights that were opened, first to last
     tensors  what the headers say of each tensor, by name as it is stored
     """
@@ -47,10 +48,11 @@ class Checkpoint:
     folder: Path
     files: tuple[Path, ...]
     tensors: dict[str, TensorInfo]
-    stored: dict[str, StoredTensor]
+    stored: Mapping[str, StoredTensor | EncodedTensor]
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as a C-contiguous array of its stored dtype; BF16 comes as the uint16 bits.
+        """A tensor as an array of its stored dtype; BF16 comes as the uint16 bits, what is stored
+        in blocks as float32. It is C-contiguous, but for a transposed view of a GGUF file.
 
         Where it lies contiguous and aligned in its file, this is a view: nothing is copied, and
         pages are loaded as they are touched. Writing to a view never changes the file. A view
@@ -58,9 +60,22 @@ class Checkpoint:
 
         Raises CheckpointError when there is no such tensor.
         """
+        return self._tensor(name).read()
+
+    def pieces(self, name: str, nbytes: int) -> Iterator[tuple[int, int, np.ndarray]]:
+        """(first row, first column, part) of a matrix, part by part, each as `read` gives it.
+
+        A part takes about `nbytes` and is whole rows, or, where the file holds the transpose,
+        whole columns: a transposed view. So either it or its transpose is C-contiguous.
+
+        Raises CheckpointError when there is no such tensor.
+        """
+        return self._tensor(name).pieces(nbytes)
+
+    def _tensor(self, name: str) -> StoredTensor | EncodedTensor:
         if name not in self.stored:
             raise CheckpointError(f"{self.folder}: holds no tensor {shown(name)}")
-        return self.stored[name].read()
+        return self.stored[name]
 
     def release(self) -> None:
         """Give back the memory of all pages that were touched; what is read again is loaded again.
@@ -72,13 +87,17 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Finds and opens the weights in a folder in Hugging Face layout.
+    """Finds and opens the weights in a folder in Hugging Face layout, or in a GGUF file.
 
     model.safetensors wins over model.safetensors.index.json, and that over pytorch_model.bin
     and pytorch_model.bin.index.json. Raises SourceError when the folder holds none of them,
     CheckpointError when one that it holds is damaged.
     """
     folder = Path(folder)
+    if folder.is_file():
+        from .gguf_gpt2 import gguf_checkpoint  # who never meets one need not load what reads it
+
+        return gguf_checkpoint(folder)
     for single, reader in _SINGLE_AND_INDEX:
         if _exists(folder / single):
             stored = reader(_open(folder / single))
@@ -151,6 +170,8 @@ def _nothing_found(folder: Path) -> str:
     looked_for = "model.safetensors or pytorch_model.bin, or the index.json of either"
     if not folder.is_dir():
         return f"{folder}: is no folder; a model is a folder with config.json and {looked_for}"
+    if any(path.suffix.lower() == ".gguf" for path in folder.iterdir()):
+        return f"{folder}: holds .gguf files; name the one that is meant"
     others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_KINDS)
     if others:
         return f"{folder}: holds {shown(others[0])}, which is not read; needed: {looked_for}"

@@ -1,4 +1,5 @@
-"""A model source → a folder: one that is there, or a model of the Hugging Face hub, fetched.
+"""A model source → a folder, or a GGUF file: one that is there, or a model of the Hugging Face
+hub, fetched.
 
 Fetching is left to huggingface_hub: its cache, its progress bar, its going on where an
 interrupted download stopped. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they
@@ -40,8 +41,10 @@ _WEIGHTS = (
 
 
 def resolve(source: str | os.PathLike[str]) -> Path:
-    """The folder that a model source names; a hub id such as "cerebras/Cerebras-GPT-111M" is
-    fetched first, or found in the cache.
+    """The folder, or the GGUF file, that a model source names; a hub id such as
+    "cerebras/Cerebras-GPT-111M" is fetched first, or found in the cache.
+
+    A folder whose only weights are one GGUF file stands for that file.
 
     Raises SourceError when `source` is neither, or when it cannot be fetched.
     """
@@ -50,15 +53,29 @@ def resolve(source: str | os.PathLike[str]) -> Path:
     path = Path(source)
     try:
         if path.is_dir():
+            return _only_gguf(path) or path
+        if path.suffix.lower() == ".gguf" and path.exists():
             return path
         is_file = path.exists()
     except (OSError, ValueError):  # too long, or with a zero byte
         is_file = False
     if is_file:
-        raise SourceError(f"{path}: is a file; name the folder that it lies in")
+        raise SourceError(f"{path}: is a file; name the folder that it lies in, or a .gguf file")
     if isinstance(source, str) and _HUB_ID.fullmatch(source) and ".." not in source:
         return _fetch(source)
     raise SourceError(f"{shown(str(source))}: no such folder, and not a hub id (owner/name)")
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    """The GGUF file in a folder that holds one and no other weights."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError:  # whoever reads the folder will tell
+        return None
+    found = [name for name in names if name.lower().endswith(".gguf")]
+    if len(found) == 1 and not any(first in names for first, _ in _WEIGHTS):
+        return folder / found[0]
+    return None
 
 
 def _fetch(hub_id: str) -> Path:

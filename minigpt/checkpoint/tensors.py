@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ NUMPY_DTYPE: dict[str, np.dtype[Any]] = {
 # tensors than it has bytes. Past this many times its size it is a trap, not a model.
 _MAX_SHARING = 16
 _MAX_ELEMENTS = 2**56
+_LINES = 64
 _FREE_SHARING = 64 * 2**20  # bytes, of any file
 
 
@@ -78,6 +79,18 @@ class StoredTensor:
         array = np.lib.stride_tricks.as_strided(run, shape, strides)
         return np.require(array, dtype.newbyteorder("="), ["C", "A"])
 
+    def pieces(self, nbytes: int) -> Iterator[tuple[int, int, np.ndarray]]:
+        """(first row, 0, rows) of a matrix, about `nbytes` at a time."""
+        array = self.read()
+        step = piece_lines(nbytes, array.nbytes // max(1, len(array)))
+        for first in range(0, len(array), step):
+            yield first, 0, array[first : first + step]
+
+
+def piece_lines(nbytes: int, line_nbytes: int) -> int:
+    """How many lines make a piece of about `nbytes`: whole groups of what is packed at once."""
+    return max(1, nbytes // max(1, line_nbytes * _LINES)) * _LINES
+
 
 def packed_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The strides, in elements, of a C-contiguous tensor of that shape."""
@@ -85,14 +98,17 @@ def packed_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def checked_nbytes(dtype: str, shape: Sequence[int], where: str) -> int:
-    """The size in bytes of a tensor of that dtype and shape.
+    """The size in bytes of a tensor of that dtype and shape; raises CheckpointError as below."""
+    check_elements(shape, where)
+    return math.prod(shape) * NUMPY_DTYPE[dtype].itemsize
 
-    Raises CheckpointError where NumPy could not hold the shape: it multiplies the dimensions,
+
+def check_elements(shape: Sequence[int], where: str) -> None:
+    """Raises CheckpointError where NumPy could not hold the shape: it multiplies the dimensions,
     those beside a zero too, as int64.
     """
     if math.prod(max(n, 1) for n in shape) > _MAX_ELEMENTS:
         raise CheckpointError(f"{where}: its shape {shown(list(shape))} is too large to be real")
-    return math.prod(shape) * NUMPY_DTYPE[dtype].itemsize
 
 
 def by_name(tensors: list[StoredTensor], file: MappedFile) -> dict[str, StoredTensor]:

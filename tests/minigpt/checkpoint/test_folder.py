@@ -96,8 +96,8 @@ def test_shards_that_do_not_agree_with_the_index(tmp_path: Path) -> None:
 def test_a_folder_without_weights_says_what_is_needed(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"holds no weights; needed: model[.]safetensors"):
         open_checkpoint(tmp_path)
-    (tmp_path / "model.gguf").touch()
-    with pytest.raises(SourceError, match=r"'model[.]gguf', which is not read"):
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(SourceError, match=r"'model[.]onnx', which is not read"):
         open_checkpoint(tmp_path)
     with pytest.raises(SourceError, match="is no folder"):
         open_checkpoint(tmp_path / "absent")

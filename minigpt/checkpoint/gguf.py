@@ -1,0 +1,289 @@
+"""The GGUF format: named values, a table of tensors, the tensors' bytes, all in one file.
+
+    4 bytes    "GGUF"
+    u32        version: 2 or 3, which look the same
+    u64, u64   how many tensors, how many values
+    values     each: key, u32 type, value           a text: u64 length, UTF-8
+                                                    an array: u32 type, u64 count, its values
+    table      each: name, u32 dimensions, u64 of each (the innermost first), u32 type, u64 offset
+    tensors    from the next multiple of general.alignment on, where their offsets say
+
+All numbers are little-endian. Nothing here knows what the values and tensors mean: gguf_gpt2.py
+does. A file may claim anything, so each length is compared with the bytes that are left, and
+arrays, which may have millions of values, are passed over and read only when asked for.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import CheckpointError, shown
+from .blocks import ENCODINGS, EncodedTensor
+from .tensors import MappedFile, TensorInfo, check_elements
+
+MAGIC = b"GGUF"
+ALIGNMENT = 32  # where general.alignment does not say
+TEXT, ARRAY = 8, 9
+NUMBERS = {  # type → its form for `struct`
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+
+_MAX_HEADER = 64 << 20  # bytes before the tensors; with GPT-2's vocabulary there are 2 million
+_MAX_VALUES = 10_000
+_MAX_TEXTS = 1_000_000  # in all arrays; no tokenizer has as many tokens and merges
+_MAX_TENSORS = 1 << 16
+_MAX_DIMENSIONS = 4
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+_UNREAD_TYPES = {  # that people have files of; named so that the message can
+    3: "Q4_1",
+    6: "Q5_0",
+    7: "Q5_1",
+    10: "Q2_K",
+    11: "Q3_K",
+    12: "Q4_K",
+    13: "Q5_K",
+    15: "Q8_K",
+}
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array among the values, unread: `count` of that type, from byte `start` on."""
+
+    type: int
+    count: int
+    start: int
+
+
+Value = bool | int | float | str | Array
+
+
+@dataclass(frozen=True)
+class GGUF:
+    """What a file says before its tensors.
+
+    values   by key
+    tensors  by name; shapes with the innermost dimension last, as NumPy has them
+    """
+
+    file: MappedFile
+    values: dict[str, Value]
+    tensors: dict[str, EncodedTensor]
+
+    def texts(self, key: str) -> list[str] | None:
+        """The texts in the array `key`; None where there is none. Raises CheckpointError."""
+        array = self.values.get(key)
+        if array is None:
+            return None
+        if not isinstance(array, Array) or array.type != TEXT:
+            raise CheckpointError(f"{self.file.path}: {key} must be an array of texts")
+        header = _Header(self.file, array.start)
+        return [header.text(key) for _ in range(array.count)]
+
+    def numbers(self, key: str) -> list[int] | None:
+        """The integers in the array `key`; None where there is none. Raises CheckpointError."""
+        array = self.values.get(key)
+        if array is None:
+            return None
+        if not isinstance(array, Array) or NUMBERS.get(array.type, "f") not in "BbHhIiQq":
+            raise CheckpointError(f"{self.file.path}: {key} must be an array of integers")
+        dtype = np.dtype("<" + NUMBERS[array.type])
+        return np.frombuffer(self.file.data, dtype, array.count, array.start).tolist()
+
+
+def read_gguf(file: MappedFile) -> GGUF:
+    """The values and the table of tensors of a GGUF file.
+
+    Raises CheckpointError for a file that breaks a rule of the format, or holds tensors of a type
+    that is not read.
+    """
+    header = _Header(file, 0)
+    _check_version(header)
+    tensor_count, value_count = header.number(_U64), header.number(_U64)
+    # Either claim is compared with a limit before anything is made of that size.
+    for count, most, what in (
+        (tensor_count, _MAX_TENSORS, "tensors"),
+        (value_count, _MAX_VALUES, "values"),
+    ):
+        if count > most:
+            raise header.error(f"claims {count} {what}, where at most {most} are read")
+    values: dict[str, Value] = {}
+    for _ in range(value_count):
+        key = header.text("a key")
+        if key in values:
+            raise header.error(f"the key {shown(key)} occurs twice")
+        values[key] = _value(header, key)
+    entries = [_entry(header) for _ in range(tensor_count)]
+    return GGUF(file, values, _tensors(header, entries, _alignment(header, values)))
+
+
+class _Header:
+    """The bytes before the tensors, read in order; each read is checked against their end."""
+
+    def __init__(self, file: MappedFile, position: int) -> None:
+        self.file = file
+        self.data = file.data
+        self.position = position
+        self.end = min(len(file.data), _MAX_HEADER)
+        self.texts = 0
+
+    def error(self, flaw: str) -> CheckpointError:
+        return CheckpointError(f"{self.file.path}: {flaw}")
+
+    def skip(self, size: int, what: str) -> int:
+        """Where the next `size` bytes begin."""
+        start = self.position
+        if size > self.end - start:
+            flaw = f"{what} at byte {start} takes {size} bytes, and there are {self.end - start}"
+            raise self.error(f"{flaw}; it is damaged or cut short")
+        self.position += size
+        return start
+
+    def number(self, form: struct.Struct) -> int:
+        start = self.skip(form.size, "a number")
+        return int(form.unpack_from(self.data, start)[0])
+
+    def text(self, what: str) -> str:
+        length = self.number(_U64)
+        start = self.skip(length, what)
+        try:
+            return str(self.data[start : start + length], "utf-8")
+        except UnicodeDecodeError:
+            raise self.error(f"{what} at byte {start} is not UTF-8") from None
+
+    def skip_texts(self, count: int, what: str) -> None:
+        """Passes over the texts of an array: fifty thousand in the time of some milliseconds."""
+        self.texts += count
+        if self.texts > _MAX_TEXTS:
+            raise self.error(f"claims more than {_MAX_TEXTS} texts; damaged, or no model of ours")
+        position, last = self.position, self.end - _U64.size
+        length_at = _U64.unpack_from
+        for _ in range(count):
+            if position > last:
+                break
+            position += _U64.size + length_at(self.data, position)[0]
+        else:
+            self.skip(position - self.position, what)
+            return
+        raise self.error(f"{what} has {count} texts, which go past its end; damaged or cut short")
+
+
+def _check_version(header: _Header) -> None:
+    start = header.skip(8, "the beginning")
+    magic, version = header.data[start : start + 4], header.data[start + 4 : start + 8]
+    if magic != MAGIC:
+        raise header.error(f"is no GGUF file: it begins with {magic!r}, which must be {MAGIC!r}")
+    if version[:2] == b"\0\0":
+        raise header.error("is a big-endian GGUF file; only little-endian ones are read")
+    number = int.from_bytes(version, "little")
+    if number not in (2, 3):
+        raise header.error(f"is GGUF of version {number}; versions 2 and 3 are read")
+
+
+def _value(header: _Header, key: str) -> Value:
+    type_number = header.number(_U32)
+    if type_number == TEXT:
+        return header.text(key)
+    if type_number != ARRAY:
+        form = struct.Struct("<" + _number_form(header, key, type_number))
+        start = header.skip(form.size, key)
+        value: bool | int | float = form.unpack_from(header.data, start)[0]
+        return value
+    element_type, count = header.number(_U32), header.number(_U64)
+    array = Array(element_type, count, header.position)
+    if element_type == TEXT:
+        header.skip_texts(count, key)
+    else:
+        size = struct.calcsize("<" + _number_form(header, key, element_type))
+        header.skip(count * size, key)
+    return array
+
+
+def _number_form(header: _Header, key: str, type_number: int) -> str:
+    if type_number == ARRAY:  # only reached from inside an array
+        raise header.error(f"{shown(key)} is an array of arrays, which no model needs")
+    if type_number not in NUMBERS:
+        raise header.error(f"{shown(key)} is of the type {type_number}, which does not exist")
+    return NUMBERS[type_number]
+
+
+def _alignment(header: _Header, values: dict[str, Value]) -> int:
+    value = values.get("general.alignment", ALIGNMENT)
+    if type(value) is not int or value <= 0 or value & (value - 1):
+        raise header.error(f"general.alignment is {shown(value)}; it must be a power of two")
+    return value
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A line of the table of tensors, as it stands there."""
+
+    name: str
+    dimensions: tuple[int, ...]
+    type: int
+    offset: int
+
+
+def _entry(header: _Header) -> _Entry:
+    name = header.text("a tensor's name")
+    count = header.number(_U32)
+    if not 1 <= count <= _MAX_DIMENSIONS:
+        flaw = f"tensor {shown(name)} has {count} dimensions"
+        raise header.error(f"{flaw}; there must be 1 to {_MAX_DIMENSIONS}")
+    dimensions = tuple(header.number(_U64) for _ in range(count))
+    return _Entry(name, dimensions, header.number(_U32), header.number(_U64))
+
+
+def _tensors(header: _Header, entries: list[_Entry], alignment: int) -> dict[str, EncodedTensor]:
+    """The tensors by name: inside the file, none over another."""
+    start = -(-header.position // alignment) * alignment
+    tensors: dict[str, EncodedTensor] = {}
+    for entry in entries:
+        if entry.name in tensors:
+            raise header.error(f"the tensor {shown(entry.name)} occurs twice")
+        tensors[entry.name] = _tensor(header, entry, start, alignment)
+    end = start
+    for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
+        if tensor.offset < end:
+            raise header.error(f"tensor {shown(tensor.info.name)} overlaps the one before it")
+        end = tensor.offset + tensor.info.nbytes
+    return tensors
+
+
+def _tensor(header: _Header, entry: _Entry, start: int, alignment: int) -> EncodedTensor:
+    where = f"tensor {shown(entry.name)}"
+    shape = entry.dimensions[::-1]
+    if entry.type not in ENCODINGS:
+        name = _UNREAD_TYPES.get(entry.type, f"number {entry.type}")
+        known = ", ".join(encoding.name for encoding in ENCODINGS.values())
+        raise header.error(f"{where} is of the type {name}; read are {known}")
+    encoding = ENCODINGS[entry.type]
+    if min(shape) < 1 or shape[-1] % encoding.length:
+        right = f"of at least 1, the last a multiple of {encoding.length}"
+        raise header.error(f"{where} has the shape {shown(list(shape))}; sizes must be {right}")
+    check_elements(shape, f"{header.file.path}: {where}")
+    nbytes = math.prod(shape) // encoding.length * encoding.block.itemsize
+    if entry.offset % alignment:
+        raise header.error(f"{where} has the offset {entry.offset}, no multiple of {alignment}")
+    left = len(header.data) - start - entry.offset
+    if nbytes > left:
+        flaw = f"{where} takes {nbytes} bytes, and from its offset on there are {max(left, 0)}"
+        raise header.error(f"{flaw}; it is damaged or cut short")
+    info = TensorInfo(entry.name, encoding.name, shape, nbytes)
+    return EncodedTensor(info, header.file, start + entry.offset, encoding)

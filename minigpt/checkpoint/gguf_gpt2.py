@@ -1,0 +1,224 @@
+"""A GPT-2 in a GGUF file, in Hugging Face's terms: names of tensors, config.json, tokenizer files.
+
+llama.cpp names the tensors its own way and stores every matrix as [out, in], where GPT-2's
+Conv1D has [in, out]; the embeddings are [V, C] in both. The values of the file hold what
+config.json, vocab.json and merges.txt hold elsewhere. What they do not say:
+
+- The activation. llama.cpp computes GPT-2's `gelu_new`, whatever a model was trained with, so a
+  file that does not say gets that here too: its text is what it is elsewhere. A file of ours
+  says it under `minigpt.activation_function`.
+- Scales of the attention's scores other than GPT-2's, and the muP variants of Cerebras: such a
+  model has no GGUF form.
+
+Names: `MODEL_TENSORS[GPT2]` in gguf-py/gguf/constants.py of https://github.com/ggml-org/llama.cpp.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError, ConfigError, TokenizerError, shown
+from .blocks import EncodedTensor
+from .files import map_file
+from .folder import Checkpoint
+from .gguf import GGUF, read_gguf
+from .tensors import MappedFile
+
+ACTIVATION = "minigpt.activation_function"
+ASSUMED_ACTIVATION = "gelu_new"
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = range(1, 6)  # tokenizer.ggml.token_type
+PRE_TOKENIZERS = ("gpt-2", "default")  # older converters wrote none, or "default"
+
+_KINDS = ("weight", "bias")
+_OURS = {
+    "token_embd.weight": "wte.weight",
+    "position_embd.weight": "wpe.weight",
+    "output_norm.weight": "ln_f.weight",
+    "output_norm.bias": "ln_f.bias",
+    "output.weight": "lm_head.weight",
+}
+_IN_LAYER = {
+    "attn_norm": "ln_1",
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_norm": "ln_2",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
+_OURS_IN_LAYER = {f"{a}.{kind}": f"{b}.{kind}" for a, b in _IN_LAYER.items() for kind in _KINDS}
+_THEIRS = {ours: theirs for theirs, ours in (_OURS | _OURS_IN_LAYER).items()}
+_THEIR_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.(.+)")
+_SIZES = {  # of config.json
+    "n_layer": "gpt2.block_count",
+    "n_head": "gpt2.attention.head_count",
+    "n_embd": "gpt2.embedding_length",
+    "n_positions": "gpt2.context_length",
+}
+
+
+def open_gguf(path: Path) -> GGUF:
+    """What a GGUF file of a GPT-2 says before its tensors. Raises CheckpointError."""
+    gguf = read_gguf(MappedFile(path, map_file(path)))
+    architecture = gguf.values.get("general.architecture")
+    if architecture != "gpt2":
+        flaw = f"general.architecture is {shown(architecture)}; only 'gpt2' is run here"
+        raise CheckpointError(f"{path}: {flaw}")
+    parts = gguf.values.get("split.count", 1)
+    if parts not in (0, 1):
+        flaw = f"is one of {shown(parts)} parts; join them: llama-gguf-split --merge"
+        raise CheckpointError(f"{path}: {flaw}")
+    return gguf
+
+
+# ---- tensors ----
+
+
+def gguf_checkpoint(path: Path) -> Checkpoint:
+    """The tensors of a GGUF file under Hugging Face's names, matrices as [in, out].
+
+    Raises CheckpointError for a damaged file, and for a tensor that a GPT-2 does not have.
+    """
+    stored: dict[str, EncodedTensor] = {}
+    for theirs, tensor in open_gguf(path).tensors.items():
+        name = _our_name(theirs)
+        if name is None:
+            raise CheckpointError(f"{path}: tensor {shown(theirs)} is none that a GPT-2 has")
+        flipped = is_flipped(name) and len(tensor.info.shape) == 2
+        shape = tensor.info.shape[::-1] if flipped else tensor.info.shape
+        info = replace(tensor.info, name=name, shape=shape)
+        stored[name] = replace(tensor, info=info, transposed=flipped)
+    tensors = {name: tensor.info for name, tensor in stored.items()}
+    return Checkpoint(path, (path,), tensors, stored)
+
+
+def is_flipped(name: str) -> bool:
+    """Whether a GGUF file holds the transpose of the tensor that we call `name`."""
+    return name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
+
+
+def _our_name(theirs: str) -> str | None:
+    """`blk.3.ffn_up.weight` → `h.3.mlp.c_fc.weight`; None for what a GPT-2 does not have."""
+    layer = _THEIR_LAYER.fullmatch(theirs)
+    if layer is None:
+        return _OURS.get(theirs)
+    ours = _OURS_IN_LAYER.get(layer[2])
+    return ours and f"h.{layer[1]}.{ours}"
+
+
+def their_name(ours: str) -> str:
+    """`h.3.mlp.c_fc.weight` → `blk.3.ffn_up.weight`."""
+    if not ours.startswith("h."):
+        return _THEIRS[ours]
+    _, layer, name = ours.split(".", 2)
+    return f"blk.{layer}.{_THEIRS[name]}"
+
+
+# ---- config.json ----
+
+
+def gguf_config(path: Path) -> dict[str, Any]:
+    """What config.json would say of the model in a GGUF file; its ranges are not yet checked.
+
+    Raises ConfigError for a value that is missing or of the wrong type, CheckpointError for a
+    damaged file.
+    """
+    gguf = open_gguf(path)
+    data: dict[str, Any] = {"model_type": "gpt2"}
+    for name, key in _SIZES.items():
+        data[name] = _value(gguf, key, int)
+    data["n_inner"] = _value(gguf, "gpt2.feed_forward_length", int, 4 * data["n_embd"])
+    epsilon = _value(gguf, "gpt2.attention.layer_norm_epsilon", float, 1e-5)
+    with np.errstate(over="ignore"):  # of a float64
+        data["layer_norm_epsilon"] = float(str(np.float32(epsilon)))  # 1e-5, not 9.99999974e-6
+    data["activation_function"] = _value(gguf, ACTIVATION, str, ASSUMED_ACTIVATION)
+    data["eos_token_id"] = _value(gguf, "tokenizer.ggml.eos_token_id", int, -1)
+    if "token_embd.weight" not in gguf.tensors:
+        raise CheckpointError(f"{path}: tensor token_embd.weight is missing")
+    data["vocab_size"] = gguf.tensors["token_embd.weight"].info.shape[0]
+    data["tie_word_embeddings"] = "output.weight" not in gguf.tensors
+    return data
+
+
+def _value(gguf: GGUF, key: str, kind: type, default: object = None) -> Any:
+    """A value of that type, of `default` where it is missing."""
+    value = gguf.values.get(key, default)
+    if type(value) is not kind:
+        what = {int: "an integer", float: "a float", str: "a text", bool: "true or false"}[kind]
+        found = "missing" if value is None else shown(value)
+        raise ConfigError(f"{gguf.file.path}: {key} is {found}; it must be {what}")
+    return value
+
+
+# ---- tokenizer ----
+
+
+def gguf_tokenizer(path: Path) -> dict[str, bytes]:
+    """name → content of the tokenizer files that say what a GGUF file says of its tokenizer.
+
+    None where it has none. Raises TokenizerError for one of another kind than GPT-2's,
+    CheckpointError for a damaged file.
+    """
+    gguf = open_gguf(path)
+    if gguf.values.get("tokenizer.ggml.model") in (None, "none", "no_vocab"):
+        return {}
+    _check_kind(gguf)
+    tokens = gguf.texts("tokenizer.ggml.tokens")
+    merges = gguf.texts("tokenizer.ggml.merges")
+    if tokens is None or merges is None:
+        missing = "tokenizer.ggml." + ("tokens" if tokens is None else "merges")
+        raise TokenizerError(f"{path}: {missing} is missing; a tokenizer has tokens and merges")
+    types = gguf.numbers("tokenizer.ggml.token_type")
+    if types is None:
+        types = [NORMAL] * len(tokens)
+    if len(types) != len(tokens):
+        flaw = f"has {len(tokens)} tokens, and types of {len(types)}"
+        raise TokenizerError(f"{path}: {flaw}; there must be one for each")
+    while types and types[-1] == UNUSED:  # padding, up to the model's number of rows
+        del types[-1], tokens[-1]
+    ids = {token: token_id for token_id, token in enumerate(tokens)}
+    if len(ids) != len(tokens):
+        twice = next(token for token_id, token in enumerate(tokens) if ids[token] != token_id)
+        raise TokenizerError(f"{path}: token {shown(twice)} occurs twice")
+    lines = "".join(f"{merge}\n" for merge in merges)
+    return {
+        "vocab.json": json.dumps(ids).encode(),
+        "merges.txt": f"#version: 0.2\n{lines}".encode(),
+        "tokenizer_config.json": json.dumps(_tokenizer_config(gguf, tokens, types)).encode(),
+    }
+
+
+def _check_kind(gguf: GGUF) -> None:
+    model = gguf.values.get("tokenizer.ggml.model")
+    if model != "gpt2":
+        flaw = f"tokenizer.ggml.model is {shown(model)}; only 'gpt2' is read"
+        raise TokenizerError(f"{gguf.file.path}: {flaw}")
+    splitter = gguf.values.get("tokenizer.ggml.pre", "default")
+    if splitter not in PRE_TOKENIZERS:
+        flaw = f"tokenizer.ggml.pre is {shown(splitter)}, another split into words than GPT-2's"
+        raise TokenizerError(f"{gguf.file.path}: {flaw}; read are {', '.join(PRE_TOKENIZERS)}")
+
+
+def _tokenizer_config(gguf: GGUF, tokens: list[str], types: list[int]) -> dict[str, Any]:
+    """The tokenizer_config.json: the added tokens, the one that ends a text, what is put before
+    a text (nothing may be: who reads this refuses `add_bos_token`)."""
+    added = {
+        str(token_id): {"content": tokens[token_id], "special": kind != USER_DEFINED}
+        for token_id, kind in enumerate(types)
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED)
+    }
+    config: dict[str, Any] = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "add_bos_token": _value(gguf, "tokenizer.ggml.add_bos_token", bool, False),
+        "add_prefix_space": _value(gguf, "tokenizer.ggml.add_space_prefix", bool, False),
+        "added_tokens_decoder": added,
+    }
+    eos = _value(gguf, "tokenizer.ggml.eos_token_id", int, -1)
+    if 0 <= eos < len(tokens):
+        config["eos_token"] = tokens[eos]
+    return config
