@@ -1,29 +1,40 @@
-"""`minigpt convert`: any model source to a folder of ours."""
+"""`minigpt convert`: any model source to a folder of ours, or to a GGUF file."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .terminal import LARGEST_INPUT, Text, complete_source, threads_option
 
-DTYPES = ("f32", "bf16", "int8", "int4")  # those of convert.py, which is too heavy for --help
+if TYPE_CHECKING:
+    from ..convert import Progress
+
+# Those of convert.py and gguf.py, which are too heavy for --help; the first of each is the default.
+DTYPES = {"folder": ("int8", "int4", "bf16", "f32"), "gguf": ("f16", "q8_0", "f32")}
 
 
 @click.command(
-    short_help="Write a model as a folder of another dtype.",
+    short_help="Write a model as a folder of another dtype, or as a GGUF file.",
     epilog="Example: minigpt convert cerebras/Cerebras-GPT-13B gpt-13b-int4 --dtype int4",
 )
 @click.argument("source", type=Text(), shell_complete=complete_source)
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("target", metavar="FOLDER", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    type=click.Choice(list(DTYPES)),
+    default="folder",
+    help="What to write: a folder, or one file that llama.cpp reads, too.",
+)
 @click.option(
     "--dtype",
-    type=click.Choice(DTYPES),
-    default="int8",
-    help="How the weights are held: int8 in 8.25 bits each, int4 in 4.5, with little loss for the "
-    "first and more for the second; bf16 in 16; f32 in 32, exactly.",
+    type=click.Choice(list(dict.fromkeys(sum(DTYPES.values(), ())))),
+    help="How the weights are held. In a folder: int8 (the default) takes 8.25 bits of each and "
+    "loses little, int4 takes 4.5 and loses more, bf16 16, f32 all 32. In a GGUF file: f16 (the "
+    "default), q8_0 or f32.",
 )
 @click.option(
     "--calibrate",
@@ -34,7 +45,12 @@ DTYPES = ("f32", "bf16", "int8", "int4")  # those of convert.py, which is too he
 )
 @threads_option
 def convert(
-    source: str, folder: Path, dtype: str, calibrate: Path | None, threads: int | None
+    source: str,
+    target: Path,
+    to: str,
+    dtype: str | None,
+    calibrate: Path | None,
+    threads: int | None,
 ) -> None:
     """Writes the model of SOURCE, a folder, a GGUF file or a hub id, as the new FOLDER.
 
@@ -42,12 +58,22 @@ def convert(
     interrupts that leaves none. A folder of int8 or int4 is for minigpt alone and starts at once;
     one of f32 or bf16 is in Hugging Face layout.
     """
-    from ..convert import Progress
-    from ..convert import convert as convert_model
+    dtype = dtype or DTYPES[to][0]
+    if dtype not in DTYPES[to]:
+        raise click.UsageError(
+            f"Invalid value for '--dtype': a {to} is of {', '.join(DTYPES[to])}, not {dtype}",
+            click.get_current_context(),
+        )
+    if calibrate and dtype != "int4":
+        raise click.UsageError(
+            f"Invalid value for '--calibrate': it is for int4, not {dtype}",
+            click.get_current_context(),
+        )
+    from ..convert import convert as write_folder
+    from ..gguf import save_gguf
 
-    with click.progressbar(
-        length=1, file=sys.stderr, hidden=not sys.stderr.isatty(), show_eta=True
-    ) as bar:
+    text = None if calibrate is None else _text(calibrate)
+    with click.progressbar(length=1, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
 
         def show(progress: Progress) -> None:
             bar.length = progress.all_nbytes
@@ -57,8 +83,10 @@ def convert(
             )
             bar.update(progress.nbytes - bar.pos)
 
-        text = None if calibrate is None else _text(calibrate)
-        convert_model(source, folder, dtype, threads, text, show)
+        if to == "gguf":
+            save_gguf(source, target, dtype, show)
+        else:
+            write_folder(source, target, dtype, threads, text, show)
 
 
 def _text(path: Path) -> str:

@@ -37,6 +37,22 @@ def test_bench_knows_it(run: Run, model: Path) -> None:
     assert found["dtype"] == "int8"
 
 
+def test_a_gguf_file_writes_what_the_source_writes(run: Run, model: Path, tmp_path: Path) -> None:
+    done = run("convert", model, "model.gguf", "--to", "gguf", "--dtype", "f32")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    generate = ("generate", "hello", "-n", "20", "--temperature", "0")
+    assert run(*generate, "-m", "model.gguf").stdout == run(*generate, "-m", model).stdout
+
+
+def test_calibrated_with_a_text(run: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("hello hello world " * 20)
+    assert run("convert", model, "plain", "--dtype", "int4").returncode == 0
+    assert run("convert", model, "fitted", "--dtype", "int4", "--calibrate", "text").returncode == 0
+    plain, fitted = (tmp_path / name / "model.safetensors" for name in ("plain", "fitted"))
+    assert plain.stat().st_size == fitted.stat().st_size
+    assert plain.read_bytes() != fitted.read_bytes()
+
+
 def test_what_is_wrong_is_told(fails: Callable[..., None], model: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("kept")
@@ -45,4 +61,11 @@ def test_what_is_wrong_is_told(fails: Callable[..., None], model: Path, tmp_path
     fails(2, "--dtype", "convert", model, "new", "--dtype", "int2")
     fails(2, "--threads", "convert", model, "new", "--threads", "0")
     fails(2, "FOLDER", "convert", model)
+    fails(2, "q8_0", "convert", model, "new", "--dtype", "q8_0")
+    fails(2, "int8", "convert", model, "new.gguf", "--to", "gguf", "--dtype", "int8")
+    fails(2, "--calibrate", "convert", model, "new", "--calibrate", "full/mine")
+    fails(1, "nowhere", "convert", model, "new", "--dtype", "int4", "--calibrate", "nowhere")
+    (tmp_path / "latin").write_bytes(b"\xe4")
+    fails(1, "UTF-8", "convert", model, "new", "--dtype", "int4", "--calibrate", "latin")
+    (tmp_path / "latin").unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
