@@ -6,6 +6,8 @@ import click
 
 from .. import __version__
 from .bench import bench
+from .compare import compare
+from .eval import evaluate
 from .generate import generate
 from .info import info
 from .tokenize import tokenize
@@ -22,5 +24,5 @@ def cli() -> None:
     """Runs GPT-2-architecture models such as Cerebras-GPT on the processor."""
 
 
-for command in (generate, info, tokenize, bench):
+for command in (generate, info, tokenize, evaluate, compare, bench):
     cli.add_command(command)
