@@ -20,7 +20,7 @@ Half the window as the stride, the default, costs two passes and leaves every to
 context or more; stride 1 gives each all of it and costs `window` passes; stride = window reads
 once, but then the first tokens of each window know nothing of what came before.
 
-At most _ROWS rows of logits are in memory at once, however long window and text are.
+The logits of a few hundred tokens at most are in memory, however long window and text are.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .errors import CheckpointError, InputError, shown
 from .sampler import is_integer
 from .tokenizer import GPTTokenizer
 
-_ROWS = 128  # tokens scored together: of 50257 words, 26 MB of logits
+_ROWS = 128  # tokens whose logits are computed together: of 50257 words, 26 MB
 
 Progress = Callable[[int, int], None]  # (tokens scored, all there are to score)
 
@@ -126,15 +126,14 @@ def perplexity(
         raise InputError(f"text_bytes {shown(text_bytes)}: must be an integer from 1")
     window, stride = _checked_window(model.config.n_positions, window, stride)
     _warm_up(model, ids)
-    start, nats, done = perf_counter(), 0.0, 0
-    for logits in _logits(model, ids[:-1], window, stride):
-        targets = ids[done + 1 :][: len(logits)]
-        nats += float(_surprise(logits, targets, _log_sum_exp(logits)).sum())
-        done += len(logits)
+    total = len(ids) - 1
+    start, nats = perf_counter(), 0.0
+    for done, logits in enumerate(_logits(model, ids[:-1], window, stride), 1):
+        nats += _log_sum_exp(logits) - float(logits[ids[done]])
         if progress:
-            progress(done, len(ids) - 1)
+            progress(done, total)
     seconds = perf_counter() - start
-    return _perplexity(model.dtype, window, stride, done, int(text_bytes), nats, seconds)
+    return _perplexity(model.dtype, window, stride, total, int(text_bytes), nats, seconds)
 
 
 def together(results: Sequence[Perplexity]) -> Perplexity:
@@ -177,37 +176,34 @@ def compare(
     window, stride = _checked_window(n_positions, window, stride)
     for model in (a, b):
         _warm_up(model, ids)
-    start, nats, done, agreed = perf_counter(), np.zeros(2), 0, 0
-    divergences = []
-    pieces = (_logits(model, ids[:-1], window, stride) for model in (a, b))
-    for logits_a, logits_b in zip(*pieces, strict=True):
-        targets = ids[done + 1 :][: len(logits_a)]
-        sums = [_log_sum_exp(logits) for logits in (logits_a, logits_b)]
-        nats[0] += _surprise(logits_a, targets, sums[0]).sum()
-        nats[1] += _surprise(logits_b, targets, sums[1]).sum()
-        divergences.append(_divergence(logits_a, logits_b, sums[0], sums[1]))
-        agreed += int((logits_a.argmax(axis=1) == logits_b.argmax(axis=1)).sum())
-        done += len(logits_a)
+    total = len(ids) - 1
+    start, nats_a, nats_b, agreed = perf_counter(), 0.0, 0.0, 0
+    kl = np.empty(total)
+    pairs = zip(*(_logits(model, ids[:-1], window, stride) for model in (a, b)), strict=True)
+    for done, (logits_a, logits_b) in enumerate(pairs, 1):
+        sum_a, sum_b = _log_sum_exp(logits_a), _log_sum_exp(logits_b)
+        nats_a += sum_a - float(logits_a[ids[done]])
+        nats_b += sum_b - float(logits_b[ids[done]])
+        kl[done - 1] = _divergence(logits_a, logits_b, sum_a - sum_b)
+        agreed += bool(logits_a.argmax() == logits_b.argmax())
         if progress:
-            progress(done, len(ids) - 1)
+            progress(done, total)
     seconds = perf_counter() - start
-    kl = np.concatenate(divergences)
-    perplexities = [_exp(float(total) / done) for total in nats]
     return Comparison(
         dtype_a=a.dtype,
         dtype_b=b.dtype,
         window=window,
         stride=stride,
-        tokens=done,
-        perplexity_a=perplexities[0],
-        perplexity_b=perplexities[1],
-        perplexity_change_percent=100 * math.expm1(float(nats[1] - nats[0]) / done),
+        tokens=total,
+        perplexity_a=_exp(nats_a / total),
+        perplexity_b=_exp(nats_b / total),
+        perplexity_change_percent=100 * math.expm1((nats_b - nats_a) / total),
         kl_mean=float(kl.mean()),
         kl_p99=float(np.percentile(kl, 99)),
         kl_max=float(kl.max()),
-        top1_agreement=agreed / done,
+        top1_agreement=agreed / total,
         seconds=seconds,
-        tokens_per_s=done / seconds,
+        tokens_per_s=total / seconds,
     )
 
 
@@ -238,9 +234,9 @@ def _windows(tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, 
 
 
 def _logits(model: GPTModel, ids: np.ndarray, window: int, stride: int) -> Iterator[np.ndarray]:
-    """The logits after each of ids, int64 [T], in order: float32 [n, V], n ≤ _ROWS, piece by piece.
+    """The logits after each of ids, int64 [T], one by one: float32 [V].
 
-    What a window reads again is read without logits.
+    They are computed for _ROWS tokens together. What a window reads again is read without logits.
     """
     state = model.new_state(1, min(window, len(ids)))
     for begin, first, end in _windows(len(ids), window, stride):
@@ -251,7 +247,7 @@ def _logits(model: GPTModel, ids: np.ndarray, window: int, stride: int) -> Itera
             piece = ids[start : min(start + _ROWS, end)]
             logits = model.advance(state, [0], [piece], every=True)
             _check_finite(logits)
-            yield logits
+            yield from logits
 
 
 def _warm_up(model: GPTModel, ids: np.ndarray) -> None:
@@ -259,34 +255,27 @@ def _warm_up(model: GPTModel, ids: np.ndarray) -> None:
     model.advance(model.new_state(1, 1), [0], [ids[:1]])
 
 
-# ---- scoring: float32 logits and what is made of them one by one; sums in float64 ----
+# ---- scoring, a token at a time: its logits, unlike those of many, stay in the processor's cache.
+# What is made of each of them is float32, sums are float64. ----
 
 
-def _log_sum_exp(logits: np.ndarray) -> np.ndarray:
-    """float64 [n]: ln Σ exp(logits), float32 [n, V]. The smallest terms may round to 0."""
-    peak = logits.max(axis=1, keepdims=True)
-    sums = np.exp(logits - peak).sum(axis=1, dtype=np.float64)
-    return peak[:, 0] + np.log(sums)
+def _log_sum_exp(logits: np.ndarray) -> float:
+    """ln Σ exp(logits), float32 [V]. The smallest terms may round to 0."""
+    peak = logits.max()
+    return float(peak) + math.log(np.exp(logits - peak).sum(dtype=np.float64))
 
 
-def _surprise(logits: np.ndarray, targets: np.ndarray, log_sums: np.ndarray) -> np.ndarray:
-    """float64 [n]: −ln p of targets, int64 [n]; log_sums are the logits' _log_sum_exp."""
-    return log_sums - logits[np.arange(len(targets)), targets]
+def _divergence(a: np.ndarray, b: np.ndarray, log_sums: float) -> float:
+    """KL(A‖B) = Σ p_a · (ln p_a − ln p_b) of the logits a and b, float32 [V].
 
+    log_sums  _log_sum_exp(a) − _log_sum_exp(b)
 
-def _divergence(
-    a: np.ndarray, b: np.ndarray, log_sums_a: np.ndarray, log_sums_b: np.ndarray
-) -> np.ndarray:
-    """float64 [n]: KL(A‖B) = Σ p_a · (ln p_a − ln p_b) of logits a and b, float32 [n, V].
-
-    As ln p = logit − log_sum, that is the mean of a − b under p_a, less the difference of the
-    log_sums: of close models every term is small. Rounding can take it below 0, which no
-    divergence is.
+    As ln p = logit − log_sum, that is the mean of a − b under p_a, less log_sums: of close models
+    every term is small. Rounding can take it below 0, which no divergence is.
     """
-    weights = np.exp(a - a.max(axis=1, keepdims=True))
-    means = (weights * (a - b)).sum(axis=1, dtype=np.float64)
-    means /= weights.sum(axis=1, dtype=np.float64)
-    return np.maximum(means - (log_sums_a - log_sums_b), 0)
+    weights = np.exp(a - a.max())
+    mean = (weights * (a - b)).sum(dtype=np.float64) / weights.sum(dtype=np.float64)
+    return max(float(mean) - log_sums, 0.0)
 
 
 def _perplexity(

@@ -56,12 +56,7 @@ def test_a_model_is_itself(run: Run, model: Path) -> None:
 def test_the_tokens_must_be_the_same(fails: Fails, model: Path, text: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(model, other)
-    merges = (other / "merges.txt").read_text(encoding="utf-8").splitlines()
-    swapped = "\n".join([merges[0], "l o", *merges[2:]])
-    (other / "merges.txt").write_text(swapped + "\n", encoding="utf-8")
-    vocabulary = json.loads((other / "vocab.json").read_text(encoding="utf-8"))
-    vocabulary["lo"] = vocabulary.pop("ll")
-    (other / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (other / "merges.txt").write_text("h e\n", encoding="utf-8")
     fails(1, "tokenizers differ", "compare", model, other, "--text", text)
 
 
