@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @click.command(
     short_help="Tell how far apart two models, or two dtypes of one, are on a text.",
-    epilog="Example, what bf16 costs: minigpt compare FOLDER FOLDER --dtype-b bf16 --text book.txt",
+    epilog="Example: minigpt compare FOLDER FOLDER --dtype-b bf16 --text book.txt",
 )
 @click.argument("a", shell_complete=complete_folder)
 @click.argument("b", shell_complete=complete_folder)
