@@ -75,21 +75,20 @@ def test_a_text_on_stdin(run: Run, model: Path, dash: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("word", "text"),
-    [("empty", b""), ("1 token", b"hello"), ("byte 2 is 0xff", b"ab\xff"), ("longer", None)],
+    [("empty", b""), ("1 token", b"hello"), ("not UTF-8 text: byte 2 is 0xff", b"ab\xff")],
 )
 def test_a_text_that_cannot_be(
-    fails: Fails, model: Path, tmp_path: Path, word: str, text: bytes | None
+    fails: Fails, model: Path, tmp_path: Path, word: str, text: bytes
 ) -> None:
-    path = tmp_path / "text.txt"
-    with path.open("wb") as file:
-        file.write(text or b"")
-        if text is None:
-            file.truncate((64 << 20) + 1)  # of zeros that take no disk
-    for name, options in (("text.txt", {}), ("standard input", {"stdin": path.open("rb")})):
-        line = ["eval", "-m", model, *([] if options else ["text.txt"])]
-        fails(1, f"{name}: {word}" if text != b"ab\xff" else word, *line, **options)
-        for file in options.values():
-            file.close()
+    (tmp_path / "text.txt").write_bytes(text)
+    fails(1, f"text.txt: {word}", "eval", "-m", model, "text.txt")
+    fails(1, f"standard input: {word}", "eval", "-m", model, input=text)
+
+
+def test_a_file_that_is_too_long(fails: Fails, model: Path, tmp_path: Path) -> None:
+    with (tmp_path / "long.txt").open("wb") as file:
+        file.truncate((64 << 20) + 1)  # zeros that take no disk
+    fails(1, "long.txt: longer than", "eval", "-m", model, "long.txt")
 
 
 def test_a_file_that_is_not_there(fails: Fails, model: Path, texts: Path) -> None:
