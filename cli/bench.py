@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from .terminal import (
     dtype_option,
     end_at_once_on_interrupt,
     model_option,
+    show_line,
     threads_option,
     write,
 )
@@ -68,16 +68,9 @@ def bench(
     from ..bench import measure
 
     end_at_once_on_interrupt()
-    result = measure(source, prompt_tokens, gen_tokens, depth, reps, dtype, threads, _show_progress)
-    _show_progress("")
+    result = measure(source, prompt_tokens, gen_tokens, depth, reps, dtype, threads, show_line)
+    show_line("")
     write((json.dumps(asdict(result)) if as_json else _table(result)) + "\n")
-
-
-def _show_progress(phase: str) -> None:
-    """One line on stderr for a person who looks, in place of the one before."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r{phase:<20}\r{phase}")
-        sys.stderr.flush()
 
 
 def _table(result: Result) -> str:

@@ -6,7 +6,9 @@ import click
 
 from .. import __version__
 from .bench import bench
+from .compare import compare
 from .convert import convert
+from .eval import evaluate
 from .generate import generate
 from .info import info
 from .tokenize import tokenize
@@ -23,5 +25,5 @@ def cli() -> None:
     """Runs GPT-2-architecture models such as Cerebras-GPT on the processor."""
 
 
-for command in (generate, info, tokenize, convert, bench):
+for command in (generate, info, tokenize, convert, evaluate, compare, bench):
     cli.add_command(command)

@@ -6,11 +6,14 @@ import contextlib
 import errno
 import io
 import os
+import shutil
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import Any, BinaryIO
 
 import click
 from click.shell_completion import CompletionItem
@@ -22,6 +25,7 @@ DTYPES = ("auto", "f32", "bf16", "int8", "int4")
 MAX_THREADS = 256
 
 LARGEST_INPUT = 64 << 20  # bytes; far beyond every context, and it keeps /dev/zero from our memory
+STDIN = "standard input"  # as messages and tables call it
 
 
 class Text(click.ParamType):
@@ -94,18 +98,30 @@ def read_text(argument: str | None, name: str) -> str:
             f"Missing argument '{name}': give it, or a text on standard input.",
             click.get_current_context(),
         )
+    return _decoded(sys.stdin.buffer, STDIN)
+
+
+def read_file(name: str) -> str:
+    """The text of a file, as it is. Raises InputError where it is none, or endlessly long."""
     try:
-        data = sys.stdin.buffer.read(LARGEST_INPUT + 1)
+        with Path(name).open("rb") as file:
+            return _decoded(file, name)
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror}") from None
+
+
+def _decoded(file: BinaryIO, name: str) -> str:
+    """All of a file as text; raises InputError, with the file's name."""
+    try:
+        data = file.read(LARGEST_INPUT + 1)
         if len(data) > LARGEST_INPUT:
-            raise InputError(
-                f"standard input: longer than {LARGEST_INPUT} bytes; give less at once"
-            )
+            raise InputError(f"{name}: longer than {LARGEST_INPUT} bytes; give less at once")
         return data.decode("utf-8")
     except OSError as error:
-        raise InputError(f"standard input: cannot be read: {error.strerror}") from None
+        raise InputError(f"{name}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(
-            f"standard input: not UTF-8 text: byte {error.start} is {data[error.start]:#04x}"
+            f"{name}: not UTF-8 text: byte {error.start} is {data[error.start]:#04x}"
         ) from None
 
 
@@ -136,8 +152,47 @@ def note(text: str, verbose: bool) -> None:
         _tell(f"[{text}]")
 
 
+def show_line(text: str) -> None:
+    """One line on stderr for a person who looks, in place of the one before; "" takes it away."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns - 1  # a full line would begin the next
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"\r{text[:width]:<{width}}\r{text[:width]}")
+            sys.stderr.flush()
+
+
+def progress_line(label: str, rate: Callable[[float], str]) -> Callable[[int, int], None]:
+    """A function that shows (done, total) as a line: how much, how fast, how long still.
+
+    rate  how what is done in a second is written: lambda r: f"{r:.0f} tokens/s"
+
+        glinda_of_oz.txt   43 %   812 tokens/s   1:05 left
+    """
+    start = shown = perf_counter()
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        now = perf_counter()
+        if not done or now - shown < 0.1:  # no eye reads faster
+            return
+        shown = now
+        speed = done / (now - start)
+        left = f"{_clock((total - done) / speed)} left"
+        show_line(f"{label}   {100 * done // total} %   {rate(speed)}   {left}")
+
+    return show
+
+
+def _clock(seconds: float) -> str:
+    """65.2 → "1:05", 3725 → "1:02:05"."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
 def fail(message: str, code: int) -> int:
     """Prints `message` as the one line of a failure; gives back `code`."""
+    show_line("")  # where a progress line stands, its place is taken
     line = " ".join(message.split())
     shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
     _tell(f"Error: {shown}")

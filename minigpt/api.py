@@ -100,12 +100,15 @@ class GPTModel:
         """Room for the keys and values of `batch` sequences of at most `capacity` tokens."""
         return State(self.config, batch, capacity, self.dtype)
 
-    def advance(self, state: State, rows: Sequence[int], ids: Sequence[np.ndarray]) -> np.ndarray:
+    def advance(
+        self, state: State, rows: Sequence[int], ids: Sequence[np.ndarray], every: bool = False
+    ) -> np.ndarray:
         """Read ids[i], one or more checked tokens, as the continuation of sequence rows[i].
 
-        Returns float32 [len(rows), V]: the logits after the last token of each.
+        Returns float32 [len(rows), V]: the logits after the last token of each; with `every`
+        after every token, the sequences' tokens one after the other.
         """
-        return self._engine.forward(state, rows, ids)
+        return self._engine.forward(state, rows, ids, every)
 
 
 def checked_threads(threads: int | None) -> int:

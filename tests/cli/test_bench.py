@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -10,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from minigpt.cli import bench as command
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,20 +87,3 @@ main()
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_progress_is_one_line_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    for phase in ("warm-up", "1 of 2", ""):
-        command._show_progress(phase)
-    shown = sys.stderr.getvalue()
-    assert "\n" not in shown
-    assert "\rwarm-up" in shown
-    assert "\r1 of 2 " in shown  # over the longer one before it
-    assert shown.rpartition("\r")[2] == ""
-    assert set(shown.split("\r")[-2]) == {" "}

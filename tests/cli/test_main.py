@@ -16,13 +16,14 @@ import minigpt
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 Fails = Callable[..., None]
 ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = ["bench", "compare", "convert", "eval", "generate", "info", "tokenize"]
 
 
 def test_version(run: Run) -> None:
     assert run("--version").stdout.decode() == f"minigpt {minigpt.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["bench", "generate", "info", "tokenize"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_documents_every_option(run: Run, command: str) -> None:
     done = run(command, "--help")
     assert (done.returncode, done.stderr) == (0, b"")
@@ -41,7 +42,7 @@ def test_help_lists_the_commands_without_loading_the_engine() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True, text=True
     )
-    assert {"bench", "generate", "info", "tokenize"} <= set(done.stdout.split())
+    assert set(COMMANDS) <= set(done.stdout.split())
     assert done.stdout.endswith("[]\n")
 
 

@@ -1,0 +1,120 @@
+"""minigpt eval, as typed."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+Fails = Callable[..., None]
+TEXT = "hello world, h\u00e9llo\r\n" * 9
+SHORT = ["--window", "64", "--stride", "16", "--threads", "1"]
+NAMES = [
+    "model", "dtype", "window", "stride", "tokens", "bytes", "nats_per_token", "perplexity",
+    "bits_per_byte", "seconds", "tokens_per_s", "files",
+]  # fmt: skip
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """A folder with a.txt and b.txt."""
+    (tmp_path / "a.txt").write_bytes(TEXT.encode())
+    (tmp_path / "b.txt").write_bytes(b"hello hello")
+    return tmp_path
+
+
+def test_json_is_what_the_library_finds(run: Run, model: Path, texts: Path) -> None:
+    from minigpt import GPTModel, GPTTokenizer
+    from minigpt.evaluate import perplexity
+
+    done = run("eval", "-m", model, "a.txt", *SHORT, "--json")
+    assert (done.returncode, done.stderr) == (0, b"")
+    (line,) = done.stdout.splitlines()
+    found = json.loads(line)
+    assert list(found) == NAMES
+    ids = GPTTokenizer.from_pretrained(model).encode(TEXT)
+    expected = perplexity(GPTModel.from_pretrained(model), ids, len(TEXT.encode()), 64, 16)
+    for name in ("dtype", "window", "stride", "tokens", "bytes", "perplexity", "bits_per_byte"):
+        assert found[name] == getattr(expected, name), name
+        assert found["files"][0][name] == found[name], name
+    assert (found["model"], found["files"][0]["file"]) == (str(model), "a.txt")
+
+
+def test_several_files_each_and_together(run: Run, model: Path, texts: Path) -> None:
+    done = run("eval", "-m", model, "a.txt", "b.txt", "--dtype", "bf16", "--json")
+    found = json.loads(done.stdout)
+    a, b = found["files"]
+    assert (found["dtype"], found["window"], found["stride"]) == ("bf16", 2048, 1024)
+    assert (a["file"], b["file"], b["tokens"], b["bytes"]) == ("a.txt", "b.txt", 2, 11)
+    assert found["tokens"] == a["tokens"] + 2
+    nats = a["tokens"] * a["nats_per_token"] + 2 * b["nats_per_token"]
+    assert math.isclose(found["perplexity"], math.exp(nats / found["tokens"]))
+
+
+def test_table(run: Run, model: Path, texts: Path) -> None:
+    done = run("eval", "-m", model, "a.txt", "b.txt", *SHORT)
+    assert (done.returncode, done.stderr) == (0, b"")
+    head, titles, *rows = done.stdout.decode().splitlines()
+    assert head == f"{model}: f32, window 64, stride 16"
+    assert titles.split() == ["text", "tokens", "perplexity", "bits/byte", "tokens/s"]
+    assert [row.split()[0] for row in rows] == ["a.txt", "b.txt", "together"]
+    assert {len(row) for row in rows} == {len(titles)}
+
+
+@pytest.mark.parametrize("dash", [[], ["-"]])
+def test_a_text_on_stdin(run: Run, model: Path, dash: list[str]) -> None:
+    done = run("eval", "-m", model, *dash, input=b"hello hello")
+    row = done.stdout.decode().splitlines()[-1]
+    assert (row.startswith("standard input "), row.split()[2]) == (True, "2")
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [("empty", b""), ("1 token", b"hello"), ("not UTF-8 text: byte 2 is 0xff", b"ab\xff")],
+)
+def test_a_text_that_cannot_be(
+    fails: Fails, model: Path, tmp_path: Path, word: str, text: bytes
+) -> None:
+    (tmp_path / "text.txt").write_bytes(text)
+    fails(1, f"text.txt: {word}", "eval", "-m", model, "text.txt")
+    fails(1, f"standard input: {word}", "eval", "-m", model, input=text)
+
+
+def test_a_file_that_is_too_long(fails: Fails, model: Path, tmp_path: Path) -> None:
+    with (tmp_path / "long.txt").open("wb") as file:
+        file.truncate((64 << 20) + 1)  # zeros that take no disk
+    fails(1, "long.txt: longer than", "eval", "-m", model, "long.txt")
+
+
+def test_a_file_that_is_not_there(fails: Fails, model: Path, texts: Path) -> None:
+    fails(1, "nowhere.txt", "eval", "-m", model, "a.txt", "nowhere.txt")
+    fails(1, "nowhere", "eval", "-m", "nowhere", "a.txt")
+    (texts / "folder").mkdir()
+    fails(1, "folder", "eval", "-m", model, "folder")
+
+
+@pytest.mark.parametrize(
+    ("code", "word", "args"),
+    [
+        (1, "window 2049: must be an integer from 1 to 2048", ["--window", "2049"]),
+        (1, "stride 2049: must be an integer from 1 to 2048", ["--stride", "2049"]),
+        (2, "--window", ["--window", "0"]),
+        (2, "--stride", ["--stride", "0"]),
+        (2, "--stride", ["--window", "8", "--stride", "9"]),
+        (2, "--dtype", ["--dtype", "f8"]),
+        (2, "--threads", ["--threads", "0"]),
+    ],
+)
+def test_what_cannot_be(
+    fails: Fails, model: Path, texts: Path, code: int, word: str, args: list[str]
+) -> None:
+    fails(code, word, "eval", "-m", model, "a.txt", *args)
+
+
+def test_a_model_is_needed(fails: Fails, texts: Path) -> None:
+    fails(2, "--model", "eval", "a.txt")
