@@ -18,7 +18,7 @@ from .eval import (
 )
 from .terminal import (
     DTYPES,
-    complete_folder,
+    complete_source,
     end_at_once_on_interrupt,
     progress_line,
     show_line,
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     short_help="Tell how far apart two models, or two dtypes of one, are on a text.",
     epilog="Example: minigpt compare FOLDER FOLDER --dtype-b bf16 --text book.txt",
 )
-@click.argument("a", shell_complete=complete_folder)
-@click.argument("b", shell_complete=complete_folder)
+@click.argument("a", shell_complete=complete_source)
+@click.argument("b", shell_complete=complete_source)
 @click.option(
     "--text",
     "file",

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from .terminal import LARGEST_INPUT, Text, complete_source, threads_option
+from .terminal import (
+    Text,
+    complete_source,
+    progress_line,
+    read_file,
+    show_line,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from ..convert import Progress
@@ -72,30 +78,14 @@ def convert(
     from ..convert import convert as write_folder
     from ..gguf import save_gguf
 
-    text = None if calibrate is None else _text(calibrate)
-    with click.progressbar(length=1, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+    text = None if calibrate is None else read_file(str(calibrate))
+    line = progress_line(str(target), lambda rate: f"{rate / 1e6:.0f} MB/s")
 
-        def show(progress: Progress) -> None:
-            bar.length = progress.all_nbytes
-            bar.label = (
-                f"{progress.tensors}/{progress.all_tensors} tensors, "
-                f"{progress.nbytes / 1e9:.2f}/{progress.all_nbytes / 1e9:.2f} GB"
-            )
-            bar.update(progress.nbytes - bar.pos)
+    def show(progress: Progress) -> None:
+        line(progress.nbytes, progress.all_nbytes)
 
-        if to == "gguf":
-            save_gguf(source, target, dtype, show)
-        else:
-            write_folder(source, target, dtype, threads, text, show)
-
-
-def _text(path: Path) -> str:
-    """A file of text; raises SourceError."""
-    from ..checkpoint.files import read_small_file
-    from ..errors import SourceError
-
-    data = read_small_file(path, LARGEST_INPUT, SourceError)
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path}: not UTF-8 text, at byte {error.start}") from None
+    if to == "gguf":
+        save_gguf(source, target, dtype, show)
+    else:
+        write_folder(source, target, dtype, threads, text, show)
+    show_line("")
