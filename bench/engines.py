@@ -153,7 +153,7 @@ def load_ctranslate2(folder: Path, size: str, dtype: str, threads: int) -> Engin
     """CTranslate2's generator; it times its steps through the callback of each."""
     import ctranslate2
 
-    held = {"f32": "float32", "bf16": "bfloat16"}[dtype]
+    held = {"f32": "float32", "bf16": "bfloat16", "int8": "int8"}[dtype]
     if held not in ctranslate2.get_supported_compute_types("cpu"):
         raise RuntimeError(f"has no {held} for this processor")
     generator = ctranslate2.Generator(
@@ -213,18 +213,33 @@ def gguf_name(name: str) -> str:
 
 
 def is_narrowed(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a 16-bit file holds a tensor in 16 bits: what is multiplied with."""
+    """Whether a file of fewer bits holds a tensor in these: what is multiplied with."""
     return len(shape) == 2 and name != "transformer.wpe.weight"
 
 
+def is_conv1d(name: str) -> bool:
+    """Whether a matrix is stored [in, out] by GPT-2."""
+    return name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+
+
+def few_outputs(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a tensor with one output in place of all."""
+    return (*shape[:-1], 1) if is_conv1d(name) else (1, *shape[1:])
+
+
 def as_stored(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
-    """A tensor as its GGUF file holds it: matrices [out, in], bfloat16 as uint16."""
-    if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+    """A tensor as its GGUF file holds it: matrices [out, in]; bfloat16 as uint16, blocks as bytes."""
+    if is_conv1d(name):
         tensor = tensor.T
     if dtype == "f32" or not is_narrowed(name, tensor.shape):
         return np.ascontiguousarray(tensor)
     if dtype == "f16":
         return np.ascontiguousarray(tensor, np.float16)
+    if dtype in ("q8_0", "q4_0"):
+        from gguf import GGMLQuantizationType, quants
+
+        kind = GGMLQuantizationType[dtype.upper()]
+        return quants.quantize(np.ascontiguousarray(tensor, np.float32), kind)
     bits = np.ascontiguousarray(tensor).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # to the nearest, even
 
@@ -249,12 +264,13 @@ def prepare_llama_cpp(folder: Path, size: str, dtype: str) -> None:
     writer.add_layer_norm_eps(config["layer_norm_epsilon"])
     writer.add_vocab_size(VOCAB)
     writer.add_tokenizer_model("none")
-    narrow = {"f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.F16}
-    narrow["bf16"] = gguf.GGMLQuantizationType.BF16
     for name, shape in shapes_of(size).items():
-        held = narrow[dtype if is_narrowed(name, shape) else "f32"]
-        stored = as_stored(name, np.broadcast_to(np.float32(0), shape), dtype)
-        writer.add_tensor_info(gguf_name(name), stored.shape, stored.dtype, stored.nbytes, held)
+        kind = dtype if is_narrowed(name, shape) else "f32"
+        held = gguf.GGMLQuantizationType[kind.upper()]
+        few = as_stored(name, np.zeros(few_outputs(name, shape), np.float32), dtype)
+        outputs = shape[-1] if is_conv1d(name) else shape[0]
+        stored_shape, nbytes = (outputs, *few.shape[1:]), few.nbytes * outputs
+        writer.add_tensor_info(gguf_name(name), stored_shape, few.dtype, nbytes, held)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

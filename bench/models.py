@@ -4,7 +4,7 @@
                            [--without "transformers bf16"]
 
 compares minigpt with what is installed of transformers (on PyTorch), CTranslate2 and llama.cpp,
-in float32 and in 16 bits, and says which is missing. Exits 1 when our logits are wrong.
+in float32, in 16, 8 and 4 bits, and says which is missing. Exits 1 when our logits are wrong.
 
 Speed: reading a prompt of 512 tokens up to the logits after its last, and writing 64 tokens
 greedily, one by one, after 1 token and after 1900. Each engine runs in a process of its own that
@@ -59,6 +59,18 @@ WIDTHS = {
         ("llama.cpp", "f16"),
         ("llama.cpp", "bf16"),
     ],
+    "int8": [("minigpt", "int8"), ("ctranslate2", "int8"), ("llama.cpp", "q8_0")],
+    "int4": [("minigpt", "int4"), ("llama.cpp", "q4_0")],
+}
+# of a weight, with its part of scales
+BITS = {
+    "f32": 32,
+    "bf16": 16,
+    "f16": 16,
+    "int8": 8.25,
+    "q8_0": 8.5,
+    "int4": 4.5,
+    "q4_0": 4.5,
 }
 
 
@@ -100,8 +112,8 @@ def random_ids(count: int) -> np.ndarray:
 
 def weights_bytes(size: str, dtype: str) -> int:
     """The bytes of all weights, all in the same type."""
-    itemsize = 4 if dtype == "f32" else 2
-    return itemsize * sum(int(np.prod(shape)) for shape in shapes_of(size).values())
+    count = sum(int(np.prod(shape)) for shape in shapes_of(size).values())
+    return int(BITS[dtype] / 8 * count)
 
 
 # ---- one engine -----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from chart import STYLE
 from machine import ROOT
 from models import DEPTH, PROMPT, rate
@@ -157,9 +158,10 @@ def chart(results: list[Result], path: Path) -> None:
 
 
 def draw(axis: plt.Axes, result: Result, task: str) -> None:
-    """One panel: a bar for each engine, a gap between float32 and 16 bits."""
+    """One panel: a bar for each engine, a gap before each of ours, which begins a width."""
     names = list(result["engines"])
-    places = [i + 0.6 * (not name.endswith("f32")) for i, name in enumerate(names)]
+    gaps = np.cumsum([name.startswith("minigpt") for name in names])
+    places = [i + 0.6 * gap for i, gap in enumerate(gaps)]
     speeds = [rate(result["engines"][name], task) for name in names]
     colours = [BLUE if name.startswith("minigpt") else GREY for name in names]
     bars = axis.barh(places, speeds, color=colours, height=0.75)
