@@ -228,7 +228,7 @@ def few_outputs(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def as_stored(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
-    """A tensor as its GGUF file holds it: matrices [out, in]; bfloat16 as uint16, blocks as bytes."""
+    """A tensor as its GGUF file holds it: matrices [out, in], blocks as bytes."""
     if is_conv1d(name):
         tensor = tensor.T
     if dtype == "f32" or not is_narrowed(name, tensor.shape):
