@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -99,6 +100,26 @@ def test_saving_a_model_of_whole_numbers(tmp_path: Path) -> None:
     convert(tmp_path / "whole", tmp_path / "wide", "f32")
     GPTModel.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "saved")
     assert logits(tmp_path / "saved").tobytes() == logits(tmp_path / "wide").tobytes()
+
+
+@pytest.mark.parametrize("dtype", WHOLE)
+def test_docs_format_tells_how_to_read_them(dtype: str, tmp_path: Path) -> None:
+    """By the very lines of docs/format.md."""
+    page = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
+    programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    program = programs[WHOLE.index(dtype)]
+    convert(GOLDEN / "cerebras", tmp_path / "new", dtype)
+    weights = GPTModel.from_pretrained(tmp_path / "new")._engine.weights
+    stored = tensors_of(tmp_path / "new")
+    for name in weights.scales:
+        scales = widened(stored[f"transformer.{name}.scales"])
+        K, N = 64 * scales.shape[1], 16 * scales.shape[0]
+        names = {"np": np, "numbers": stored[f"transformer.{name}"], "scales": scales}
+        exec(program, names | {"K": K, "N": N}, found := {})
+        expected = weights.tensor(name)
+        w = found["w"].T if name == "wte.weight" else found["w"]
+        rows, columns = expected.shape
+        np.testing.assert_array_equal(w[:rows, :columns], expected)
 
 
 def test_the_config_says_what_it_is(tmp_path: Path) -> None:
