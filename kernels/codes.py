@@ -31,6 +31,7 @@ from .simd import (
     amx_add_products_of_int4,
     amx_add_products_of_int8,
     array_at,
+    fma,
     get,
     load_first,
     rows_of_line,
@@ -132,7 +133,7 @@ def _quantize_row(rows, i, iu, x, ix, K):
             greatest = vmax(greatest, vabs(load_first(x, ix + c, min(LANES, end - c))))
         span = vgreatest(greatest)
         per_unit = splat(_LARGEST / span if span > 0 else np.float32(0))
-        total = zero
+        total = flaw = zero
         for c in range(k, k + BLOCK, LANES):
             value = zero
             if c < end:
@@ -140,7 +141,8 @@ def _quantize_row(rows, i, iu, x, ix, K):
             number = vmax(vmin(vround(value * per_unit), most), zero - most)
             store_numbers(number, rows.numbers, i + c)
             total = total + number
-        rows.units[iu + 2 * (k // BLOCK)] = span / _LARGEST
+            flaw = fma(value, zero, flaw)  # NaN where a number is no finite one, and so the result
+        rows.units[iu + 2 * (k // BLOCK)] = span / _LARGEST + vsum(flaw)
         rows.units[iu + 2 * (k // BLOCK) + 1] = vsum(total)
 
 

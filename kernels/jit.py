@@ -23,6 +23,8 @@ runs without the compiler, most of which is then never loaded: half of the time 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,11 +33,18 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 from numba.core.runtime import rtsys
 
 from .folder import private_folder
 from .permission import amx_allowed
+
+# Numba numbers the functions that it compiles, in each process from 1 on, and LLVM takes two of one
+# name, types and number, the one compiled here and the other come from the disk, for the same.
+# Functions that are made in several kinds, such as tiles, share their name: so no two processes may
+# share numbers.
+FunctionIdentity._unique_ids = itertools.count(int.from_bytes(os.urandom(7), "little"))
 
 _FLAGS = {"nogil": True, "error_model": "numpy", "fastmath": False, "no_rewrites": True}
 _PART = {**_FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}

@@ -7,15 +7,16 @@ torch_bin.py    another, read: a ZIP archive (zip_entries.py) or older, holding 
                 (unpickle.py), which is read as data and never run
 gguf.py         the third, a whole model in one file: gguf_gpt2.py tells it in Hugging Face's terms,
                 blocks.py has its ways to hold numbers, gguf_writing.py writes it
-tensors.py      a tensor in a file → an array
+tensors.py      a tensor in a file → an array; named.py: those of a model, by name
 files.py  strict_json.py  atomic.py    opening, parsing and replacing files with care
 """
 
 from __future__ import annotations
 
 from .atomic import creating_folder, write_file
-from .folder import Checkpoint, open_checkpoint
+from .folder import open_checkpoint
 from .hub import resolve
+from .named import Checkpoint
 from .safetensors import by_width, write_safetensors, write_tensors
 from .tensors import TensorInfo
 

@@ -26,8 +26,8 @@ import numpy as np
 from ..errors import CheckpointError, ConfigError, TokenizerError, shown
 from .blocks import EncodedTensor
 from .files import map_file
-from .folder import Checkpoint
 from .gguf import GGUF, read_gguf
+from .named import Checkpoint
 from .tensors import MappedFile
 
 ACTIVATION = "minigpt.activation_function"

@@ -176,3 +176,4 @@ def test_what_is_no_number_stays_in_its_row(run, rng):
     x[1, 3], x[2, 5] = np.nan, np.inf
     found = run_product(run, x, q, scales, bias)
     np.testing.assert_array_equal(found[[0, 3]], clean[[0, 3]])
+    assert np.isnan(found[[1, 2]]).all()

@@ -132,3 +132,26 @@ def test_a_change_in_any_kernel_changes_the_folder(tmp_path):
     after = run(tmp_path, MINIGPT_CACHE=cache, PYTHONPATH=path)
     assert after[:3] == ["True", "0", "5"]
     assert after[3] != before
+
+
+def test_no_two_processes_give_a_function_the_same_name(tmp_path):
+    """LLVM would take one from the disk and one compiled here, of the same name, for the same: as
+    functions that are made in kinds share their name, it would run the wrong one, in silence."""
+    program = """
+import numba
+from minigpt.kernels import jit
+def made(kind):
+    @jit.jit
+    def part(x):
+        return x * kind
+    return part
+three = made(3)
+@jit.entry
+def add(a, b):
+    return three(a) + b
+add(2, 3)
+names = [overload.fndesc.mangled_name for overload in three.overloads.values()]
+print(*names)
+"""
+    names = [run(tmp_path, program, MINIGPT_CACHE="")[0] for _ in range(2)]
+    assert names[0] != names[1]
