@@ -9,8 +9,8 @@ made whole, too, in blocks of the same rows: x ≈ unit · p, p from −127 to 1
     Σ x · w ≈ unit · (scale · Σ p·q + offset · Σ p)
 
 where Σ p·q is a sum of integers: exact, in whatever order, however the processor does it. Blocks
-are added up in float32 in the order of k. So a row has the same bits on every processor, for any
-number of threads, alone or among others.
+are added up in float32 in the order of k. So a row has the same bits for any number of threads,
+alone or among others, and whatever the instructions, on processors that multiply and add at once.
 """
 
 from __future__ import annotations
