@@ -148,8 +148,9 @@ def _quantize_row(rows, i, iu, x, ix, K):
 
 # ---- products -------------------------------------------------------------------------------
 
+_PANELS = GROUP // LANES
 _FEW = 16  # as in products.py
-_AMX_ROWS = 8  # from so many on half empty tiles are faster than vectors
+_AMX_ROWS = 8  # from so many on AMX's tiles, half empty, are faster than vectors
 _full = sum_of_whole_products(WHOLE_TILE_ROWS, WHOLE_TILE_VECTORS, ahead=False)
 _four = sum_of_whole_products(4, WHOLE_TILE_VECTORS, ahead=True)
 _two = sum_of_whole_products(2, WHOLE_TILE_VECTORS, ahead=True)
@@ -163,7 +164,7 @@ def _add_with_vectors(c, ic, ldc, x, m, w, first, rows, K):
     if rows == 1:
         _one_wide(c, ic, ldc, x, m, w, first, K)
         return
-    for p in range(0, GROUP // LANES, WHOLE_TILE_VECTORS):
+    for p in range(0, _PANELS, WHOLE_TILE_VECTORS):
         _add_in_tiles(c, ic + p * LANES, ldc, x, m, w, first + p, rows, K)
 
 
@@ -184,45 +185,32 @@ def _add_in_tiles(c, ic, ldc, x, m, w, panel, rows, K):
         _one(c, ic + row * ldc, ldc, x, m + row, w, panel, K)
 
 
-def _add_in_amx(
-    c: Any, ic: Any, ldc: Any, x: Any, m: Any, w: Any, panel: Any, rows: Any, K: Any, scratch: Any
+def add_code_products(
+    c: Any, ic: Any, ldc: Any, x: Any, m: Any, w: Any, group: Any, rows: Any, K: Any, scratch: Any
 ) -> None:
-    """All rows with two panels, in AMX's tiles."""
-    raise NotImplementedError("for compiled code")
-
-
-@overload(_add_in_amx)
-def _add_in_amx_of(c, ic, ldc, x, m, w, panel, rows, K, scratch):
-    int4 = w.types[0].dtype == types.uint8
-    add = amx_add_products_of_int4 if int4 else amx_add_products_of_int8
-    return lambda c, ic, ldc, x, m, w, panel, rows, K, scratch: add(
-        c, ic, ldc, x, m, w, panel, rows, K, scratch
-    )
-
-
-if AMX_INT8:
-
-    @jit
-    def _add(c, ic, ldc, x, m, w, first, rows, K, scratch):
-        if rows < _AMX_ROWS:
-            _add_with_vectors(c, ic, ldc, x, m, w, first, rows, K)
-        else:
-            for p in range(0, GROUP // LANES, 2):
-                _add_in_amx(c, ic + p * LANES, ldc, x, m, w, first + p, rows, K, scratch)
-
-else:
-
-    @jit
-    def _add(c, ic, ldc, x, m, w, first, rows, K, scratch):
-        _add_with_vectors(c, ic, ldc, x, m, w, first, rows, K)
-
-
-@jit
-def add_code_products(c, ic, ldc, x, m, w, group, rows, K, scratch):
     """c [rows, GROUP] += x[m : m + rows, :] · w[:, GROUP · group : GROUP · (group + 1)].
 
     c        float32 at ic, rows `ldc` apart
     x, w     Rows and Codes of K terms
     scratch  float32 [AMX_WHOLE_SCRATCH]
     """
-    _add(c, ic, ldc, x, m, w, group * (GROUP // LANES), rows, K, scratch)
+    raise NotImplementedError("for compiled code")
+
+
+@overload(add_code_products)
+def _add_code_products(c, ic, ldc, x, m, w, group, rows, K, scratch):
+    int4 = w.types[0].dtype == types.uint8
+    add_in_amx = amx_add_products_of_int4 if int4 else amx_add_products_of_int8
+
+    def with_vectors(c, ic, ldc, x, m, w, group, rows, K, scratch):
+        _add_with_vectors(c, ic, ldc, x, m, w, group * _PANELS, rows, K)
+
+    def in_amx(c, ic, ldc, x, m, w, group, rows, K, scratch):
+        if rows < _AMX_ROWS:
+            _add_with_vectors(c, ic, ldc, x, m, w, group * _PANELS, rows, K)
+        else:
+            for p in range(0, _PANELS, 2):
+                panel = group * _PANELS + p
+                add_in_amx(c, ic + p * LANES, ldc, x, m, w, panel, rows, K, scratch)
+
+    return in_amx if AMX_INT8 else with_vectors

@@ -21,6 +21,8 @@ to 15. Each BLOCK rows of a column have a scale (and an offset) of their own, bf
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 LANES = 16  # float32 in a vector, on every processor; columns of a panel
@@ -69,14 +71,30 @@ def panels_size(K: int, N: int) -> int:
     return padded(K) * padded(N, GROUP)
 
 
+def numbers_shape(K: int, N: int, dtype: str) -> tuple[int, ...]:
+    """Of the panels of whole numbers of a matrix [K, N], in bytes; dtype "int8" or "int4"."""
+    return padded(N, GROUP) // LANES, padded(K, BLOCK) // (8 if dtype == "int4" else 4), LANES, 4
+
+
+def scales_shape(K: int, N: int, dtype: str) -> tuple[int, ...]:
+    """Of their scales, and in int4 offsets, in bfloat16."""
+    offsets = (2,) if dtype == "int4" else ()
+    return padded(N, GROUP) // LANES, padded(K, BLOCK) // BLOCK, *offsets, LANES
+
+
 def numbers_size(K: int, N: int, dtype: str) -> int:
-    """The bytes of the panels of whole numbers of a matrix [K, N]; dtype "int8" or "int4"."""
-    return padded(K, BLOCK) * padded(N, GROUP) // (2 if dtype == "int4" else 1)
+    """The bytes of the panels of whole numbers of a matrix [K, N]."""
+    return math.prod(numbers_shape(K, N, dtype))
 
 
 def scales_size(K: int, N: int, dtype: str) -> int:
-    """The bfloat16 of their scales, and in int4 offsets."""
-    return padded(K, BLOCK) // BLOCK * padded(N, GROUP) * (2 if dtype == "int4" else 1)
+    """The bfloat16 of their scales and offsets."""
+    return math.prod(scales_shape(K, N, dtype))
+
+
+def widened(halves: np.ndarray) -> np.ndarray:
+    """bfloat16 (uint16) to float32, exactly."""
+    return (halves.astype(np.uint32) << 16).view(np.float32)
 
 
 def unpacked(panels: np.ndarray, K: int, N: int) -> np.ndarray:
@@ -99,9 +117,7 @@ def dequantized(numbers: np.ndarray, scales: np.ndarray, K: int, N: int) -> np.n
     else:
         lines = numbers.reshape(-1, rows // 4, LANES, 4)
         q = lines.transpose(0, 1, 3, 2).reshape(-1, rows // BLOCK, BLOCK, LANES)
-    wide = (scales.astype(np.uint32) << 16).view(np.float32)
-    scale, *offset = np.split(
-        wide.reshape(len(q), rows // BLOCK, -1, LANES), 2 if numbers.dtype == np.uint8 else 1, 2
-    )
+    parts = widened(scales).reshape(len(q), rows // BLOCK, -1, 1, LANES)
+    scale, *offset = np.moveaxis(parts, 2, 0)
     w = q * scale + offset[0] if offset else q * scale
     return w.transpose(1, 2, 0, 3).reshape(rows, -1)[:K, :N]

@@ -89,7 +89,7 @@ def matmul_forward(team, y, ldy, x, ldx, w, bias, M, K, N, mode, activation, sca
 
 
 @jit
-def _add_float_group(sums, scratch, x, m, ldx, w, group, rows, K):
+def _add_float_products(sums, x, m, ldx, w, group, rows, K):
     """sums[rows, GROUP] += x[m : m + rows, :] · GROUP columns of w."""
     depth = padded(K)
     for k in range(0, K, K_BLOCK):
@@ -98,12 +98,6 @@ def _add_float_group(sums, scratch, x, m, ldx, w, group, rows, K):
             w, group * GROUP * depth + k * LANES, depth * LANES,
             rows, _PANELS, min(K_BLOCK, K - k),
         )  # fmt: skip
-
-
-@jit
-def _add_code_group(sums, scratch, x, m, ldx, w, group, rows, K):
-    """The same for Rows and Codes."""
-    add_code_products(sums, _START, _GROUP, x, m, w, group, rows, K, scratch)
 
 
 @jit
@@ -143,14 +137,18 @@ def _are_codes(w: Any) -> bool:
 def _add_group(
     sums: Any, scratch: Any, x: Any, m: Any, ldx: Any, w: Any, group: Any, rows: Any, K: Any
 ) -> None:
+    """sums[rows, GROUP] += x[m : m + rows, :] · GROUP columns of w, of floats or Codes."""
     raise NotImplementedError("for compiled code")
 
 
 @overload(_add_group)
 def _add_group_for(sums, scratch, x, m, ldx, w, group, rows, K):
-    add = _add_code_group if _are_codes(w) else _add_float_group
-    return lambda sums, scratch, x, m, ldx, w, group, rows, K: add(
-        sums, scratch, x, m, ldx, w, group, rows, K
+    if not _are_codes(w):
+        return lambda sums, scratch, x, m, ldx, w, group, rows, K: _add_float_products(
+            sums, x, m, ldx, w, group, rows, K
+        )
+    return lambda sums, scratch, x, m, ldx, w, group, rows, K: add_code_products(
+        sums, _START, _GROUP, x, m, w, group, rows, K, scratch
     )
 
 

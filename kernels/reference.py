@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from .layout import BLOCK, GROUP, LANES, padded
+from .layout import BLOCK, GROUP, LANES, padded, widened
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -41,11 +41,6 @@ def bfloat16(x):
     """float32 → the upper halves of its bits, rounded to the nearest, halves to even (no NaN)"""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def widened(halves):
-    """The upper halves of float32 → float32"""
-    return (halves.astype(np.uint32) << 16).view(np.float32)
 
 
 def quantized(w, dtype):

@@ -16,9 +16,10 @@ from .checkpoint import Checkpoint
 from .config import GPTConfig
 from .errors import InputError
 from .kernels import reference
+from .kernels.layout import widened
 from .loading import pieces
 from .model import attention_scales
-from .weights import HEAD, checked_names, layer_shapes, widened
+from .weights import HEAD, checked_names, layer_shapes
 
 SEQUENCE = 512  # tokens that are read as one
 LARGEST = 4096  # tokens that are read in all: more change little

@@ -28,9 +28,10 @@ from .checkpoint.gguf_writing import NewTensor, WrittenValue, write_gguf
 from .config import GPTConfig
 from .convert import Progress
 from .errors import CheckpointError, ConfigError, InputError, TokenizerError, shown
+from .kernels.layout import widened
 from .loading import held_shapes
 from .vocabulary import Vocabulary, read_vocabulary
-from .weights import checked_names, converted_to, widened
+from .weights import checked_names, converted_to
 
 GGUF_DTYPES = {"f32": F32, "f16": F16, "q8_0": Q8_0}
 _FILE_TYPE = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.cpp's LLAMA_FTYPE

@@ -23,6 +23,7 @@ from .kernels.layout import (
     padded,
     panels_size,
     scales_size,
+    widened,
 )
 from .kernels.packing import pack
 from .kernels.quantizing import QUANTIZE_SCRATCH, quantize
@@ -33,6 +34,7 @@ from .weights import (
     SCALES,
     WHOLE,
     Weights,
+    all_shapes,
     checked_converted,
     checked_names,
     converted_to,
@@ -40,8 +42,6 @@ from .weights import (
     in_panels,
     is_transposed,
     narrowed,
-    tensor_shapes,
-    widened,
 )
 
 _PIECE_BYTES = 32 << 20
@@ -92,10 +92,8 @@ def held_shapes(
     checkpoint: Checkpoint, config: GPTConfig, stored: dict[str, str]
 ) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the tensors a model holds: the table's, and a head that is not wte again."""
-    shapes = tensor_shapes(config)
-    if HEAD in stored and not _same(checkpoint, stored[HEAD], stored["wte.weight"]):
-        shapes[HEAD] = shapes["wte.weight"]
-    return shapes
+    own_head = HEAD in stored and not _same(checkpoint, stored[HEAD], stored["wte.weight"])
+    return all_shapes(config, own_head)
 
 
 def _as_it_lies(checkpoint: Checkpoint, config: GPTConfig, dtype: str) -> Weights:

@@ -14,8 +14,9 @@ from .checkpoint import TensorInfo, by_width, write_file, write_tensors
 from .checkpoint.tensors import NUMPY_DTYPE
 from .config import GPTConfig
 from .errors import InputError, SourceError, shown
+from .kernels.layout import widened
 from .vocabulary import tokenizer_files
-from .weights import Weights, narrowed, stored_shapes, widened
+from .weights import Weights, narrowed, stored_shapes
 
 
 def save_model(

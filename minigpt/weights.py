@@ -18,7 +18,7 @@ import numpy as np
 from .checkpoint import Checkpoint
 from .config import GPTConfig
 from .errors import CheckpointError
-from .kernels.layout import BESIDE, BITS, BLOCK, GROUP, LANES, dequantized, padded, unpacked
+from .kernels.layout import BESIDE, BITS, dequantized, numbers_shape, scales_shape, unpacked
 
 DTYPES = ("auto", "f32", "bf16", "int8", "int4")
 WHOLE = ("int8", "int4")
@@ -63,19 +63,21 @@ def tensor_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
+def all_shapes(config: GPTConfig, own_head: bool) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of every tensor; of the head where it is not wte."""
+    shapes = tensor_shapes(config)
+    return {**shapes, HEAD: shapes["wte.weight"]} if own_head else shapes
+
+
 def parameter_count(config: GPTConfig, tied: bool = True) -> int:
     """The number of weights; a tied head counts once."""
-    count = sum(int(np.prod(shape)) for shape in tensor_shapes(config).values())
-    return count if tied else count + config.vocab_size * config.n_embd
+    return sum(math.prod(shape) for shape in all_shapes(config, not tied).values())
 
 
 def weights_bytes(config: GPTConfig, dtype: str, tied: bool = True) -> int:
     """The memory that the weights take, without padding."""
-    shapes = tensor_shapes(config)
-    if not tied:
-        shapes[HEAD] = shapes["wte.weight"]
     total = 0.0
-    for name, shape in shapes.items():
+    for name, shape in all_shapes(config, not tied).items():
         size = math.prod(shape)
         if in_panels(name, shape):
             total += BITS[dtype] / 8 * size
@@ -152,9 +154,7 @@ def checked_names(checkpoint: Checkpoint, config: GPTConfig) -> tuple[str, dict[
     heads. Reads headers only; raises CheckpointError.
     """
     prefix, stored = _by_plain_name(checkpoint)
-    shapes = tensor_shapes(config)
-    if HEAD in stored or not config.tie_word_embeddings:
-        shapes[HEAD] = shapes["wte.weight"]
+    shapes = all_shapes(config, HEAD in stored or not config.tie_word_embeddings)
     for name, shape in shapes.items():
         _check_tensor(checkpoint, stored, name, shape)
     for name in stored:
@@ -211,19 +211,6 @@ def converted_to(checkpoint: Checkpoint) -> str | None:
     return next((dtype for dtype, stored in _STORED_AS.items() if stored in found), None)
 
 
-def numbers_shape(name: str, shape: tuple[int, ...], dtype: str) -> tuple[int, ...]:
-    """The shape of a tensor's whole numbers, as kernels/layout.py tells."""
-    K, N = factor_shape(name, shape)
-    return padded(N, GROUP) // LANES, padded(K, BLOCK) // (8 if dtype == "int4" else 4), LANES, 4
-
-
-def scales_shape(name: str, shape: tuple[int, ...], dtype: str) -> tuple[int, ...]:
-    """The shape of their scales."""
-    K, N = factor_shape(name, shape)
-    offsets = (2,) if dtype == "int4" else ()
-    return padded(N, GROUP) // LANES, padded(K, BLOCK) // BLOCK, *offsets, LANES
-
-
 def stored_shapes(
     shapes: dict[str, tuple[int, ...]], dtype: str
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -231,8 +218,9 @@ def stored_shapes(
     stored = {}
     for name, shape in shapes.items():
         if in_panels(name, shape):
-            stored[name] = _STORED_AS[dtype], numbers_shape(name, shape, dtype)
-            stored[name + SCALES] = "BF16", scales_shape(name, shape, dtype)
+            K, N = factor_shape(name, shape)
+            stored[name] = _STORED_AS[dtype], numbers_shape(K, N, dtype)
+            stored[name + SCALES] = "BF16", scales_shape(K, N, dtype)
         else:
             stored[name] = "BF16" if len(shape) == 2 else "F32", shape
     return stored
@@ -246,9 +234,7 @@ def checked_converted(
     Reads headers only; raises CheckpointError where a tensor is missing, or is not as it should be.
     """
     prefix, stored = _by_plain_name(checkpoint)
-    shapes = tensor_shapes(config)
-    if HEAD in stored or not config.tie_word_embeddings:
-        shapes[HEAD] = shapes["wte.weight"]
+    shapes = all_shapes(config, HEAD in stored or not config.tie_word_embeddings)
     for name, (kind, shape) in stored_shapes(shapes, dtype).items():
         if name not in stored:
             raise CheckpointError(
@@ -262,11 +248,6 @@ def checked_converted(
                 f"config.json, in a model converted to {dtype}, it is {kind} {list(shape)}"
             )
     return prefix, stored, shapes
-
-
-def widened(halves: np.ndarray) -> np.ndarray:
-    """bfloat16 (uint16) to float32, exactly."""
-    return (halves.astype(np.uint32) << 16).view(np.float32)
 
 
 def narrowed(array: np.ndarray) -> np.ndarray:

@@ -43,30 +43,37 @@ TILE_ROWS, TILE_VECTORS = _tile_shape()
 
 
 class TileType(types.Type):
-    """`rows` × `vectors` vectors, row by row."""
+    """`rows` × `vectors` vectors of LLVM's type `vector`, row by row."""
 
-    def __init__(self, rows: int, vectors: int) -> None:
+    def __init__(self, rows: int, vectors: int, vector: ir.Type) -> None:
         self.rows = rows
         self.vectors = vectors
-        super().__init__(name=f"Tile{rows}x{vectors}")
+        self.vector = vector
+        super().__init__(name=f"Tile{rows}x{vectors} of {vector}")
 
 
 @register_model(TileType)
 class _TileModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, numba_type: Any) -> None:
-        size = numba_type.rows * numba_type.vectors
-        super().__init__(manager, numba_type, ir.ArrayType(V16F, size))
+    def __init__(self, manager: Any, tile: Any) -> None:
+        super().__init__(manager, tile, ir.ArrayType(tile.vector, tile.rows * tile.vectors))
 
 
-@intrinsic(prefer_literal=True)
-def tile_zeros(typingctx, rows, vectors):
-    """A tile of zeros; both sizes are literal numbers."""
-    tile = TileType(rows.literal_value, vectors.literal_value)
+def zeros_of(vector: ir.Type) -> Any:
+    """A function for compiled code: a tile of zeros; its arguments are literal numbers."""
 
-    def codegen(context, builder, signature, arguments):
-        return ir.Constant(context.get_value_type(tile), None)
+    @intrinsic(prefer_literal=True)
+    def zeros(typingctx, rows, vectors):
+        tile = TileType(rows.literal_value, vectors.literal_value, vector)
 
-    return tile(rows, vectors), codegen
+        def codegen(context, builder, signature, arguments):
+            return ir.Constant(context.get_value_type(tile), None)
+
+        return tile(rows, vectors), codegen
+
+    return zeros
+
+
+_tile_zeros = zeros_of(V16F)
 
 
 def _row_of_panel(context: Any, builder: Any, kind: Any, array: Any, first: Any, odd: int) -> Any:
@@ -203,7 +210,7 @@ def sum_of_products(rows: int, vectors: int, ahead: bool) -> Any:
         check(a, ia, ia + (rows - 1) * lda + K - 1)
         check(b, ib, ib + (vectors - 1) * panel + (K + K % 2 * (4 // b.itemsize - 1)) * LANES - 1)
         check(c, ic, ic + (rows - 1) * ldc + vectors * LANES - 1)
-        acc = tile_zeros(rows, vectors)
+        acc = _tile_zeros(rows, vectors)
         for k in range(0, K - 1, 2):
             if ahead:
                 for v in range(vectors, 2 * vectors):

@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.core.extending import intrinsic, models, overload, register_model
+from numba.core.extending import intrinsic
 
 from ..jit import jit
 from ..layout import BLOCK, LANES, numbers_stride, units_stride
@@ -26,6 +26,7 @@ from .llvm import (
     store_vector,
 )
 from .memory import check, prefetch
+from .tiles import zeros_of
 
 LINE = 4 * LANES  # bytes of a panel that are read together: 4 rows of int8, 8 of int4
 
@@ -35,22 +36,6 @@ _AVX2 = "avx2" in cpu_features()
 _LINES_OF_INT4 = 4
 # VNNI multiplies unsigned by signed bytes: weights of int8 are then taken with this much added.
 _ADDED = 128 if _VNNI else 0
-
-
-class WholeTileType(types.Type):
-    """`rows` × `vectors` vectors of sixteen int32, row by row."""
-
-    def __init__(self, rows: int, vectors: int) -> None:
-        self.rows = rows
-        self.vectors = vectors
-        super().__init__(name=f"WholeTile{rows}x{vectors}")
-
-
-@register_model(WholeTileType)
-class _WholeTileModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, numba_type: Any) -> None:
-        size = numba_type.rows * numba_type.vectors
-        super().__init__(manager, numba_type, ir.ArrayType(V16I, size))
 
 
 def _whole_tile_shape() -> tuple[int, int]:
@@ -63,14 +48,7 @@ def _whole_tile_shape() -> tuple[int, int]:
 WHOLE_TILE_ROWS, WHOLE_TILE_VECTORS = _whole_tile_shape()
 
 
-@intrinsic(prefer_literal=True)
-def _whole_tile_zeros(typingctx, rows, vectors):
-    tile = WholeTileType(rows.literal_value, vectors.literal_value)
-
-    def codegen(context, builder, signature, arguments):
-        return ir.Constant(context.get_value_type(tile), None)
-
-    return tile(rows, vectors), codegen
+_whole_tile_zeros = zeros_of(V16I)
 
 
 def all_lanes(kind: Any, number: int) -> Any:
@@ -259,37 +237,24 @@ def _whole_tile_add_to(typingctx, tile, c, ic, ldc, units, iu, ldu, b, scales, i
     return types.void(tile, c, n, n, units, n, n, b, scales, n, n), codegen
 
 
-def rows_of_line(b: Any) -> Any:
-    """The rows of a line of 64 bytes of a panel of whole numbers: 4 of int8, 8 of int4."""
-    raise NotImplementedError("for compiled code")
+def _number_of(of_int8: int, of_int4: int) -> Any:
+    """A function for compiled code: one of two numbers, by the type of an array."""
+
+    @intrinsic
+    def number(typingctx, b):
+        found = of_int4 if b.dtype == types.uint8 else of_int8
+
+        def codegen(context, builder, signature, arguments):
+            return context.get_constant(types.intp, found)
+
+        return types.intp(b), codegen
+
+    return number
 
 
-@overload(rows_of_line)
-def _rows_of_line(b):
-    rows = 8 if b.dtype == types.uint8 else 4
-    return lambda b: rows
-
-
-def lines_together(b: Any) -> Any:
-    """The lines that _whole_tile_lines takes."""
-    raise NotImplementedError("for compiled code")
-
-
-@overload(lines_together)
-def _lines_together(b):
-    lines = _LINES_OF_INT4 if b.dtype == types.uint8 else 1
-    return lambda b: lines
-
-
-def scales_of_block(b: Any) -> Any:
-    """The scales and offsets of a block of 16 columns of whole numbers."""
-    raise NotImplementedError("for compiled code")
-
-
-@overload(scales_of_block)
-def _scales_of_block(b):
-    numbers = 2 * LANES if b.dtype == types.uint8 else LANES
-    return lambda b: numbers
+rows_of_line = _number_of(4, 8)  # a line is 64 bytes of a panel
+lines_together = _number_of(1, _LINES_OF_INT4)  # that _whole_tile_lines takes
+scales_of_block = _number_of(LANES, 2 * LANES)  # of 16 columns, with the offsets
 
 
 def sum_of_whole_products(rows: int, vectors: int, ahead: bool) -> Any:

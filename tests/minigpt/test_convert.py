@@ -17,7 +17,8 @@ from minigpt.checkpoint import open_checkpoint, write_safetensors
 from minigpt.config import GPTConfig
 from minigpt.convert import Progress, convert
 from minigpt.errors import CheckpointError, InputError, SourceError
-from minigpt.weights import narrowed, tensor_shapes, widened
+from minigpt.kernels.layout import widened
+from minigpt.weights import narrowed, tensor_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"

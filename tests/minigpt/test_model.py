@@ -11,6 +11,7 @@ from minigpt.cache import State
 from minigpt.config import GPTConfig
 from minigpt.kernels import reference
 from minigpt.kernels.attention import QUERIES
+from minigpt.kernels.layout import widened
 from minigpt.kernels.simd import BF16_PRODUCTS
 from minigpt.model import ROWS, Engine, attention_blocks
 from minigpt.weights import (
@@ -20,7 +21,6 @@ from minigpt.weights import (
     is_transposed,
     narrowed,
     tensor_shapes,
-    widened,
 )
 
 CONFIG = GPTConfig.from_dict(

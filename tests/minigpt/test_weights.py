@@ -12,13 +12,13 @@ from minigpt.checkpoint import open_checkpoint, write_safetensors
 from minigpt.config import GPTConfig
 from minigpt.errors import CheckpointError
 from minigpt.kernels import reference
+from minigpt.kernels.layout import widened
 from minigpt.loading import load_weights
 from minigpt.weights import (
     Weights,
     in_panels,
     narrowed,
     tensor_shapes,
-    widened,
 )
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 6, "n_positions": 5, "vocab_size": 11}
