@@ -10,11 +10,10 @@ import numpy as np
 
 from .activation import exp
 from .jit import jit
-from .layout import LANES, padded
+from .layout import IGNORED, LANES, padded
 from .simd import lane_numbers, load_first, select_less, splat, store_first, vgreatest, vmax, vsum
 from .team import barrier, claim
 
-IGNORED = -100  # the target of a row that does not count
 _MINUS_INFINITY = np.float32(-np.inf)
 
 

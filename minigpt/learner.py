@@ -79,6 +79,7 @@ class Learner:
             sizes.C, sizes.NH, sizes.HS, sizes.H, sizes.V, sizes.activation, sizes.eps,
             sizes.embedding_scale, sizes.logit_scale,
         )  # fmt: skip
+        self._no_scratch = np.empty((threads, 0), np.float32)
         self._made: tuple[int, int] | None = None
 
     def loss(self, ids: np.ndarray, targets: np.ndarray) -> float:
@@ -97,6 +98,12 @@ class Learner:
         """Set all gradients to zero."""
         for grad in self.grads.values():
             grad[:] = 0
+
+    def take_grads(self) -> dict[str, np.ndarray]:
+        """The gradients, for the caller to keep; new ones begin with zero."""
+        taken = self.grads
+        self.grads = {name: np.zeros_like(tensor) for name, tensor in self.tensors.items()}
+        return taken
 
     # ---- one pass ----
 
@@ -240,7 +247,7 @@ class Learner:
         for name, w in self.tensors.items():
             arrays = w, self.grads[name], self.first_moments[name], self.second_moments[name]
             flat = [array.reshape(-1) for array in arrays]
-            self._team.run(adamw, _NO_SCRATCH(self._team), *flat, decaying if w.ndim == 2 else numbers)
+            self._team.run(adamw, self._no_scratch, *flat, decaying if w.ndim == 2 else numbers)
         return norm
 
     def _norm(self) -> float:
@@ -248,13 +255,9 @@ class Learner:
         total = 0.0
         for grad in self.grads.values():
             sums = np.zeros(-(-grad.size // BLOCK_SIZE), np.float32)
-            self._team.run(sum_squares, _NO_SCRATCH(self._team), sums, grad.reshape(-1))
+            self._team.run(sum_squares, self._no_scratch, sums, grad.reshape(-1))
             total += float(sums.sum(dtype=np.float64))
         return math.sqrt(total)
-
-
-def _NO_SCRATCH(team: Team) -> np.ndarray:
-    return np.empty((team.size, 0), np.float32)
 
 
 def _pieces(ids: np.ndarray, targets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

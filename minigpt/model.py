@@ -328,6 +328,7 @@ class Engine:
     def __init__(self, config: GPTConfig, weights: Weights, threads: int) -> None:
         self.config = config
         self.weights = weights
+        self.threads = threads
         self._team = Team(threads, keep=weights)
         self._sizes = make_sizes(config)
         self._table = make_table(weights, config)
