@@ -46,7 +46,7 @@ class Sequence:
         ldo = self.C + 5
         out = np.full((M, ldo), np.nan, np.float32)
         run(
-            attention_forward, out.reshape(-1), ldo, qkv, ldq, *cache, partials,
+            attention_forward, out.reshape(-1), ldo, norms, qkv, ldq, *cache, partials,
             blocks, blocks.size // 4, M, *place, self.scale,
         )  # fmt: skip
         assert np.isnan(out[:, self.C :]).all()
