@@ -18,8 +18,8 @@ needs to keep one number and no list. The tokens are taken as a ring: the last i
 text, after which the first text may well begin. An epoch cuts the ring, from an offset of its
 own, into N // T windows of T tokens, and each is read with the token after it, the last target:
 
-    T = 4    a b c d e f g h i j k ■    N = 12, offset 2
-                 ───────── ───────── ── the windows c d e f g, g h i j k, k ■ a b c
+    a b c d e f g h i j k ■
+    ─── ─────── ─────── ───     N = 12, T = 4, offset 2: the windows c d e f, g h i j, k ■ a b
 
 Which comes when is told by a permutation of the windows' numbers that is computed, not stored
 (`permuted`): of any window of any epoch, at once, and with no memory however many there are.
@@ -28,6 +28,7 @@ Which comes when is told by a permutation of the windows' numbers that is comput
 from __future__ import annotations
 
 import json
+import stat
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -69,7 +70,7 @@ def documents(sources: Sequence[str]) -> Iterator[str]:
     """
     for source in sources:
         if source != "-":
-            _open(source).close()
+            _require_file(source)
     for source in sources:
         if source == "-":
             yield _whole_text(_stdin(), "standard input")
@@ -81,10 +82,20 @@ def documents(sources: Sequence[str]) -> Iterator[str]:
                 yield _whole_text(file, source)
 
 
+def _require_file(source: str) -> None:
+    """Raises InputError where there is no such file. A pipe, which opens only once, is one."""
+    try:
+        mode = Path(source).stat().st_mode
+    except (OSError, ValueError) as flaw:  # ValueError: a zero byte in the name
+        raise _unreadable(source, flaw) from None
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{source}: is a folder; name the files in it")
+
+
 def _open(source: str) -> BinaryIO:
     try:
         return Path(source).open("rb")
-    except (OSError, ValueError) as flaw:  # ValueError: a zero byte in the name
+    except OSError as flaw:
         raise _unreadable(source, flaw) from None
 
 
