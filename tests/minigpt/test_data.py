@@ -113,6 +113,7 @@ def test_documents_come_as_they_are_and_in_order(tmp_path, monkeypatch) -> None:
         (b'{"story": "a"}', "an object with a text"),
         (b'{"text": ["a"]}', "an object with a text"),
         (b'["text"]', "an object with a text"),
+        (b'\xef\xbb\xbf{"text": "a"}', "not JSON"),  # a mark that is not at the beginning
         (b"null", "an object with a text"),
         (b'{"text": "a \\ud83d b"}', r"its text has '\\ud83d', half of a character"),
         (b'{"text": "caf\xe9"}', "the byte 0xe9 is not UTF-8"),
@@ -178,9 +179,22 @@ def test_a_pipe_is_opened_but_once(tmp_path) -> None:
 
 # ---- long texts ----
 
-AWKWARD = st.text(
-    st.one_of(st.sampled_from(" \n\t\r\x1c\x85\xa0\u2003'slt0é语🙂"), st.characters(codec="utf-8"))
-)
+PARTS = [
+    "the",
+    " cat",
+    "'ll",
+    "42",
+    "...",
+    "é",
+    "语",
+    "   ",
+    "\n\n\n",
+    "\r\n",
+    "\t",
+    "\x1c",
+    "\u2003 ",
+]
+AWKWARD = st.lists(st.sampled_from(PARTS) | st.characters(codec="utf-8"), max_size=12).map("".join)
 
 
 @settings(max_examples=300, deadline=None)
