@@ -65,8 +65,9 @@ def documents(sources: Sequence[str]) -> Iterator[str]:
              empty lines are passed over. Any other file is a document, and `-` is standard input.
              A byte order mark at the beginning of a file is no part of it.
 
-    Raises InputError, with the file and mostly the line, where one cannot be read, is not UTF-8,
-    or too long, and where a line is no such object. That all files are there is seen at once.
+    That all files are there is seen before the first is read. Raises InputError, with the file,
+    and the line where there is one to blame: for a file that is absent or cannot be read, for
+    what is not UTF-8 or too long, and for a line that is no such object.
     """
     for source in sources:
         if source != "-":
@@ -215,22 +216,26 @@ def write_tokens(
     tokens = text_bytes = 0
     with replacing(file) as output:
         output.write(bytes(_HEADER.size))
-        for document in documents:
-            if not document:
-                continue
-            for piece in tokenizer.pieces(document, _PIECE):
-                ids = tokenizer.encode(piece, return_tensors="np")[0]
-                output.write(ids.astype(dtype).tobytes())
-                tokens += len(ids)
-                text_bytes += len(piece.encode("utf-8"))
-                if progress:
-                    progress(text_bytes, tokens)
-            output.write(dtype.type(end).tobytes())
-            tokens += 1
+        for ids, read in _tokenised(documents, tokenizer, end):
+            output.write(ids.astype(dtype).tobytes())
+            tokens += len(ids)
+            text_bytes += read
+            if progress:
+                progress(text_bytes, tokens)
         if not tokens:
             raise InputError("the texts are empty; give at least one with a character")
         output.seek(0)
         output.write(_HEADER.pack(_MAGIC, tokenizer.vocab_size, tokens, text_bytes))
+
+
+def _tokenised(
+    documents: Iterable[str], tokenizer: GPTTokenizer, end: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """The ids of pieces of the documents, int64 [n], and each piece's bytes in UTF-8."""
+    for document in filter(None, documents):
+        for piece in tokenizer.pieces(document, _PIECE):
+            yield tokenizer.encode(piece, return_tensors="np")[0], len(piece.encode("utf-8"))
+        yield np.array([end]), 0
 
 
 def read_tokens(file: Path) -> np.ndarray:
