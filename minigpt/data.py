@@ -18,8 +18,8 @@ needs to keep one number and no list. The tokens are taken as a ring: the last i
 text, after which the first text may well begin. An epoch cuts the ring, from an offset of its
 own, into N // T windows of T tokens, and each is read with the token after it, the last target:
 
-    T = 4    a b c d e f g h i j k ■    N = 12, offset 2
-                 ───────── ───────── ── the windows c d e f g, g h i j k, k ■ a b c
+    a b c d e f g h i j k ■
+    ─── ─────── ─────── ───     N = 12, T = 4, offset 2: the windows c d e f, g h i j, k ■ a b
 
 Which comes when is told by a permutation of the windows' numbers that is computed, not stored
 (`permuted`): of any window of any epoch, at once, and with no memory however many there are.
@@ -28,6 +28,7 @@ Which comes when is told by a permutation of the windows' numbers that is comput
 from __future__ import annotations
 
 import json
+import stat
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,12 +65,13 @@ def documents(sources: Sequence[str]) -> Iterator[str]:
              empty lines are passed over. Any other file is a document, and `-` is standard input.
              A byte order mark at the beginning of a file is no part of it.
 
-    Raises InputError, with the file and mostly the line, where one cannot be read, is not UTF-8,
-    or too long, and where a line is no such object. That all files are there is seen at once.
+    That all files are there is seen before the first is read. Raises InputError, with the file,
+    and the line where there is one to blame: for a file that is absent or cannot be read, for
+    what is not UTF-8 or too long, and for a line that is no such object.
     """
     for source in sources:
         if source != "-":
-            _open(source).close()
+            _require_file(source)
     for source in sources:
         if source == "-":
             yield _whole_text(_stdin(), "standard input")
@@ -81,10 +83,20 @@ def documents(sources: Sequence[str]) -> Iterator[str]:
                 yield _whole_text(file, source)
 
 
+def _require_file(source: str) -> None:
+    """Raises InputError where there is no such file. A pipe, which opens only once, is one."""
+    try:
+        mode = Path(source).stat().st_mode
+    except (OSError, ValueError) as flaw:  # ValueError: a zero byte in the name
+        raise _unreadable(source, flaw) from None
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{source}: is a folder; name the files in it")
+
+
 def _open(source: str) -> BinaryIO:
     try:
         return Path(source).open("rb")
-    except (OSError, ValueError) as flaw:  # ValueError: a zero byte in the name
+    except OSError as flaw:
         raise _unreadable(source, flaw) from None
 
 
@@ -121,8 +133,8 @@ def _texts_of_lines(file: BinaryIO, name: str) -> Iterator[str]:
                 f"{where}: longer than {LARGEST_LINE} bytes, the most one may have; "
                 "a .jsonl file holds one document a line"
             )
-        if text := _decoded(line, name, number).strip():
-            yield _text_of_object(text, where)
+        if line.strip():
+            yield _text_of_object(_decoded(line, name, number), where)
 
 
 def _next_line(file: BinaryIO, name: str) -> bytes:
@@ -148,9 +160,10 @@ def _decoded(data: bytes, name: str, line: int = 1) -> str:
 def _text_of_object(line: str, where: str) -> str:
     try:
         value = json.loads(line)
-    except (ValueError, RecursionError) as flaw:
-        reason = "nested too deeply" if isinstance(flaw, RecursionError) else flaw
-        raise InputError(f"{where}: is not JSON: {reason}") from None
+    except json.JSONDecodeError as flaw:
+        raise InputError(f"{where}: is not JSON: {flaw.msg} (column {flaw.colno})") from None
+    except (ValueError, RecursionError) as flaw:  # a number of 4300 digits; 1000 brackets
+        raise InputError(f"{where}: is not JSON that can be read: {flaw}") from None
     text = value.get("text") if isinstance(value, dict) else None
     if not isinstance(text, str):
         raise InputError(f'{where}: must be an object with a text, such as {{"text": "Once…"}}')
@@ -203,22 +216,26 @@ def write_tokens(
     tokens = text_bytes = 0
     with replacing(file) as output:
         output.write(bytes(_HEADER.size))
-        for document in documents:
-            if not document:
-                continue
-            for piece in tokenizer.pieces(document, _PIECE):
-                ids = tokenizer.encode(piece, return_tensors="np")[0]
-                output.write(ids.astype(dtype).tobytes())
-                tokens += len(ids)
-                text_bytes += len(piece.encode("utf-8"))
-                if progress:
-                    progress(text_bytes, tokens)
-            output.write(dtype.type(end).tobytes())
-            tokens += 1
+        for ids, read in _tokenised(documents, tokenizer, end):
+            output.write(ids.astype(dtype).tobytes())
+            tokens += len(ids)
+            text_bytes += read
+            if progress:
+                progress(text_bytes, tokens)
         if not tokens:
             raise InputError("the texts are empty; give at least one with a character")
         output.seek(0)
         output.write(_HEADER.pack(_MAGIC, tokenizer.vocab_size, tokens, text_bytes))
+
+
+def _tokenised(
+    documents: Iterable[str], tokenizer: GPTTokenizer, end: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """The ids of pieces of the documents, int64 [n], and each piece's bytes in UTF-8."""
+    for document in filter(None, documents):
+        for piece in tokenizer.pieces(document, _PIECE):
+            yield tokenizer.encode(piece, return_tensors="np")[0], len(piece.encode("utf-8"))
+        yield np.array([end]), 0
 
 
 def read_tokens(file: Path) -> np.ndarray:
@@ -281,8 +298,9 @@ def batch(
     returns   ids and targets, int64 [B, T] each; targets[b, t] follows ids[b, t]
 
     The rows of all batches, in order, are the windows of the first epoch, those of the second,
-    ...: each window once in an epoch, in an order and from an offset of its own. An epoch has
-    N // T of them, and a batch may well hold the end of one and the beginning of the next.
+    ...: each window once in an epoch, in an order and from an offset of its own, so that the
+    N % T tokens left over are not always the same. An epoch has N // T windows, and a batch may
+    well hold the end of one and the beginning of the next.
 
     Raises InputError for a wrong argument, and where there are too few tokens for one window.
     """
@@ -339,7 +357,8 @@ def permuted(numbers: np.ndarray, n: int, keys: Sequence[np.uint64]) -> np.ndarr
     numbers below 4^h, the first such power that n does not exceed. One that comes out as n or
     more goes in again, until it is below n: the walk follows a cycle of the permutation, and
     ends at the latest where it began, so that no two numbers meet (Black and Rogaway, "Ciphers
-    with Arbitrary Finite Domains", 2002). That takes less than four rounds on average.
+    with Arbitrary Finite Domains", 2002). As 4^h is below 4 n, it takes four steps on average
+    at most.
     """
     half = np.uint64(((n - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << int(half)) - 1)
