@@ -9,7 +9,6 @@ from typing import Any
 from .errors import InputError, shown
 from .schedule import DECAYS
 
-_PART_TOKENS = 8192  # at once through the model, where nothing else is asked for
 _TOKENS_PER_PARAMETER = 20  # what a model of a size is best trained on: arXiv 2203.15556
 _EPOCHS = 16  # what is worth reading a text that is too short for this: arXiv 2305.16264
 _EVALUATIONS = 50
@@ -20,9 +19,8 @@ class Settings:
     """What is chosen for a run. What is None follows from the rest and the text: see `planned`.
 
     context        T: the tokens of a sequence
-    batch_size     the sequences of an update of the weights
-    accumulate     in how many parts these go through the model, one after the other: more take
-                   less memory
+    batch_size     the sequences of an update of the weights; they go through the model a few at
+                   a time, and their gradients add up: more take no more memory
     lr, min_lr     the highest learning rate, and that at the end
     warmup         the updates in which it grows to lr
     warmup_tokens  the same, in tokens
@@ -40,7 +38,6 @@ class Settings:
 
     context: int = 256
     batch_size: int = 32
-    accumulate: int | None = None
     lr: float = 1e-3
     min_lr: float | None = None
     warmup: int | None = None
@@ -65,7 +62,6 @@ class Settings:
 class Plan(Settings):
     """Settings with nothing left open: what a run is made with, for as long as it goes on."""
 
-    accumulate: int = 1
     min_lr: float = 0.0
     warmup: int = 0
     steps: int = 1
@@ -76,7 +72,7 @@ class Plan(Settings):
 
 def check_settings(settings: Settings) -> None:
     """Raises InputError for a value that is of no use."""
-    for name in ("context", "batch_size", "accumulate", "steps", "eval_every", "save_every"):
+    for name in ("context", "batch_size", "steps", "eval_every", "save_every"):
         _check_integer(settings, name, 1)
     for name in ("warmup", "warmup_tokens", "held_back", "seed"):
         _check_integer(settings, name, 0)
@@ -91,10 +87,6 @@ def check_settings(settings: Settings) -> None:
     _check_choice(settings, "recompute", (False, True))
     if settings.steps is not None and settings.epochs is not None:
         raise InputError(f"epochs {settings.epochs}: give these or steps, not both")
-    if settings.accumulate and settings.batch_size % settings.accumulate:
-        raise InputError(
-            f"accumulate {settings.accumulate}: must divide the batch of {settings.batch_size}"
-        )
 
 
 def _check_integer(settings: Settings, name: str, least: int) -> None:
@@ -143,7 +135,6 @@ def planned(settings: Settings, tokens: int, parameters: int) -> Plan:
         warmup = min(math.ceil(settings.warmup_tokens / step_tokens), steps // 5)
     eval_every = settings.eval_every or math.ceil(steps / _EVALUATIONS)
     found = {
-        "accumulate": settings.accumulate or _parts(settings),
         "min_lr": settings.lr / 10 if settings.min_lr is None else settings.min_lr,
         "warmup": warmup,
         "steps": steps,
@@ -153,10 +144,3 @@ def planned(settings: Settings, tokens: int, parameters: int) -> Plan:
         "held_back": held_back,
     }
     return Plan(**{**asdict(settings), **found})
-
-
-def _parts(settings: Settings) -> int:
-    """The fewest equal parts of a batch that are of _PART_TOKENS tokens at most, if any are."""
-    most = max(1, _PART_TOKENS // settings.context)
-    B = settings.batch_size
-    return next(parts for parts in range(1, B + 1) if B % parts == 0 and B // parts <= most)

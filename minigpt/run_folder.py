@@ -65,8 +65,8 @@ Tensors = dict[str, np.ndarray]
 class State:
     """How far a run is.
 
-    step           the updates made
-    position       the batches taken from the text, which say what the next one is
+    step           the updates made; as many batches were taken from the text, which says what
+                   the next one is
     best           the least mean loss on the held-out text; None before the first evaluation
     best_step      the update after which it was found
     worse          evaluations since then
@@ -75,7 +75,6 @@ class State:
     """
 
     step: int = 0
-    position: int = 0
     best: float | None = None
     best_step: int = 0
     worse: int = 0

@@ -6,7 +6,7 @@
 
 Each update of the weights:
 
-    batch(position) ─▶ forward ─▶ loss ─▶ backward ─▶ gradients ─▶ AdamW(learning_rate(step))
+    batch(step) ─▶ forward ─▶ loss ─▶ backward ─▶ gradients ─▶ AdamW(learning_rate(step))
 
 Everything that the next update depends on is in the checkpoint (run_folder.py), and nothing else
 is: so that a run that was interrupted ends with the same bits as one that was not.
@@ -51,7 +51,9 @@ from .run_folder import (
 from .save import checked_folder
 from .schedule import learning_rate
 from .tokenizer import GPTTokenizer
-from .weights import parameter_count
+from .weights import HEAD, parameter_count
+
+_PART_TOKENS = 8192
 
 
 class Learner(Protocol):
@@ -130,7 +132,7 @@ def begin_run(
     held_out: Iterable[str] | None,
     tokenizer: GPTTokenizer,
     config: GPTConfig,
-    tensors: Callable[[], dict[str, np.ndarray]],
+    tensors: dict[str, np.ndarray],
     settings: Settings,
     progress: Progress | None = None,
 ) -> Plan:
@@ -138,8 +140,8 @@ def begin_run(
 
     texts      the documents to learn from
     held_out   those to be judged by; None: the end of the texts is held back
-    config     of the model; its tie_word_embeddings tells whether tensors have a head of their own
-    tensors    gives the weights to begin with: float32 by the table's names
+    config     of the model
+    tensors    the weights to begin with, float32 by the table's names; without a head it is wte
     progress   is told (bytes of text read, tokens written)
 
     Returns the settings, completed. Raises InputError for an argument out of its
@@ -160,6 +162,7 @@ def begin_run(
         raise InputError(
             f"context {settings.context}: the model has {config.n_positions} positions, no more"
         )
+    config = replace(config, tie_word_embeddings=HEAD not in tensors)
     with creating_folder(folder) as temporary:
         write_tokens(texts, tokenizer, temporary / TEXT, progress)
         names = [TEXT]
@@ -174,7 +177,7 @@ def begin_run(
         config_json = json.dumps(config.to_dict(), indent=2) + "\n"
         write_file(temporary / CONFIG, config_json.encode())
         run = Run(temporary, config, plan, {name: digest(temporary / name) for name in names})
-        checkpoint = write_checkpoint(run, State(), Learned(tensors(), {}, {}))
+        checkpoint = write_checkpoint(run, State(), Learned(tensors, {}, {}))
         tidy(temporary, checkpoint, State())
     return plan
 
@@ -246,8 +249,7 @@ def _go_on(
         line = _update(run, state, learner, tokens, clock)
         if line is None:
             break
-        position = state.position + settings.accumulate
-        state = replace(state, step=state.step + 1, position=position)
+        state = replace(state, step=state.step + 1)
         last = state.step == settings.steps
         if len(held_out) and (last or state.step % settings.eval_every == 0):
             line["held_out"] = _mean_loss(run, state, learner, held_out)
@@ -265,20 +267,20 @@ def _go_on(
 def _update(
     run: Run, state: State, learner: Learner, tokens: np.ndarray, clock: _Clock
 ) -> Line | None:
-    """One update of the weights, a part of its batch after the other; what is to be noted of it.
+    """One update of the weights; what is to be noted of it.
 
-    None where it was given up between two parts: then nothing has happened.
+    None where it was given up between two parts of the batch: then nothing has happened.
     """
     settings = run.settings
-    B, T = settings.batch_size // settings.accumulate, settings.context
-    share = 1 / (settings.batch_size * T)
+    ids, targets = batch(tokens, settings.batch_size, settings.context, settings.seed, state.step)
+    share = 1 / ids.size
     nats = 0.0
     learner.clear()
-    for part in range(settings.accumulate):
+    for first in range(0, len(ids), _rows(settings)):
         if clock.is_over():
             return None
-        ids, targets = batch(tokens, B, T, settings.seed, state.position + part)
-        nats += learner.accumulate(ids, targets, share)
+        part = slice(first, first + _rows(settings))
+        nats += learner.accumulate(ids[part], targets[part], share)
     loss, step = nats * share, state.step + 1
     _check_finite(run, step, "loss", loss)
     lr = learning_rate(
@@ -292,11 +294,16 @@ def _update(
     return {"step": step, "loss": loss, "lr": lr, "norm": norm}
 
 
+def _rows(settings: Settings) -> int:
+    """The sequences that go through the model between two looks at the clock."""
+    return max(1, _PART_TOKENS // settings.context)
+
+
 def _mean_loss(run: Run, state: State, learner: Learner, tokens: np.ndarray) -> float:
     """The mean of -ln p over a text: each token but the first once, in windows of the context."""
     settings = run.settings
-    B = settings.batch_size // settings.accumulate
-    nats = sum(learner.loss(*part) for part in windows(tokens, B, settings.context))
+    parts = windows(tokens, _rows(settings), settings.context)
+    nats = sum(learner.loss(*part) for part in parts)
     loss = nats / (len(tokens) - 1)
     _check_finite(run, state.step, "loss on the held-out text", loss)
     return loss
