@@ -84,7 +84,7 @@ _FROM_0 = click.FloatRange(0)
     multiple=True,
     metavar="TEXT",
     help="A text to judge the model by, which it does not learn from; may be repeated.  "
-    "Default: the last hundredth of the texts.",
+    "Default: the last hundredth of the texts, if they are not too short.",
 )
 @click.option(
     "--batch-size",
@@ -316,12 +316,12 @@ def _interrupts() -> Callable[[], bool]:
 
 
 def _shower(verbose: bool) -> Callable[[Report], None]:
-    """Shows a report in a line that goes, and one of an evaluation in a line that stays."""
+    """Shows a report in a line that goes, and now and then in one that stays."""
     shown = 0.0
 
     def show(report: Report) -> None:
         nonlocal shown
-        if report.held_out is not None:
+        if report.milestone:
             show_line("")
             note(_line(report), verbose)
         elif perf_counter() - shown > 0.1:  # no eye reads faster

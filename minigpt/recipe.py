@@ -12,6 +12,7 @@ from .schedule import DECAYS
 _TOKENS_PER_PARAMETER = 20  # what a model of a size is best trained on: arXiv 2203.15556
 _EPOCHS = 16  # what is worth reading a text that is too short for this: arXiv 2305.16264
 _EVALUATIONS = 50
+_MOST_HELD_BACK = 2**17  # tokens
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,7 @@ def planned(settings: Settings, tokens: int, parameters: int) -> Plan:
     check_settings(settings)
     held_back = settings.held_back
     if held_back is None:
-        held_back = min(tokens // 100, 2**17)
-        held_back = held_back if held_back > settings.context else 0
+        held_back = _end(tokens, settings.context)
     tokens -= held_back
     if tokens <= settings.context:
         raise InputError(
@@ -144,3 +144,11 @@ def planned(settings: Settings, tokens: int, parameters: int) -> Plan:
         "held_back": held_back,
     }
     return Plan(**{**asdict(settings), **found})
+
+
+def _end(tokens: int, context: int) -> int:
+    """How many of the tokens are held back: a hundredth, but a sequence at least; or none."""
+    sequence = context + 1
+    if tokens < 20 * sequence:
+        return 0
+    return max(sequence, min(tokens // 100, _MOST_HELD_BACK))

@@ -101,6 +101,7 @@ class Report:
     loss           of the batch, nats per token
     held_out       on the held-out text after this update; None where it was not found
     best           the least of those so far; None where there was none
+    milestone      an evaluation was due, or would be if there were a held-out text
     tokens_per_s   the speed of this call, evaluations and checkpoints included
     seconds_left   until the end, at this speed
     """
@@ -110,6 +111,7 @@ class Report:
     loss: float
     held_out: float | None
     best: float | None
+    milestone: bool
     tokens_per_s: float
     seconds_left: float
 
@@ -250,8 +252,7 @@ def _go_on(
         if line is None:
             break
         state = replace(state, step=state.step + 1)
-        last = state.step == settings.steps
-        if len(held_out) and (last or state.step % settings.eval_every == 0):
+        if len(held_out) and _is_milestone(settings, state.step):
             line["held_out"] = _mean_loss(run, state, learner, held_out)
             state = _judged(state, line["held_out"])
         state = replace(state, seconds=clock.seconds())
@@ -294,7 +295,7 @@ def _update(
     return {"step": step, "loss": loss, "lr": lr, "norm": norm}
 
 
-def _rows(settings: Settings) -> int:
+def _rows(settings: Plan) -> int:
     """The sequences that go through the model between two looks at the clock."""
     return max(1, _PART_TOKENS // settings.context)
 
@@ -307,6 +308,11 @@ def _mean_loss(run: Run, state: State, learner: Learner, tokens: np.ndarray) -> 
     loss = nats / (len(tokens) - 1)
     _check_finite(run, state.step, "loss on the held-out text", loss)
     return loss
+
+
+def _is_milestone(settings: Plan, step: int) -> bool:
+    """Whether an evaluation is due. It depends on the plan alone, not on where a call ends."""
+    return step % settings.eval_every == 0 or step == settings.steps
 
 
 def _judged(state: State, loss: float) -> State:
@@ -387,6 +393,7 @@ def _report(run: Run, state: State, line: Line, steps: int, clock: _Clock) -> Re
         loss=line["loss"],
         held_out=line.get("held_out"),
         best=state.best,
+        milestone=_is_milestone(run.settings, state.step),
         tokens_per_s=speed * run.settings.batch_size * run.settings.context,
         seconds_left=max(0.0, min((steps - state.step) / speed, clock.left())),
     )

@@ -129,7 +129,7 @@ def test_without_a_held_out_text_the_end_is_held_back(tmp_path: Path) -> None:
     texts = ["the cat sat on the mat. " * 60]
     plan = begin(tmp_path / "run", texts=texts, held_out=None)
     ids = GPTTokenizer.from_pretrained(tmp_path / "run").encode(texts[0])
-    assert plan.held_back == (len(ids) + 1) // 100
+    assert len(ids) // 100 < 9 == plan.held_back  # a sequence and what follows it
     assert go_on(tmp_path / "run").best is not None
 
 
