@@ -221,8 +221,8 @@ def _usage(message: str) -> click.UsageError:
 def _begin(out: Path, texts: tuple[str, ...], given: dict[str, Any]) -> None:
     """Makes the folder of a new run."""
     from .. import GPTTokenizer
+    from ..begin import begin_run
     from ..data import documents
-    from ..train import begin_run
 
     source, held_out = given.pop("source", None), given.pop("held_out", None)
     tokenizer = GPTTokenizer.from_pretrained(given.pop("tokenizer", source))

@@ -198,6 +198,11 @@ def has_run(folder: Path) -> bool:
     return bool(_checkpoints(folder))
 
 
+def newest_step(folder: Path) -> int:
+    """The updates made before the newest checkpoint; raises SourceError where there is none."""
+    return int(newest_checkpoint(folder).name.removeprefix("step-"))
+
+
 def newest_checkpoint(folder: Path) -> Path:
     """The checkpoint that the run goes on from; raises SourceError where there is none."""
     found = _checkpoints(folder)

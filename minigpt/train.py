@@ -1,57 +1,46 @@
 """Training: a run is begun in a folder, and goes on there for as long as it is wanted.
 
-    begin_run("tales-run", texts, held_out, tokenizer, config, tensors, settings)
-    train("tales-run")                        # to the end, or until something ends it
-    train("tales-run")                        # and from there on, as if nothing had happened
+    begin_run("tales", texts, held_out, tokenizer, config, tensors, settings)    # begin.py
+    train("tales")                            # to the end, or until something ends it
+    train("tales")                            # and from there on, as if nothing had happened
 
 Each update of the weights:
 
     batch(step) ─▶ forward ─▶ loss ─▶ backward ─▶ gradients ─▶ AdamW(learning_rate(step))
 
-Everything that the next update depends on is in the checkpoint (run_folder.py), and nothing else
-is: so that a run that was interrupted ends with the same bits as one that was not.
+All that the next update depends on is in the checkpoint (run_folder.py): so that a run that was
+interrupted ends with the same bits as one that was not.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Protocol
 
 import numpy as np
 
-from .checkpoint import creating_folder, write_file
 from .config import GPTConfig
-from .data import Progress, batch, read_tokens, windows, write_tokens
+from .data import batch, windows
 from .errors import InputError, MinigptError, shown
 from .metrics import Line, append_line
-from .recipe import Plan, Settings, planned
+from .recipe import Plan
 from .run_folder import (
-    CONFIG,
-    HELD_OUT,
     METRICS,
-    TEXT,
     Learned,
     Run,
     State,
-    digest,
-    has_run,
-    newest_checkpoint,
+    newest_step,
     open_run,
     read_texts,
     run_lock,
     save,
-    tidy,
-    write_checkpoint,
 )
 from .save import checked_folder
 from .schedule import learning_rate
-from .tokenizer import GPTTokenizer
-from .weights import HEAD, parameter_count
 
 _PART_TOKENS = 8192
 
@@ -128,62 +117,6 @@ def checked_limits(limits: Limits) -> Limits:
     return limits
 
 
-def begin_run(
-    folder: str | os.PathLike[str],
-    texts: Iterable[str],
-    held_out: Iterable[str] | None,
-    tokenizer: GPTTokenizer,
-    config: GPTConfig,
-    tensors: dict[str, np.ndarray],
-    settings: Settings,
-    progress: Progress | None = None,
-) -> Plan:
-    """Makes the folder of a new run, which appears when all of it is written; `train` goes on.
-
-    texts      the documents to learn from
-    held_out   those to be judged by; None: the end of the texts is held back
-    config     of the model
-    tensors    the weights to begin with, float32 by the table's names; without a head it is wte
-    progress   is told (bytes of text read, tokens written)
-
-    Returns the settings, completed. Raises InputError for an argument out of its
-    range and for texts that are too short, CheckpointError where the folder is there already or
-    cannot be written.
-    """
-    folder = checked_folder(folder)
-    if has_run(folder):
-        raise InputError(
-            f"{folder}: holds a training run; `minigpt train --resume {folder}` goes on with it"
-        )
-    if tokenizer.vocab_size > config.vocab_size:
-        raise InputError(
-            f"tokenizer: has {tokenizer.vocab_size} tokens, and the model knows "
-            f"{config.vocab_size}; take the model's own"
-        )
-    if settings.context > config.n_positions:
-        raise InputError(
-            f"context {settings.context}: the model has {config.n_positions} positions, no more"
-        )
-    config = replace(config, tie_word_embeddings=HEAD not in tensors)
-    with creating_folder(folder) as temporary:
-        write_tokens(texts, tokenizer, temporary / TEXT, progress)
-        names = [TEXT]
-        if held_out is not None:
-            write_tokens(held_out, tokenizer, temporary / HELD_OUT)
-            names.append(HELD_OUT)
-            settings = replace(settings, held_back=0)
-        tokens = len(read_tokens(temporary / TEXT))
-        parameters = parameter_count(config, config.tie_word_embeddings)
-        plan = planned(settings, tokens, parameters)
-        tokenizer.save_pretrained(temporary)
-        config_json = json.dumps(config.to_dict(), indent=2) + "\n"
-        write_file(temporary / CONFIG, config_json.encode())
-        run = Run(temporary, config, plan, {name: digest(temporary / name) for name in names})
-        checkpoint = write_checkpoint(run, State(), Learned(tensors, {}, {}))
-        tidy(temporary, checkpoint, State())
-    return plan
-
-
 def train(
     folder: str | os.PathLike[str],
     limits: Limits | None = None,
@@ -226,7 +159,10 @@ def _engine(
     from .api import checked_threads  # here, as compiled code is slow to load
     from .learner import Learner
 
-    return Learner(config, tensors, checked_threads(threads), dtype, recompute)
+    try:
+        return Learner(config, tensors, checked_threads(threads), dtype, recompute)
+    except RuntimeError as error:
+        raise InputError(f"threads {threads}: {error}; take fewer") from error
 
 
 def _go_on(
@@ -345,10 +281,9 @@ def _check_finite(run: Run, step: int, name: str, value: float) -> None:
 
 
 def _diverged(run: Run, what: str) -> MinigptError:
-    kept = newest_checkpoint(run.folder)
     return MinigptError(
-        f"{what}; {kept} is as it was: begin a new run, from it or from nothing, with a learning "
-        f"rate below {run.settings.lr:g}"
+        f"{what}; {run.folder} is as it was after update {newest_step(run.folder)}: begin a new "
+        f"run, with it or with nothing, at a learning rate below {run.settings.lr:g}"
     )
 
 

@@ -68,6 +68,14 @@ def test_what_is_left_open_is_filled_in() -> None:
     assert None not in {**asdict(plan), "epochs": 0}.values()
 
 
+@pytest.mark.parametrize(
+    ("tokens", "held_back"),
+    [(2_019, 0), (2_020, 101), (10_000, 101), (20_000, 200), (10**9, 2**17)],
+)
+def test_the_end_of_the_text_is_held_back(tokens: int, held_back: int) -> None:
+    assert planned(Settings(context=100), tokens, 1).held_back == held_back
+
+
 def test_a_short_text_is_read_16_times() -> None:
     plan = planned(Settings(context=100, batch_size=10), 50_000, 10**9)
     assert plan.steps == np.ceil(16 * 49_500 / 1000)

@@ -18,12 +18,13 @@ from tiny_run import SETTINGS, begin, go_on, stopping_after
 
 from minigpt import GPTConfig, GPTTokenizer
 from minigpt import train as training
+from minigpt.begin import begin_run
 from minigpt.checkpoint import open_checkpoint
 from minigpt.errors import CheckpointError, InputError, MinigptError, SourceError
 from minigpt.metrics import read_lines
 from minigpt.run_folder import open_run, run_lock
 from minigpt.schedule import learning_rate
-from minigpt.train import Limits, begin_run, train
+from minigpt.train import Limits, train
 from minigpt.weights import tensor_shapes
 
 N = SETTINGS.steps
@@ -126,7 +127,7 @@ def test_parts_of_a_batch_add_up_to_it(
 
 
 def test_without_a_held_out_text_the_end_is_held_back(tmp_path: Path) -> None:
-    texts = ["the cat sat on the mat. " * 60]
+    texts = ["the cat sat on the mat. " * 30]
     plan = begin(tmp_path / "run", texts=texts, held_out=None)
     ids = GPTTokenizer.from_pretrained(tmp_path / "run").encode(texts[0])
     assert len(ids) // 100 < 9 == plan.held_back  # a sequence and what follows it
@@ -272,7 +273,7 @@ def test_a_run_that_diverges_keeps_its_checkpoint(
     limits = Limits(steps=7)
     with pytest.raises(MinigptError, match=told) as caught:
         train(run, limits, make_learner=learner)
-    assert "step-00000004 is as it was" in str(caught.value)
+    assert "run is as it was after update 4: begin a new run" in str(caught.value)
     assert contents(run) == before
     go_on(run)
     assert result(run) == expected

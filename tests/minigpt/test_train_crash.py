@@ -13,7 +13,7 @@ import pytest
 from tiny_run import SETTINGS, begin, go_on
 
 from minigpt.metrics import read_lines
-from minigpt.run_folder import newest_checkpoint
+from minigpt.run_folder import newest_step
 
 HERE = Path(__file__).parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "OPENBLAS_NUM_THREADS": "1"}
@@ -43,22 +43,18 @@ def test_killed_while_it_saves_after_every_update(tmp_path: Path) -> None:
     for delay in (0.0, 0.017):
         process = subprocess.Popen(command("train", run), env=ENVIRONMENT)
         deadline = time.monotonic() + 60
-        while process.poll() is None and step(run) <= reached + 2:
+        while process.poll() is None and newest_step(run) <= reached + 2:
             assert time.monotonic() < deadline
             time.sleep(0.001)
         time.sleep(delay)
         process.kill()
         process.wait()
-        reached = step(run)
+        reached = newest_step(run)
     assert 4 < reached < 30
     go_on(run)
     for name in ("model.safetensors", "step-00000030/model.safetensors"):
         assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert untimed(run) == untimed(tmp_path / "whole")
-
-
-def step(run: Path) -> int:
-    return int(newest_checkpoint(run).name.removeprefix("step-"))
 
 
 def untimed(run: Path) -> list[dict]:

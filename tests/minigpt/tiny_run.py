@@ -8,13 +8,14 @@ from typing import Any
 
 from numpy_learner import NumpyLearner
 
+from minigpt.begin import begin_run
 from minigpt.bpe import byte_symbols
 from minigpt.initial import random_tensors
 from minigpt.presets import new_config
 from minigpt.recipe import Plan, Settings
 from minigpt.run_folder import State
 from minigpt.tokenizer import GPTTokenizer
-from minigpt.train import begin_run, train
+from minigpt.train import train
 
 TEXTS = ["a tale of two cats. " * 12, "the cat sat on the mat. " * 12]
 HELD_OUT = ["a cat sat. the tale of the mat. " * 2]
