@@ -117,7 +117,12 @@ _FROM_0 = click.FloatRange(0)
     "with -m once.",
 )
 @click.option("--epochs", type=_ABOVE_0, help="The same, in times that each text is read.")
-@click.option("--minutes", type=_ABOVE_0, help="Stop after this time; --resume goes on.")
+@click.option(
+    "--minutes",
+    type=_ABOVE_0,
+    help="Stop after this time; --resume goes on. Without --steps and --epochs a new run is "
+    "planned to end by then.",
+)
 @click.option(
     "--patience",
     type=_COUNT,
@@ -178,7 +183,7 @@ def train(
         folder, steps = resume, given.get("steps")
     else:
         assert out
-        _begin(out, texts, given)
+        _begin(out, texts, given, minutes, threads)
         folder, steps = out, None
     _go_on(folder, Limits(steps, minutes, patience), threads, verbose)
 
@@ -218,7 +223,13 @@ def _usage(message: str) -> click.UsageError:
     return click.UsageError(message, click.get_current_context())
 
 
-def _begin(out: Path, texts: tuple[str, ...], given: dict[str, Any]) -> None:
+def _begin(
+    out: Path,
+    texts: tuple[str, ...],
+    given: dict[str, Any],
+    minutes: float | None,
+    threads: int | None,
+) -> None:
     """Makes the folder of a new run."""
     from .. import GPTTokenizer
     from ..begin import begin_run
@@ -231,6 +242,13 @@ def _begin(out: Path, texts: tuple[str, ...], given: dict[str, Any]) -> None:
         config, tensors, settings = _of_model(source, given)
     else:
         config, tensors, settings = _of_preset(tokenizer, given)
+
+    if minutes and not {"steps", "epochs"} & given.keys():
+        from ..pace import updates_in
+
+        show_line(f"{out}   timing")
+        most = updates_in(minutes, config, tensors, settings, threads)
+        settings = replace(settings, most_steps=most)
 
     def progress(text_bytes: int, tokens: int) -> None:
         show_line(f"{out}   reading   {text_bytes / 1e6:.0f} MB   {tokens:,} tokens")

@@ -27,6 +27,7 @@ class Settings:
     warmup_tokens  the same, in tokens
     decay          how it falls afterwards: "cosine" or "linear"
     steps, epochs  the updates of the whole run; the same, in times that the text is read
+    most_steps     where no steps are given, the updates that there is time for
     beta_1, beta_2, eps, weight_decay  of AdamW; matrices decay, vectors do not
     clip           the largest norm that the gradient may have; 0: any
     eval_every     updates from one evaluation on the held-out text to the next
@@ -46,6 +47,7 @@ class Settings:
     decay: str = "cosine"
     steps: int | None = None
     epochs: float | None = None
+    most_steps: int | None = None
     beta_1: float = 0.9
     beta_2: float = 0.95
     eps: float = 1e-8
@@ -73,7 +75,7 @@ class Plan(Settings):
 
 def check_settings(settings: Settings) -> None:
     """Raises InputError for a value that is of no use."""
-    for name in ("context", "batch_size", "steps", "eval_every", "save_every"):
+    for name in ("context", "batch_size", "steps", "most_steps", "eval_every", "save_every"):
         _check_integer(settings, name, 1)
     for name in ("warmup", "warmup_tokens", "held_back", "seed"):
         _check_integer(settings, name, 0)
@@ -129,7 +131,9 @@ def planned(settings: Settings, tokens: int, parameters: int) -> Plan:
     enough = min(_TOKENS_PER_PARAMETER * parameters, _EPOCHS * tokens)
     if settings.epochs is not None:
         enough = math.ceil(settings.epochs * tokens)
-    steps = settings.steps or max(1, math.ceil(enough / step_tokens))
+    steps = settings.steps or math.ceil(enough / step_tokens)
+    if settings.steps is None and settings.most_steps:
+        steps = min(steps, settings.most_steps)
     warmup = settings.warmup
     if warmup is None:
         warmup = min(math.ceil(settings.warmup_tokens / step_tokens), steps // 5)
@@ -139,6 +143,7 @@ def planned(settings: Settings, tokens: int, parameters: int) -> Plan:
         "warmup": warmup,
         "steps": steps,
         "epochs": None,
+        "most_steps": None,
         "eval_every": eval_every,
         "save_every": settings.save_every or eval_every,
         "held_back": held_back,

@@ -280,8 +280,8 @@ def _plan(values: dict[str, Any], path: Path) -> Plan:
         check_settings(plan)
     except InputError as flaw:
         raise CheckpointError(f"{path}: settings: {flaw}") from None
-    if any(value is None for name, value in values.items() if name != "epochs"):
-        raise CheckpointError(f"{path}: settings: must have no null but epochs")
+    if any(v is None for name, v in values.items() if name not in ("epochs", "most_steps")):
+        raise CheckpointError(f"{path}: settings: must have no null but epochs and most_steps")
     return plan
 
 

@@ -130,7 +130,7 @@ def train(
     threads       how many compute; by default one for each processor. The result is the same
     report        is told how it goes after each update
     stop          is asked again and again; when it says so, what was done is saved, and we return
-    make_learner  makes the model that learns: of (config, tensors, threads, dtype, recompute)
+    make_learner  makes the model that learns: as make_engine, the default
 
     Raises MinigptError where the loss is no finite number any more, CheckpointError where the
     folder cannot be written, InputError where another process trains in it. The last checkpoint
@@ -141,7 +141,7 @@ def train(
     with run_lock(folder):
         run, state, learned = open_run(folder)
         settings = run.settings
-        learner = (make_learner or _engine)(
+        learner = (make_learner or make_engine)(
             run.config, learned.tensors, threads, settings.dtype, settings.recompute
         )
         learner.first_moments.update(learned.first_moments)
@@ -149,13 +149,14 @@ def train(
         return _go_on(run, state, learner, limits, report, stop)
 
 
-def _engine(
+def make_engine(
     config: GPTConfig,
     tensors: dict[str, np.ndarray],
     threads: int | None,
     dtype: str,
     recompute: bool,
 ) -> Learner:
+    """The Learner of this machine's processors; raises InputError for a number of threads."""
     from .api import checked_threads  # here, as compiled code is slow to load
     from .learner import Learner
 

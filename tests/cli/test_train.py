@@ -132,6 +132,13 @@ def test_fine_tuning_begins_with_a_model(run: Run, texts: Path, model: Path) -> 
     assert (texts / "fine" / "vocab.json").read_bytes() == (model / "vocab.json").read_bytes()
 
 
+def test_minutes_alone_plan_a_run_that_takes_them(run: Run, texts: Path) -> None:
+    assert run("train", *NEW, "--minutes", "0.01", "--batch-size", "200").returncode == 0
+    (state,) = (texts / "run").glob("step-*/state.json")
+    record = json.loads(state.read_text())
+    assert 1 <= record["state"]["step"] <= record["settings"]["steps"] < 100
+
+
 def test_a_second_one_in_the_folder(fails: Fails, run: Run, texts: Path) -> None:
     assert run("train", *NEW, "--steps", "1").returncode == 0
     fails(1, "run: holds a training run; `minigpt train --resume run`", "train", *NEW)

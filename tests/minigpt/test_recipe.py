@@ -65,7 +65,16 @@ def test_what_is_left_open_is_filled_in() -> None:
     plan = planned(settings, 1_000_000, 10_000)
     assert (plan.held_back, plan.steps) == (10_000, 200)  # 20 tokens for each parameter
     assert (plan.warmup, plan.eval_every, plan.save_every) == (40, 4, 4)
-    assert None not in {**asdict(plan), "epochs": 0}.values()
+    assert None not in {**asdict(plan), "epochs": 0, "most_steps": 0}.values()
+
+
+def test_time_makes_a_run_shorter_but_not_longer() -> None:
+    settings = Settings(context=100, batch_size=10)
+    for most, steps in ((150, 150), (1000, 200)):
+        plan = planned(replace(settings, most_steps=most), 1_000_000, 10_000)
+        assert plan.steps == steps
+    given = replace(settings, most_steps=150, steps=180)
+    assert planned(given, 1_000_000, 10_000).steps == 180
 
 
 @pytest.mark.parametrize(
