@@ -251,7 +251,7 @@ def _begin(
         settings = replace(settings, most_steps=most)
 
     def progress(text_bytes: int, tokens: int) -> None:
-        show_line(f"{out}   reading   {text_bytes / 1e6:.0f} MB   {tokens:,} tokens")
+        show_line(f"{out}   reading   {text_bytes / 1e6:.1f} MB   {tokens:,} tokens")
 
     begin_run(
         out,
