@@ -40,7 +40,7 @@ from .kernels.matmul import MATMUL_SCRATCH, Room
 from .kernels.simd import BF16_PRODUCTS
 from .kernels.team import Team
 from .model import attention_blocks, attention_scales, make_sizes
-from .weights import HEAD, layer_shapes
+from .weights import HEAD
 
 _TOKENS_AT_ONCE = 2048  # more are taken in several passes, as whole sequences
 
@@ -121,9 +121,7 @@ class Learner:
         for first in range(0, B * T, HEAD_ROWS):
             self._run(forward_head, x, first, w, batch, shape, work)
             if share is not None:
-                self._run(
-                    backward_head, x, first, w, dw, batch, shape, work, np.float32(share)
-                )
+                self._run(backward_head, x, first, w, dw, batch, shape, work, np.float32(share))
         return float(work.losses[: B * T].sum(dtype=np.float64))
 
     def _forward_layer(self, n: int) -> None:
