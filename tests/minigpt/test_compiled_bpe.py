@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 import random
 import subprocess
 import sys
@@ -59,7 +60,7 @@ CHARACTERS = st.characters(exclude_categories=["Cs"])
 ENGLISH = st.sampled_from([" the", " and", "'s", "ing", " 1984", ".", "\n\n", " ", "n't", " Tree"])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(ENGLISH | st.text(CHARACTERS, max_size=5)).map("".join))
 def test_ids_are_those_of_bpe(both, text: str) -> None:
     """Twice the text, so that words are met again."""
@@ -67,7 +68,7 @@ def test_ids_are_those_of_bpe(both, text: str) -> None:
     assert ids == plain
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_any_merges_in_any_order(data: st.DataObject) -> None:
     """Those that no training would give included."""
@@ -124,6 +125,31 @@ def test_words_as_long_as_compiled_code_merges_take_little_time(gpt2: Vocabulary
     began = time.perf_counter()
     encode(text, tables, gpt2.merges)
     assert time.perf_counter() - began < 10
+
+
+def test_nothing_outside_of_the_arrays_is_read_or_written() -> None:
+    """As compiled with checks: what ends a text, fills the working memory, or drives words out."""
+    program = (
+        "from minigpt import compiled_bpe\n"
+        "from minigpt.bpe import Merges\n"
+        "merges = Merges({97 << 32 | 97: 0, 256 << 32 | 256: 1}, [256, 257])\n"
+        "tables = compiled_bpe.make_tables(list(range(256)), merges)\n"
+        "compiled_bpe.MOST_SEEN = 2\n"
+        "ends = ['\\'', '\\'r', '\\'re', '\\'l', ' ', '  ', '\\u3000', '\\U0010ffff', 'b!c1']\n"
+        "for end in [*ends, *('ab'[k % 2] * k for k in range(1020, 1030))]:\n"
+        "    for text in (end, 'word' + end, end + ' b ' + end):\n"
+        "        compiled_bpe.encode(text, tables, merges)\n"
+        "print(compiled_bpe.encode('aaaaaaa', tables, merges))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "NUMBA_BOUNDSCHECK": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout.strip() == "[257 256  97]", result.stderr
 
 
 # ---- in the tokenizer ----
