@@ -9,17 +9,19 @@
 3. The most frequent pair becomes a merge, and its two symbols become one, everywhere; again,
    until there are enough.
 
-    low ×5  lower ×2  newest ×6       e s: 6   s t: 6   l o: 7   o w: 7   w e: 8   …
-    w e   →  lo we r, ne we st         l o: 7, the lower ids of two with 7   …
+    words: low ×5, lower ×2, newest ×6
+    w e, 8 times, becomes a symbol:   l o w ×5    l o we r ×2    n e we s t ×6
+    l o, 7 times:                     lo w ×5     lo we r ×2     n e we s t ×6
+    e we, 6 times, as n e, we s, s t: lo w ×5     lo we r ×2     n ewe s t ×6
 
 Of equally frequent pairs the one with the lower ids comes first: the lower left id, then the
 lower right one. A token's id is its age, the 256 bytes in the order of GPT-2's vocabulary before
 all, `<|endoftext|>` after all. So the merges follow from the counts of the words alone: neither
-the order of the texts, nor how a text is divided at its words, nor Python's hashing matters.
-(Texts of more than MOST_WORDS different words are the exception: see there.)
+the order of the texts nor Python's hashing matters. (Texts of more than MOST_WORDS different words
+are the exception: see there.)
 
-Two pairs are never merged. One that occurs once is no pattern. And one whose joined bytes are a
-token already, as "aa a" may make what "a aa" made: ids and tokens would no longer be one to one.
+A pair that occurs once is no pattern, and is not merged. No two merges make the same token: where
+none has crossed the ends of a run of bytes, it stands in the same symbols as everywhere else.
 
 Sennrich, Haddow and Birch, "Neural Machine Translation of Rare Words with Subword Units" (ACL
 2016), algorithm 1.
@@ -35,18 +37,22 @@ from heapq import heapify, heappop, heappush
 from statistics import median_low
 
 from .bpe import Merges, byte_symbols, words
-from .errors import InputError
+from .errors import InputError, shown
+from .sampler import is_integer
 from .tokenizer import GPTTokenizer
 from .vocabulary import END_OF_TEXT, AddedToken, Vocabulary
 
 SMALLEST = 257  # the bytes and the end of text
 LARGEST = 0x110000  # as many symbols as there are characters: see `_PairIndex`
 
-# Different words that are counted at once; they take half a gigabyte. English prose of a gigabyte
-# has fewer. Where there are more, the rarer half is forgotten, and may be counted anew from there:
-# rare words then depend on the order of the texts.
-MOST_WORDS = 1 << 21
+# Different words; so many take 0.8 GB. 20 MB of English stories have 48 thousand. Where there are
+# more, the rarer half is forgotten, and counted anew from there: then the counts of rare words, and
+# merges that hang on these, depend on the order of the texts.
+MOST_WORDS = 1 << 20
 _STRETCH = 1 << 20  # characters that are split at once, which bounds the memory their words take
+# Bytes. A longer word, which is no word of any language, is learned from in pieces of this length:
+# as a whole it would be read again for each merge within it.
+_LONGEST = 256
 
 Progress = Callable[[int, int], None]  # (merges learned, merges asked for)
 
@@ -62,10 +68,10 @@ def train_tokenizer(
     Raises InputError for a text that is no str or holds a lone surrogate, a `vocab_size` outside
     SMALLEST … LARGEST, and for texts with too few pairs to make so many tokens.
     """
-    if type(vocab_size) is not int or not SMALLEST <= vocab_size <= LARGEST:
+    if not is_integer(vocab_size) or not SMALLEST <= vocab_size <= LARGEST:
         raise InputError(
-            f"vocab_size: {vocab_size!r}; must be an integer from {SMALLEST}, the 256 bytes and "
-            f"{END_OF_TEXT}, to {LARGEST}"
+            f"vocab_size: {shown(vocab_size)}; must be an integer from {SMALLEST}, the 256 bytes "
+            f"and {END_OF_TEXT}, to {LARGEST}"
         )
     merges = learn_merges(count_words(texts), vocab_size - SMALLEST, progress)
     if len(merges) < vocab_size - SMALLEST:
@@ -100,16 +106,12 @@ def learn_merges(
     bytes, 0 to 255, and then one for each merge, in their order.
     """
     tokens = byte_tokens()
-    taken = set(tokens)
     index = _PairIndex(counts)
     merges: list[tuple[str, str]] = []
     while len(merges) < number and (pair := index.pop_most_frequent()):
-        left, right = (tokens[ord(symbol)] for symbol in pair)
-        if left + right in taken:
-            continue
         index.join(pair, chr(len(tokens)))
+        left, right = (tokens[ord(symbol)] for symbol in pair)
         tokens.append(left + right)
-        taken.add(left + right)
         merges.append((left, right))
         if progress:
             progress(len(merges), number)
@@ -139,14 +141,17 @@ class _PairIndex:
     """
 
     def __init__(self, counts: dict[str, int]) -> None:
-        self.words = [_as_symbols(word) for word in counts]
-        self.times = list(counts.values())
-        self.frequency: Counter[str] = Counter()
+        self.words: list[str] = []
+        self.times: list[int] = []
+        self.frequency: defaultdict[str, int] = defaultdict(int)
         self.places: defaultdict[str, list[int]] = defaultdict(list)
-        for i, word in enumerate(self.words):
-            for pair in _pairs(word):
-                self.frequency[pair] += self.times[i]
-                self.places[pair].append(i)
+        for word, times in counts.items():
+            for piece in _as_symbols(word):
+                for pair in _pairs(piece):
+                    self.frequency[pair] += times
+                    self.places[pair].append(len(self.words))
+                self.words.append(piece)
+                self.times.append(times)
         self.heap = [(-frequency, pair) for pair, frequency in self.frequency.items()]
         heapify(self.heap)
 
@@ -168,11 +173,12 @@ class _PairIndex:
             word, times = self.words[i], self.times[i]
             if pair not in word:
                 continue  # another merge took a part of it, or the word is noted twice
-            joined = word.replace(pair, symbol)
-            self.words[i] = joined
-            for old in _pairs(word):
+            self.words[i] = word.replace(pair, symbol)
+            # only what stands there changes, and the pairs with its neighbours
+            part = word[max(word.find(pair) - 1, 0) : word.rfind(pair) + 3]
+            for old in _pairs(part):
                 self.frequency[old] -= times
-            for new in _pairs(joined):
+            for new in _pairs(part.replace(pair, symbol)):
                 self.frequency[new] += times
                 if symbol in new:
                     self.places[new].append(i)
@@ -188,9 +194,10 @@ def _pairs(word: str) -> list[str]:
 _BYTE_IDS = bytes(map(byte_tokens().index, byte_symbols()))  # byte → its id
 
 
-def _as_symbols(word: str) -> str:
-    """The bytes of a word, each as the character whose code is its id."""
-    return word.encode("utf-8").translate(_BYTE_IDS).decode("latin-1")
+def _as_symbols(word: str) -> list[str]:
+    """The bytes of a word, each as the character whose code is its id; mostly in one piece."""
+    symbols = word.encode("utf-8").translate(_BYTE_IDS).decode("latin-1")
+    return [symbols[i : i + _LONGEST] for i in range(0, len(symbols), _LONGEST)]
 
 
 # ---- texts ----
