@@ -83,6 +83,23 @@ class GPTTokenizer:
             ids.extend(chain.from_iterable(map(self._word_ids.__getitem__, words(piece))))
         return ids if return_tensors is None else np.array([ids], dtype=np.int64)
 
+    def pieces(self, text: str, size: int) -> Iterator[str]:
+        """`text` in pieces whose ids, one after the other, are the ids of the text.
+
+        Each has `size` characters and those up to the next space or newline: so a long text is
+        encoded without all its ids in memory. See `_CUT` for why it may be cut there.
+        """
+        start = 0
+        # White space may be within an added token, or belong to it
+        while self._plain_added is None:
+            spaces = _CUT_AT_SPACE if self._vocabulary.add_prefix_space else _CUT
+            cut = spaces.search(text, start + size)
+            if cut is None:
+                break
+            yield text[start : cut.start()]
+            start = cut.start()
+        yield text[start:]
+
     def decode(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = True) -> str:
         """The text of `ids`, a sequence or 1-D array; bytes that are not UTF-8 become U+FFFD.
 
@@ -155,6 +172,14 @@ class StreamDecoder:
         """What is still held back, as U+FFFD; the decoder is then ready for another text."""
         return self._utf8.decode(b"", final=True)
 
+
+# ---- cutting ----
+
+# Before white space that follows something else, a word always ends: only the first character of
+# a word may be a space where others follow, and none of them looks further than to its own end.
+# A vocabulary with add_prefix_space would put a space before a newline, and none before a space.
+_CUT = re.compile(r"(?<=\S)[ \n]")
+_CUT_AT_SPACE = re.compile(r"(?<=\S) ")
 
 # ---- arguments ----
 
