@@ -87,6 +87,8 @@ def count_words(texts: Iterable[str]) -> Counter[str]:
 
     Raises InputError for a text that is no str, or holds a lone surrogate.
     """
+    if isinstance(texts, str):
+        raise InputError("texts: a str, whose texts are characters; must be several, or [text]")
     counts: Counter[str] = Counter()
     for number, text in enumerate(texts):
         _check_text(text, number)
@@ -202,13 +204,12 @@ def _as_symbols(word: str) -> list[str]:
 
 # ---- texts ----
 
-# White space as Unicode, and so GPT-2's split, has it; Python's own \s has four characters more.
-_SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_CUT = re.compile(f"(?<=[^{_SPACE}])[{_SPACE}]")  # no word goes on here, whatever follows
+# No word goes on before white space that follows something else, and none looks further than that.
+_CUT = re.compile(r"(?<=\S)[ \n]")
 
 
 def _stretches(text: str) -> Iterator[str]:
-    """`text` in pieces of some _STRETCH characters, each of whole words."""
+    """`text` in parts of some _STRETCH characters, each of whole words."""
     start = 0
     while start < len(text):
         cut = _CUT.search(text, start + _STRETCH)
