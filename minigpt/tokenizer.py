@@ -17,6 +17,7 @@ from typing import Literal, overload
 
 import numpy as np
 
+from .box import BOX
 from .bpe import WordIds, token_bytes, words
 from .checkpoint import resolve
 from .errors import InputError
@@ -39,8 +40,9 @@ class GPTTokenizer:
         self._plain_added = _any_of(token.content for token in added if not token.special)
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str]) -> GPTTokenizer:
-        """Reads the tokenizer of a model source: a folder, a GGUF file, or a hub id.
+    def from_pretrained(cls, source: str | os.PathLike[str] = BOX) -> GPTTokenizer:
+        """Reads the tokenizer of a model source: a folder, a GGUF file, or a hub id; by default of
+        the model in the box.
 
         Raises SourceError where there is no such source, and TokenizerError where its tokenizer
         files are missing, damaged, or of another kind than GPT-2's.
