@@ -113,7 +113,7 @@ def test_gradients_and_update_are_the_twins(rng, B, T, sizes):
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_threads_and_recomputation_change_no_bit(rng, dtype):
+def test_who_computes_and_what_is_kept_change_no_bit(rng, dtype):
     config = config_of(n_layer=3)
     ids, targets = batch(rng, config, 3, 30)
     found = []
