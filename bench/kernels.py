@@ -123,7 +123,7 @@ def write_cache(team, cache, qkv, ldq, slots, positions, M, capacity, NH, HS):
 def attend(team, out, ldo, qkv, ldq, cache, partials, blocks, M, capacity, NH, HS, scale):
     keys, values = cache
     attention_forward(
-        team, out, ldo, qkv, ldq, keys, values, partials, blocks, blocks.size // 4, M,
+        team, out, ldo, partials[:0], qkv, ldq, keys, values, partials, blocks, blocks.size // 4, M,
         0, 1, capacity, NH, HS, scale,
     )  # fmt: skip
 

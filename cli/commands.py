@@ -12,6 +12,7 @@ from .eval import evaluate
 from .generate import generate
 from .info import info
 from .tokenize import tokenize
+from .train_tokenizer import train_tokenizer
 
 
 @click.group(
@@ -25,5 +26,5 @@ def cli() -> None:
     """Runs GPT-2-architecture models such as Cerebras-GPT on the processor."""
 
 
-for command in (generate, info, tokenize, convert, evaluate, compare, bench):
+for command in (generate, info, tokenize, convert, evaluate, compare, bench, train_tokenizer):
     cli.add_command(command)

@@ -9,16 +9,20 @@ from __future__ import annotations
 import numpy as np
 
 from .jit import jit
+from .layout import LANES
 from .simd import (
     fma,
+    load_first,
     power_of_two,
     select_less,
     splat,
+    store_first,
     vabs,
     vmax,
     vmin,
     vround,
 )
+from .team import barrier, claim
 
 GELU, GELU_TANH, RELU, SILU = np.arange(4)  # typed numbers, as in matmul.py
 
@@ -55,6 +59,9 @@ _TAIL = tuple(
 # gelu_tanh: tanh(u) with u = √(2/π) · (x + 0.044715 x³); 2u = x · (A + B x²)
 _TANH_A = _F(2 * np.sqrt(2 / np.pi))
 _TANH_B = _F(2 * np.sqrt(2 / np.pi) * 0.044715)
+
+_DENSITY = _F(1 / np.sqrt(2 * np.pi))  # φ(0)
+_SILU_FAR = _F(200)  # beyond it SiLU's slope is 0 or 1
 
 
 @jit
@@ -108,3 +115,61 @@ def activate(x, kind):
     if kind == SILU:
         return _sigmoid_times(x, x)
     return vmax(x, splat(_ZERO))
+
+
+@jit
+def slope(x, kind):
+    """The derivative of the activation `kind` at each lane:
+
+    GELU       Φ(x) + x · φ(x), φ the density of the normal distribution
+    GELU_TANH  σ(z) + x · σ(z) (1 − σ(z)) · z', with z = x (A + B x²) and z' = A + 3 B x²
+    RELU       1 where x > 0, else 0
+    SILU       σ(x) + x · σ(x) (1 − σ(x))
+    """
+    if kind == GELU:
+        tail = _normal_tail(vabs(x))
+        below = select_less(x, splat(_ZERO), tail, splat(_ONE) - tail)
+        return fma(x, exp(x * x * splat(-_HALF)) * splat(_DENSITY), below)
+    if kind == GELU_TANH:
+        x = vmax(splat(-_FAR), vmin(splat(_FAR), x))  # where it is 0 or 1: x · x² stays finite
+        xx = x * x
+        z_slope = fma(xx, splat(_THREE * _TANH_B), splat(_TANH_A))
+        return _sigmoid_slope(x, x * fma(xx, splat(_TANH_B), splat(_TANH_A)), z_slope)
+    if kind == SILU:
+        x = vmax(splat(-_SILU_FAR), vmin(splat(_SILU_FAR), x))
+        return _sigmoid_slope(x, x, splat(_ONE))
+    return select_less(splat(_ZERO), x, splat(_ONE), splat(_ZERO))
+
+
+@jit
+def _sigmoid_slope(x, z, z_slope):
+    """The derivative of x · σ(z): σ + x · σ (1 − σ) · z'"""
+    s = splat(_ONE) / (splat(_ONE) + exp(splat(_ZERO) - z))
+    return fma(x * s, (splat(_ONE) - s) * z_slope, s)
+
+
+@jit
+def activation_forward(team, y, x, ld, M, C, kind):
+    """y[m, :] = activate(x[m, :]), for [M, C], rows `ld` apart."""
+    m = claim(team)
+    while m < M:
+        for c in range(0, C, LANES):
+            lanes = min(LANES, C - c)
+            i = m * ld + c
+            store_first(activate(load_first(x, i, lanes), kind), y, i, lanes)
+        m = claim(team)
+    barrier(team)
+
+
+@jit
+def activation_backward(team, dx, dy, x, ld, M, C, kind):
+    """dx[m, :] = dy[m, :] · slope(x[m, :]), for [M, C], rows `ld` apart; dx may be dy."""
+    m = claim(team)
+    while m < M:
+        for c in range(0, C, LANES):
+            lanes = min(LANES, C - c)
+            i = m * ld + c
+            d = load_first(dy, i, lanes) * slope(load_first(x, i, lanes), kind)
+            store_first(d, dx, i, lanes)
+        m = claim(team)
+    barrier(team)

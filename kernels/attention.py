@@ -18,22 +18,27 @@ multiple of KEYS. What is not written is zero.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from .activation import exp
 from .jit import jit
 from .layout import GROUP, KEYS, LANES, padded
-from .products import add_products, as_left_factor, begin_products, end_products
+from .packing import pack_rows
+from .products import add_products, as_left_factor, as_panels, begin_products, end_products
 from .simd import (
     lane_numbers,
     load,
     load_first,
+    load_strided,
     place,
     put,
     select_less,
     splat,
     store,
     store_first,
+    store_two,
     vgreatest,
     vmax,
     vsum,
@@ -43,6 +48,7 @@ from .team import barrier, claim
 QUERIES = 48  # queries that one task takes through the keys: a multiple of every tile's rows
 _O = 2 * LANES  # where o begins in a record
 _START, _ONE, _AT_O, _KEYS = np.array([0, 1, _O, KEYS])  # typed numbers, as in matmul.py
+_UNSCALED = np.float32(1)
 _MINUS_INFINITY = np.float32(-np.inf)
 
 
@@ -90,12 +96,14 @@ def cache_write(
 
 @jit
 def attention_forward(
-    team, out, ldo, qkv, ldq, keys, values, partials, blocks, n_blocks, M,
+    team, out, ldo, norms, qkv, ldq, keys, values, partials, blocks, n_blocks, M,
     layer, n_slots, capacity, NH, HS, scale,
 ):  # fmt: skip
     """out[m, h] = Σ_t softmax_t(scale · q[m, h] · k[t, h]) · v[t, h] over t ≤ the position of m.
 
     out           [M, C], rows `ldo` apart
+    norms         float32 [M · NH], or empty: log Σ e^score of each softmax, m + log l, which
+                  attention_backward needs
     qkv           float32 [M, 3C], rows `ldq` apart, of which the queries are read
     keys, values  the cache, flat; the tokens' own keys and values are in it
     partials      float32, of `partials_size`, where each block is a single query
@@ -139,11 +147,13 @@ def attention_forward(
             else:
                 for r in range(rows):
                     _finish(total, r * record, out, (row + r) * ldo + h * HS, HS)
+                    if norms.size:
+                        norms[(row + r) * NH + h] = _norm(total, r * record)
         task = claim(team)
     end_products(q)
     barrier(team)
     if single:
-        _merge_partials(team, out, ldo, partials, parts, blocks, n_blocks, NH, HS, HSP)
+        _merge_partials(team, out, ldo, norms, partials, parts, blocks, n_blocks, NH, HS, HSP)
 
 
 @jit
@@ -252,7 +262,13 @@ def _finish(total, it, out, target, HS):
 
 
 @jit
-def _merge_partials(team, out, ldo, partials, parts, blocks, n_blocks, NH, HS, HSP):
+def _norm(total, it):
+    """m + log l of one record: softmax is e^(score − norm)."""
+    return vgreatest(load(total, it)) + np.log(vsum(load(total, it + LANES)))
+
+
+@jit
+def _merge_partials(team, out, ldo, norms, partials, parts, blocks, n_blocks, NH, HS, HSP):
     """The records of single queries, `parts` for each, to the output."""
     record = _O + HSP
     total = team.scratch
@@ -263,5 +279,259 @@ def _merge_partials(team, out, ldo, partials, parts, blocks, n_blocks, NH, HS, H
         for number in range(position // KEYS + 1):
             _merge(total, _START, partials, (task * parts + number) * record, HSP)
         _finish(total, _START, out, row * ldo + task % NH * HS, HS)
+        if norms.size:
+            norms[row * NH + task % NH] = _norm(total, _START)
         task = claim(team)
     barrier(team)
+
+
+# ---- backward -------------------------------------------------------------------------------
+
+SQUARE = 64  # queries and keys of the squares that backward cuts the scores into
+_SQUARE, _PANELS = np.array([SQUARE, SQUARE // LANES])
+
+
+def attention_backward_scratch(T: int, HS: int) -> int:
+    """float32 elements of scratch that a thread needs in attention_backward."""
+    TP, HSP = padded(T, SQUARE), padded(HS)
+    return 5 * TP * HSP + SQUARE * (7 * HSP + 5 * SQUARE + 2)
+
+
+class _Head(NamedTuple):
+    """One head of one sequence, TP = padded(T, SQUARE) tokens; zeros beyond T and HS.
+
+    k, v     left factors [TP, HSP]
+    kt       left factor kᵀ [HSP, TP]
+    dk, dv   float32 [TP, HSP]
+    """
+
+    k: np.ndarray
+    v: np.ndarray
+    kt: np.ndarray
+    dk: np.ndarray
+    dv: np.ndarray
+
+
+class _Queries(NamedTuple):
+    """SQUARE of its queries, in every order that a product wants.
+
+    rows, drows    float32 [SQUARE, HSP]: scale · q, and ∂loss/∂o
+    q, do          the same as panels
+    qt, dot        the same transposed, [HSP, SQUARE], as panels
+    dqt            float32 [HSP, SQUARE]: ∂loss/∂(scale · q), transposed
+    norms, deltas  float32 [SQUARE]
+    """
+
+    rows: np.ndarray
+    drows: np.ndarray
+    q: np.ndarray
+    do: np.ndarray
+    qt: np.ndarray
+    dot: np.ndarray
+    dqt: np.ndarray
+    norms: np.ndarray
+    deltas: np.ndarray
+
+
+class _Square(NamedTuple):
+    """Scores of SQUARE keys (rows) and SQUARE queries (columns), and what comes of them.
+
+    s, dp    float32: scores, and ∂loss/∂p
+    p, ds    left factors: softmax, and ∂loss/∂s
+    dsp      ds as panels
+    """
+
+    s: np.ndarray
+    dp: np.ndarray
+    p: np.ndarray
+    ds: np.ndarray
+    dsp: np.ndarray
+
+
+@jit
+def attention_backward(
+    team, dqkv, lddq, dout, ldd, qkv, ldq, out, ldo, norms, B, T, NH, HS, scale, like
+):
+    """From dout = ∂loss/∂out of attention_forward over B whole sequences of T tokens: dqkv.
+
+    With p = e^(s − norm) and s = scale · q · k, computed anew (docs/training.md):
+
+        dv[t] = Σ_i p[i, t] · do[i]                 dp[i, t] = do[i] · v[t]
+        ds = p · (dp − delta),  delta[i] = Σ_d do[i, d] · o[i, d]
+        dk[t] = scale · Σ_i ds[i, t] · q[i]         dq[i] = scale · Σ_t ds[i, t] · k[t]
+
+    dqkv       [B · T, 3C], rows `lddq` apart
+    dout, out  [B · T, C], rows `ldd`, `ldo` apart
+    qkv        float32 [B · T, 3C], rows `ldq` apart
+    norms      float32 [B · T · NH], of attention_forward
+    like       an empty array of the type of the panels
+    A task is a head of a sequence, and a thread's scratch of attention_backward_scratch is for it.
+    """
+    C, HSP, TP = NH * HS, padded(HS), padded(T, SQUARE)
+    head, queries, square = _backward_places(team.scratch, like, TP, HSP)
+    begin_products(head.k)
+    task = claim(team)
+    while task < B * NH:
+        row, column = task // NH * T, task % NH * HS
+        _read_head(head, qkv, row * ldq + column, ldq, C, T, TP, HS, HSP)
+        for first in range(0, T, SQUARE):
+            rows = min(SQUARE, T - first)
+            here = row + first
+            _read_square(queries.rows, qkv, here * ldq + column, ldq, rows, HS, HSP, scale)
+            _read_square(queries.drows, dout, here * ldd + column, ldd, rows, HS, HSP, _UNSCALED)
+            _turn_queries(queries, HSP)
+            _read_norms(queries, norms, here * NH + task % NH, NH, out, here * ldo + column, ldo,
+                        rows, HS, HSP)  # fmt: skip
+            for key in range(0, first + rows, SQUARE):
+                _square_backward(head, queries, square, key, key - first, TP, HSP)
+            for r in range(rows):
+                for d in range(0, HS, LANES):
+                    dq = load_strided(queries.dqt, d * SQUARE + r, _SQUARE) * splat(scale)
+                    place = (here + r) * lddq + column + d
+                    store_first(dq, dqkv, place, min(LANES, HS - d))
+        for t in range(T):
+            for d in range(0, HS, LANES):
+                place, lanes = (row + t) * lddq + column + d, min(LANES, HS - d)
+                store_first(load(head.dk, t * HSP + d), dqkv, place + C, lanes)
+                store_first(load(head.dv, t * HSP + d), dqkv, place + 2 * C, lanes)
+        task = claim(team)
+    end_products(head.k)
+    barrier(team)
+
+
+@jit
+def _backward_places(scratch, like, TP, HSP):
+    """The thread's scratch, cut into a _Head, _Queries and a _Square."""
+    n, i = TP * HSP, np.int64(0)
+    head = _Head(
+        as_left_factor(scratch[:n], like),
+        as_left_factor(scratch[n : 2 * n], like),
+        as_left_factor(scratch[2 * n : 3 * n], like),
+        scratch[3 * n : 4 * n],
+        scratch[4 * n : 5 * n],
+    )
+    i, n = 5 * n, SQUARE * HSP
+    queries = _Queries(
+        scratch[i : i + n],
+        scratch[i + n : i + 2 * n],
+        as_panels(scratch[i + 2 * n : i + 3 * n], like),
+        as_panels(scratch[i + 3 * n : i + 4 * n], like),
+        as_panels(scratch[i + 4 * n : i + 5 * n], like),
+        as_panels(scratch[i + 5 * n : i + 6 * n], like),
+        scratch[i + 6 * n : i + 7 * n],
+        scratch[i + 7 * n : i + 7 * n + SQUARE],
+        scratch[i + 7 * n + SQUARE : i + 7 * n + 2 * SQUARE],
+    )
+    i, n = i + 7 * n + 2 * SQUARE, SQUARE * SQUARE
+    square = _Square(
+        scratch[i : i + n],
+        scratch[i + n : i + 2 * n],
+        as_left_factor(scratch[i + 2 * n : i + 3 * n], like),
+        as_left_factor(scratch[i + 3 * n : i + 4 * n], like),
+        as_panels(scratch[i + 4 * n : i + 5 * n], like),
+    )
+    return head, queries, square
+
+
+@jit
+def _read_head(head, qkv, source, ldq, C, T, TP, HS, HSP):
+    """Keys and values of one head, the query of whose first token is at `source`."""
+    head.dk[:] = 0
+    head.dv[:] = 0
+    for t in range(0, TP, SQUARE):
+        rows = max(0, min(SQUARE, T - t))
+        _read_rows(head.k, t * HSP, qkv, source + t * ldq + C, ldq, rows, HS, HSP, _UNSCALED)
+        _read_rows(head.v, t * HSP, qkv, source + t * ldq + 2 * C, ldq, rows, HS, HSP, _UNSCALED)
+    for t in range(0, TP, LANES):
+        for d in range(HSP):
+            store(load_strided(head.k, t * HSP + d, HSP), head.kt, d * TP + t)
+
+
+@jit
+def _read_square(to, qkv, source, ld, rows, HS, HSP, scale):
+    _read_rows(to, _START, qkv, source, ld, rows, HS, HSP, scale)
+
+
+@jit
+def _read_rows(to, it, qkv, source, ld, rows, HS, HSP, scale):
+    """scale · some rows [rows, HS] to SQUARE rows of HSP, with zeros beyond."""
+    for r in range(SQUARE):
+        for d in range(0, HSP, LANES):
+            value = splat(np.float32(0))
+            if r < rows and d < HS:
+                value = load_first(qkv, source + r * ld + d, min(LANES, HS - d)) * splat(scale)
+            store(value, to, it + r * HSP + d)
+
+
+@jit
+def _turn_queries(queries, HSP):
+    """From rows to the panels of all four right factors; no dq yet."""
+    queries.dqt[:] = 0
+    for panels, rows in ((queries.q, queries.rows), (queries.do, queries.drows)):
+        pack_rows(panels, _START, _START, _SQUARE, rows, _START, _START, _SQUARE, HSP, HSP, _ONE)
+    for panels, rows in ((queries.qt, queries.rows), (queries.dot, queries.drows)):
+        pack_rows(panels, _START, _START, HSP, rows, _START, _START, HSP, _SQUARE, _ONE, HSP)
+
+
+@jit
+def _read_norms(queries, norms, i, stride, out, io, ldo, rows, HS, HSP):
+    """Norms and deltas of the queries; beyond their rows a norm that makes each p 0."""
+    for r in range(SQUARE):
+        queries.norms[r], queries.deltas[r] = -_MINUS_INFINITY, 0
+        if r < rows:
+            queries.norms[r] = norms[i + r * stride]
+            total = splat(np.float32(0))
+            for d in range(0, HS, LANES):
+                o = load_first(out, io + r * ldo + d, min(LANES, HS - d))
+                total = total + o * load(queries.drows, r * HSP + d)
+            queries.deltas[r] = vsum(total)
+
+
+@jit
+def _square_backward(head, queries, square, key, ahead, TP, HSP):
+    """What the queries and the SQUARE keys from `key` on add to dk, dv and dq.
+
+    ahead  the first key's place less the first query's
+    """
+    n, panel = _SQUARE, LANES * HSP
+    square.s[:] = 0
+    square.dp[:] = 0
+    # pass 1: scores, and what their softmax should have been
+    add_products(
+        square.s, _START, n, head.k, key * HSP, HSP, queries.qt, _START, panel, n, _PANELS, HSP
+    )
+    add_products(
+        square.dp, _START, n, head.v, key * HSP, HSP, queries.dot, _START, panel, n, _PANELS, HSP
+    )
+    # pass 2: p and ds
+    for r in range(0, SQUARE, 2):
+        for c in range(0, SQUARE, LANES):
+            first = _p_and_ds(queries, square, r, c, ahead)
+            second = _p_and_ds(queries, square, r + 1, c, ahead)
+            store_two(first, second, square.dsp, c * SQUARE + r * LANES)
+    # pass 3: what follows for values, keys and queries
+    add_products(
+        head.dv, key * HSP, HSP, square.p, _START, n,
+        queries.do, _START, LANES * n, n, HSP // LANES, n,
+    )  # fmt: skip
+    add_products(
+        head.dk, key * HSP, HSP, square.ds, _START, n,
+        queries.q, _START, LANES * n, n, HSP // LANES, n,
+    )  # fmt: skip
+    add_products(
+        queries.dqt, _START, n, head.kt, key, TP, square.dsp, _START, LANES * n, HSP, _PANELS, n
+    )
+
+
+@jit
+def _p_and_ds(queries, square, r, c, ahead):
+    """p and ds of key r and sixteen queries from c on, into the square; returns ds."""
+    i, zero = r * SQUARE + c, splat(np.float32(0))
+    p = exp(load(square.s, i) - load(queries.norms, c))
+    # a query sees no key that comes after it
+    query = lane_numbers() + splat(np.float32(c))
+    p = select_less(query, splat(np.float32(r + ahead)), zero, p)
+    ds = p * (load(square.dp, i) - load(queries.deltas, c))
+    store(p, square.p, i)
+    store(ds, square.ds, i)
+    return ds

@@ -84,12 +84,13 @@ def must_compile() -> bool:
 def _fingerprint() -> str:
     """A short hash of everything compiled code depends on beyond its own text.
 
-    The text of the kernels and of model.py, which strings them together; whether the system gives
-    AMX's tiles, and whether bounds are checked. Numba adds the processor and its own version.
+    The text of the kernels, and of model.py and backward.py, which string them together; whether
+    the system gives AMX's tiles, and whether bounds are checked. Numba adds the processor and its
+    own version.
     """
     here = Path(__file__).resolve().parent
     package = Path(sys.modules[__name__.split(".")[0]].__file__ or __file__).parent
-    files = [*sorted(here.rglob("*.py")), package / "model.py"]
+    files = [*sorted(here.rglob("*.py")), package / "model.py", package / "backward.py"]
     text = b"".join(file.read_bytes() for file in files if file.is_file())
     chosen = repr((amx_allowed(), numba.config.BOUNDSCHECK)).encode()
     return hashlib.sha256(text + chosen).hexdigest()[:16]

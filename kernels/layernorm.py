@@ -20,6 +20,7 @@ from .simd import (
 from .team import barrier, claim
 
 _ROWS_PER_TASK = 8
+_ROWS_PER_SUM = 32
 
 
 @jit
@@ -47,6 +48,21 @@ def _normalise(y, x, i, weight, bias, C, eps):
     """One row, at element i of x and of y."""
     whole = C - C % LANES
     rest = C - whole
+    mean, rstd = _mean_and_rstd(x, i, C, eps)
+    for c in range(0, whole, LANES):
+        n = (load(x, i + c) - mean) * rstd
+        store(fma(n, load(weight, c), load(bias, c)), y, i + c)
+    if rest:
+        n = (load_first(x, i + whole, rest) - mean) * rstd
+        n = fma(n, load_first(weight, whole, rest), load_first(bias, whole, rest))
+        store_first(n, y, i + whole, rest)
+
+
+@jit
+def _mean_and_rstd(x, i, C, eps):
+    """The mean of a row and 1 / √(variance + eps), each in all lanes."""
+    whole = C - C % LANES
+    rest = C - whole
     zero = splat(np.float32(0))
 
     # pass 1: mean
@@ -66,13 +82,74 @@ def _normalise(y, x, i, weight, bias, C, eps):
         d = load_first(x, i + whole, rest) - mean
         d = select_less(lane_numbers(), splat(np.float32(rest)), d, zero)
         total = fma(d, d, total)
-    rstd = splat(np.float32(1) / np.sqrt(vsum(total) / np.float32(C) + eps))
+    return mean, splat(np.float32(1) / np.sqrt(vsum(total) / np.float32(C) + eps))
 
-    # pass 3: scale and shift
-    for c in range(0, whole, LANES):
-        n = (load(x, i + c) - mean) * rstd
-        store(fma(n, load(weight, c), load(bias, c)), y, i + c)
-    if rest:
-        n = (load_first(x, i + whole, rest) - mean) * rstd
-        n = fma(n, load_first(weight, whole, rest), load_first(bias, whole, rest))
-        store_first(n, y, i + whole, rest)
+
+def layernorm_partials(M: int, C: int) -> int:
+    """float32 elements of `partials` that layernorm_backward needs."""
+    return -(-M // _ROWS_PER_SUM) * 2 * C
+
+
+@jit
+def layernorm_backward(team, dx, dweight, dbias, dy, x, ld, weight, partials, M, C, eps):
+    """From dy = ∂loss/∂y: what is to be added to dx, dweight and dbias.
+
+    With n = (x − mean) · rstd, and each mean over a row (docs/training.md):
+
+        dbias   += Σ_m dy[m]
+        dweight += Σ_m dy[m] · n[m]
+        dx      += rstd · (dn − mean(dn) − n · mean(dn · n)),    dn = dy · weight
+
+    dx, dy, x              float32 [M, C], rows `ld` apart
+    dweight, dbias, weight [C]
+    partials               float32, of layernorm_partials: the sums of _ROWS_PER_SUM rows each,
+                           which are added up in their order
+    """
+    task = claim(team)
+    while task * _ROWS_PER_SUM < M:
+        place = task * 2 * C
+        partials[place : place + 2 * C] = 0
+        first = task * _ROWS_PER_SUM
+        for m in range(first, min(M, first + _ROWS_PER_SUM)):
+            _denormalise(dx, partials, place, dy, x, m * ld, weight, C, eps)
+        task = claim(team)
+    barrier(team)
+    c = claim(team) * LANES
+    while c < C:
+        lanes = min(LANES, C - c)
+        scale, shift = load_first(dweight, c, lanes), load_first(dbias, c, lanes)
+        for block in range((M + _ROWS_PER_SUM - 1) // _ROWS_PER_SUM):
+            place = block * 2 * C
+            scale = scale + load_first(partials, place + c, lanes)
+            shift = shift + load_first(partials, place + C + c, lanes)
+        store_first(scale, dweight, c, lanes)
+        store_first(shift, dbias, c, lanes)
+        c = claim(team) * LANES
+    barrier(team)
+
+
+@jit
+def _denormalise(dx, partials, place, dy, x, i, weight, C, eps):
+    """One row, at element i, to dx and to the sums of dweight and dbias at `place`."""
+    mean, rstd = _mean_and_rstd(x, i, C, eps)
+    sum_dn, sum_dn_n = splat(np.float32(0)), splat(np.float32(0))
+    for c in range(0, C, LANES):
+        lanes = min(LANES, C - c)
+        dyc = load_first(dy, i + c, lanes)
+        n = (load_first(x, i + c, lanes) - mean) * rstd
+        dn = dyc * load_first(weight, c, lanes)
+        sum_dn = sum_dn + dn
+        sum_dn_n = fma(dn, n, sum_dn_n)
+        dweight = fma(dyc, n, load_first(partials, place + c, lanes))
+        store_first(dweight, partials, place + c, lanes)
+        store_first(
+            load_first(partials, place + C + c, lanes) + dyc, partials, place + C + c, lanes
+        )
+    mean_dn = splat(vsum(sum_dn) / np.float32(C))
+    mean_dn_n = splat(vsum(sum_dn_n) / np.float32(C))
+    for c in range(0, C, LANES):
+        lanes = min(LANES, C - c)
+        n = (load_first(x, i + c, lanes) - mean) * rstd
+        dn = load_first(dy, i + c, lanes) * load_first(weight, c, lanes)
+        d = (dn - mean_dn - n * mean_dn_n) * rstd
+        store_first(load_first(dx, i + c, lanes) + d, dx, i + c, lanes)

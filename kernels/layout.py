@@ -29,6 +29,7 @@ LANES = 16  # float32 in a vector, on every processor; columns of a panel
 PAD = 32  # the rows of a panel are a multiple of it
 GROUP = 64  # columns of a matrix that are computed together: four panels
 BLOCK = 64  # rows of a panel of whole numbers that share a scale
+IGNORED = -100  # as a target: the row does not count
 KEYS = 256  # keys that attention takes at a time: a cache's capacity is a multiple of it
 
 

@@ -15,7 +15,7 @@ docs/kernels.md tells how one gets from three nested loops to this.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.core import types
@@ -24,7 +24,8 @@ from numba.extending import overload
 from .activation import activate
 from .codes import Codes, add_code_products, code_at, codes_at, quantize_rows
 from .jit import jit
-from .layout import GROUP, LANES, numbers_stride, padded, panels_size
+from .layout import GROUP, LANES, numbers_stride, padded, panels_size, row_stride
+from .packing import copy_rows, pack_factor, transpose_rows
 from .products import add_products, begin_products, end_products
 from .simd import (
     AMX,
@@ -48,7 +49,7 @@ K_BLOCK = 512 if AMX else 768
 # Typed numbers, so that Numba compiles one function for all of them and not one for each.
 NO_ACTIVATION = np.int64(-1)
 SET, ADD = np.int64(0), np.int64(1)  # what happens to y: y = …, y += …
-_START, _GROUP, _PANELS = np.int64(0), np.int64(GROUP), np.int64(GROUP // LANES)
+_START, _ONE, _GROUP, _PANELS = np.array([0, 1, GROUP, GROUP // LANES])
 
 _ROW_UNIT = 96  # a multiple of every tile's rows
 _ROWS = 2 * _ROW_UNIT  # rows of x that pass each block of a panel
@@ -85,6 +86,60 @@ def matmul_forward(team, y, ldy, x, ldx, w, bias, M, K, N, mode, activation, sca
         _finish(sums, y, ldy, m, group * GROUP, bias, rows, N, mode, activation, scale)
         task = claim(team)
     end_products(x)
+    barrier(team)
+
+
+class Room(NamedTuple):
+    """What matmul_backward needs for the factors that it makes, flat; also their types.
+
+    panels  of the largest right factor: of dy [M, N] and of wᵀ [N, K]
+    rows    of the largest left factor: of xᵀ [K, M], K rounded up to LANES, row_stride(M) apart;
+            of dy [M, N], where the other has not the type that is multiplied
+    """
+
+    panels: np.ndarray
+    rows: np.ndarray
+
+
+@jit
+def matmul_backward(team, dx, lddx, dw, dbias, dy, lddy, x, ldx, w, room, M, K, N):
+    """From dy = ∂loss/∂y of y = x · w + bias: dx, and what is to be added to dw and dbias.
+
+        dbias += Σ_m dy[m]          dw += xᵀ · dy          dx = dy · wᵀ
+
+    dx, dy  [M, K], [M, N], rows `lddx`, `lddy` apart
+    x       [M, K], rows `ldx` apart, as matmul_forward had it
+    dw, w   float32 [K, N], flat, without padding
+    dbias   float32 [N], or empty for none
+    """
+    no_bias, one = dw[:0], np.float32(1)
+    bias_backward(team, dbias, dy, lddy, M, dbias.size)
+    transpose_rows(team, room.rows, row_stride(M), x, ldx, M, K)
+    pack_factor(team, room.panels, dy, _START, M, N, lddy, _ONE)
+    matmul_forward(
+        team, dw, N, room.rows, row_stride(M), room.panels, no_bias, K, M, N,
+        ADD, NO_ACTIVATION, one,
+    )  # fmt: skip
+    pack_factor(team, room.panels, w, _START, N, K, _ONE, N)
+    left = rounded_factor(team, room.rows, dy, lddy, M, N)
+    matmul_forward(
+        team, dx, lddx, left, lddy, room.panels, no_bias, M, N, K,
+        SET, NO_ACTIVATION, one,
+    )  # fmt: skip
+
+
+@jit
+def bias_backward(team, dbias, dy, lddy, M, N):
+    """dbias[n] += Σ_m dy[m, n], for each n in the order of m."""
+    task = claim(team)
+    while task * GROUP < N:
+        for n in range(task * GROUP, min(N, (task + 1) * GROUP), LANES):
+            lanes = min(LANES, N - n)
+            total = splat(np.float32(0))
+            for m in range(M):
+                total = total + load_first(dy, m * lddy + n, lanes)
+            store_first(load_first(dbias, n, lanes) + total, dbias, n, lanes)
+        task = claim(team)
     barrier(team)
 
 
@@ -170,6 +225,23 @@ def _left_factor(team, room, x, ldx, w, M, K):
         quantize_rows(team, room, x, ldx, M, K),
         numbers_stride(K),
     )
+
+
+def rounded_factor(team: Any, room: Any, x: Any, ldx: Any, M: Any, K: Any) -> Any:
+    """x [M, K] as a left factor of the type of `room`: itself, or a copy in `room`, rounded."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(rounded_factor)
+def _rounded_factor(team, room, x, ldx, M, K):
+    if room.dtype == x.dtype:
+        return lambda team, room, x, ldx, M, K: x
+
+    def copy(team, room, x, ldx, M, K):
+        copy_rows(team, room, x, ldx, M, K)
+        return room
+
+    return copy
 
 
 def matrix_at(address: Any, scales: Any, K: Any, N: Any, like: Any) -> Any:

@@ -150,3 +150,15 @@ def _as_left_factor(scratch, b):
     if BF16_PRODUCTS and b.dtype.bitwidth == 16:
         return lambda scratch, b: scratch.view(np.uint16)
     return lambda scratch, b: scratch
+
+
+def as_panels(scratch: Any, like: Any) -> Any:
+    """float32 scratch as room for panels of the type of `like`."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(as_panels)
+def _as_panels(scratch, like):
+    if like.dtype.bitwidth == 16:
+        return lambda scratch, like: scratch.view(np.uint16)
+    return lambda scratch, like: scratch

@@ -4,13 +4,15 @@ here, at the border."""
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from . import generate as generation
+from .box import BOX
 from .cache import State
 from .checkpoint import open_checkpoint, resolve
 from .config import GPTConfig
@@ -18,7 +20,11 @@ from .errors import InputError, SourceError, shown
 from .loading import load_weights
 from .model import Engine
 from .sampler import is_integer
-from .save import save_model
+from .save import as_type, save_model
+from .weights import checkpoint_name
+
+if TYPE_CHECKING:
+    from .learner import Learner
 
 MAX_THREADS = 256
 
@@ -47,12 +53,15 @@ class GPTModel:
         self._source = source
         self.config = engine.config
         self.dtype = engine.weights.dtype
+        self._learner: Learner | None = None
+        self._learning = threading.Lock()
 
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike[str], dtype: str = "auto", threads: int | None = None
+        cls, source: str | os.PathLike[str] = BOX, dtype: str = "auto", threads: int | None = None
     ) -> GPTModel:
-        """The model of a source: a folder in Hugging Face layout, a GGUF file, or a hub id.
+        """The model of a source: a folder in Hugging Face layout, a GGUF file, or a hub id; by
+        default the one in the box.
 
         dtype    how weights are held: "f32", "bf16", "int8", "int4", or "auto" (as the folder
                  holds them)
@@ -88,6 +97,44 @@ class GPTModel:
     def stream(self, ids: Any, **options: Any) -> Iterator[int]:
         """Continue one sequence, token by token; see minigpt.generate.stream for the options."""
         return generation.stream(self, ids, **options)
+
+    def loss_and_grad(self, ids: Any, targets: Any) -> tuple[float, dict[str, np.ndarray]]:
+        """The mean cross-entropy of foretelling targets from ids, and its gradient.
+
+        ids      int [B, T]
+        targets  int [B, T]: targets[b, t] should follow ids[b, t]; -100 does not count
+
+        Returns the loss in nats and {checkpoint's tensor name: float32 array of its shape}; a tied
+        head's gradient is part of wte's. Products are of bfloat16 factors where dtype is "bf16",
+        else of float32; of int8 and int4 weights the gradient is that at the numbers they stand
+        for. Raises InputError for ids and targets that are no tokens or of unequal shape, and where
+        no target counts.
+
+        The first call makes float32 copies of the weights, which the model keeps.
+        """
+        rows = generation.checked_batch(ids, self.config)
+        wanted, counted = generation.checked_targets(targets, rows.shape, self.config)
+        weights = self._engine.weights
+        with self._learning:
+            if self._learner is None:
+                self._learner = self._new_learner()
+            self._learner.clear()
+            nats = self._learner.accumulate(rows, wanted, 1 / counted)
+            grads = self._learner.take_grads()
+        return nats / counted, {
+            checkpoint_name(name, weights.prefix): grad for name, grad in grads.items()
+        }
+
+    def _new_learner(self) -> Learner:
+        from .learner import Learner
+
+        weights = self._engine.weights
+        tensors = {
+            name: as_type(weights.tensor(name), "F32").astype(np.float32, order="C")
+            for name in weights.tensors
+        }
+        dtype = "bf16" if self.dtype == "bf16" else "f32"
+        return Learner(self.config, tensors, self._engine.threads, dtype)
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: str = "f32") -> None:
         """Write config.json and model.safetensors into a folder, with the source's tokenizer files.

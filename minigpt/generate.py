@@ -15,6 +15,7 @@ import numpy as np
 
 from .config import GPTConfig
 from .errors import InputError, shown
+from .kernels.layout import IGNORED
 from .sampler import SamplingParams, generators, is_integer, sample
 
 Eos = int | None | Literal["config"]
@@ -195,6 +196,32 @@ def checked_batch(ids: Any, config: GPTConfig) -> np.ndarray:
             f"ids: rows of {min(lengths)} to {max(lengths)} tokens; must all be of one length"
         )
     return np.stack(prompts)
+
+
+def checked_targets(
+    targets: Any, shape: tuple[int, ...], config: GPTConfig
+) -> tuple[np.ndarray, int]:
+    """`targets` as int64 of the ids' shape [B, T], and how many count; raises InputError."""
+    try:
+        array = np.asarray(targets)
+    except ValueError:  # rows of unequal length
+        raise InputError(f"targets: ragged; must be of the ids' shape, {list(shape)}") from None
+    if array.dtype.kind not in "iu":
+        raise InputError(f"targets: {array.dtype}; must be integers of the shape {list(shape)}")
+    if array.ndim == 1:
+        array = array[None]
+    if array.shape != shape:
+        raise InputError(f"targets: shape {list(array.shape)}; must be the ids', {list(shape)}")
+    counts = array != IGNORED
+    if not counts.any():
+        raise InputError(f"targets: all are {IGNORED}; at least one must be a token")
+    for extreme in (array[counts].min(), array[counts].max()):
+        if not 0 <= extreme < config.vocab_size:
+            raise InputError(
+                f"targets: {shown(int(extreme))} is no token and not {IGNORED}; "
+                f"tokens go from 0 to {config.vocab_size - 1}"
+            )
+    return array.astype(np.int64), int(counts.sum())
 
 
 def _prompt(ids: Any, config: GPTConfig, where: str) -> np.ndarray:

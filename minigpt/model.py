@@ -238,7 +238,7 @@ def _layers(team, first, last, sizes, table, scales, cache, buffers, step, logit
     matrix, vector = table.matrix, table.vector
     ends = table.ends[0]
     ld, ld_qkv, ld_hidden = row_stride(C), row_stride(3 * C), row_stride(H)
-    one, no_bias = np.float32(1), vector
+    one, no_bias, no_norms = np.float32(1), vector, vector
 
     if first == 0:
         wte = matrix_at(ends.wte_weight, ends.wte_weight_scales, C, V, matrix)
@@ -282,7 +282,7 @@ def _layers(team, first, last, sizes, table, scales, cache, buffers, step, logit
             n, cache.slots, cache.capacity, NH, HS,
         )  # fmt: skip
         attention_forward(
-            team, attended, ld, qkv, ld_qkv, cache.keys, cache.values, partials,
+            team, attended, ld, no_norms, qkv, ld_qkv, cache.keys, cache.values, partials,
             step.blocks, step.blocks.size // 4, M,
             n, cache.slots, cache.capacity, NH, HS, scales[n],
         )  # fmt: skip
@@ -328,6 +328,7 @@ class Engine:
     def __init__(self, config: GPTConfig, weights: Weights, threads: int) -> None:
         self.config = config
         self.weights = weights
+        self.threads = threads
         self._team = Team(threads, keep=weights)
         self._sizes = make_sizes(config)
         self._table = make_table(weights, config)

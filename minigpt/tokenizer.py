@@ -18,6 +18,7 @@ from typing import Literal, overload
 
 import numpy as np
 
+from .box import BOX
 from .bpe import WordIds, token_bytes, words
 from .checkpoint import resolve
 from .errors import InputError
@@ -40,8 +41,9 @@ class GPTTokenizer:
         self._plain_added = _any_of(token.content for token in added if not token.special)
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str]) -> GPTTokenizer:
-        """Reads the tokenizer of a model source: a folder, a GGUF file, or a hub id.
+    def from_pretrained(cls, source: str | os.PathLike[str] = BOX) -> GPTTokenizer:
+        """Reads the tokenizer of a model source: a folder, a GGUF file, or a hub id; by default of
+        the model in the box.
 
         Raises SourceError where there is no such source, and TokenizerError where its tokenizer
         files are missing, damaged, or of another kind than GPT-2's.
@@ -83,6 +85,23 @@ class GPTTokenizer:
         pieces = map(self._piece_ids, self._split_at_added(text, allow_special))
         ids = np.concatenate([np.empty(0, np.int64), *pieces])
         return ids.tolist() if return_tensors is None else ids[np.newaxis]
+
+    def pieces(self, text: str, size: int) -> Iterator[str]:
+        """`text` in pieces whose ids, one after the other, are the ids of the text.
+
+        Each has `size` characters and those up to the next space or newline: so a long text is
+        encoded without all its ids in memory. See `_CUT` for why it may be cut there.
+        """
+        start = 0
+        # White space may be within an added token, or belong to it
+        while self._plain_added is None:
+            spaces = _CUT_AT_SPACE if self._vocabulary.add_prefix_space else _CUT
+            cut = spaces.search(text, start + size)
+            if cut is None:
+                break
+            yield text[start : cut.start()]
+            start = cut.start()
+        yield text[start:]
 
     def decode(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = True) -> str:
         """The text of `ids`, a sequence or 1-D array; bytes that are not UTF-8 become U+FFFD.
@@ -174,6 +193,14 @@ class StreamDecoder:
         """What is still held back, as U+FFFD; the decoder is then ready for another text."""
         return self._utf8.decode(b"", final=True)
 
+
+# ---- cutting ----
+
+# Before white space that follows something else, a word always ends: only the first character of
+# a word may be a space where others follow, and none of them looks further than to its own end.
+# A vocabulary with add_prefix_space would put a space before a newline, and none before a space.
+_CUT = re.compile(r"(?<=\S)[ \n]")
+_CUT_AT_SPACE = re.compile(r"(?<=\S) ")
 
 # ---- arguments ----
 

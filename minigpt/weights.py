@@ -131,6 +131,11 @@ class Weights:
         return np.ascontiguousarray(matrix.T if is_transposed(name) else matrix)
 
 
+def checkpoint_name(name: str, prefix: str) -> str:
+    """The name in a checkpoint whose names begin with `prefix`; a head's never does."""
+    return name if name == HEAD else prefix + name
+
+
 def in_panels(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor is multiplied with, and so lies in panels."""
     return len(shape) == 2 and name != "wpe.weight"

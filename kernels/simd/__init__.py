@@ -71,6 +71,7 @@ from .vectors import (
     vmax,
     vmin,
     vround,
+    vsqrt,
     vsum,
 )
 from .whole import (
@@ -128,5 +129,6 @@ __all__ = [
     "vmax",
     "vmin",
     "vround",
+    "vsqrt",
     "vsum",
 ]

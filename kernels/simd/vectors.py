@@ -94,6 +94,16 @@ def vround(typingctx, a):
 
 
 @intrinsic
+def vsqrt(typingctx, a):
+    """The root of each lane, correctly rounded."""
+
+    def codegen(context, builder, signature, arguments):
+        return call(builder, "llvm.sqrt.v16f32", V16F, *arguments)
+
+    return vector_type(a), codegen
+
+
+@intrinsic
 def select_less(typingctx, a, b, then, otherwise):
     """Lane by lane: `then` where a < b, else `otherwise` (also where either is NaN)."""
 

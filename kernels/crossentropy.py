@@ -1,0 +1,86 @@
+"""Cross-entropy: how badly the next token was foretold, and the gradient of that.
+
+The rows of logits come some hundred at a time, and their gradient some thousand columns at a time,
+so that neither is ever there for a whole batch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .activation import exp
+from .jit import jit
+from .layout import IGNORED, LANES, padded
+from .simd import lane_numbers, load_first, select_less, splat, store, vgreatest, vmax, vsum
+from .team import barrier, claim
+
+_MINUS_INFINITY = np.float32(-np.inf)
+
+
+@jit
+def crossentropy_forward(team, losses, norms, logits, ld, targets, M, V):
+    """losses[m] = log Σ_v e^logits[m, v] − logits[m, targets[m]]; 0 where it does not count.
+
+    losses, norms  float32 [M]; norms[m] = log Σ_v e^logits[m, v], for crossentropy_backward
+    logits         float32 [M, V], rows `ld` apart
+    targets        int64 [M], from 0 to V − 1, or IGNORED
+    """
+    m = claim(team)
+    while m < M:
+        norms[m] = _log_sum_exp(logits, m * ld, V)
+        losses[m] = 0
+        if targets[m] != IGNORED:
+            losses[m] = norms[m] - logits[m * ld + targets[m]]
+        m = claim(team)
+    barrier(team)
+
+
+@jit
+def _log_sum_exp(x, i, n):
+    """log Σ e^x over n elements from i on, less their greatest before and with it after."""
+    most = splat(_MINUS_INFINITY)
+    for v in range(0, n, LANES):
+        most = vmax(most, _or_minus_infinity(x, i, v, n))
+    greatest = vgreatest(most)
+    total = splat(np.float32(0))
+    for v in range(0, n, LANES):
+        total = total + exp(_or_minus_infinity(x, i, v, n) - splat(greatest))
+    return greatest + np.log(vsum(total))
+
+
+@jit
+def _or_minus_infinity(x, i, v, n):
+    """Elements i + v … of n from i on, and −∞ beyond the end."""
+    here = load_first(x, i + v, min(LANES, n - v))
+    return select_less(lane_numbers(), splat(np.float32(n - v)), here, splat(_MINUS_INFINITY))
+
+
+@jit
+def crossentropy_backward(team, dlogits, ldd, logits, ld, norms, targets, M, first, count, share):
+    """dlogits[m, v] = share · (e^(logits[m, v] − norms[m]) − [v = targets[m]]) of some columns.
+
+    dlogits  [M, count], rows `ldd` apart: the columns from `first` on; zeros follow up to a
+             multiple of PAD; rows that do not count are zero
+    share    the weight of each row in the loss
+    """
+    m = claim(team)
+    while m < M:
+        weight = np.float32(0) if targets[m] == IGNORED else share
+        for v in range(0, padded(count), LANES):
+            p = splat(np.float32(0))
+            if v < count:
+                lanes = min(LANES, count - v)
+                p = exp(load_first(logits, m * ld + first + v, lanes) - splat(norms[m]))
+                p = _less_at(p, np.float32(targets[m] - first - v)) * splat(weight)
+                p = select_less(lane_numbers(), splat(np.float32(lanes)), p, splat(np.float32(0)))
+            store(p, dlogits, m * ldd + v)
+        m = claim(team)
+    barrier(team)
+
+
+@jit
+def _less_at(p, lane):
+    """p − 1 in one lane, if it is one of the sixteen."""
+    lanes, zero, one = lane_numbers(), splat(np.float32(0)), splat(np.float32(1))
+    here = select_less(lanes, splat(lane), zero, one)
+    return p - select_less(lanes, splat(lane + np.float32(1)), here, zero)

@@ -1,0 +1,162 @@
+"""How a model is trained, in numbers: what is chosen, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .errors import InputError, shown
+from .schedule import DECAYS
+
+_PART_TOKENS = 8192  # at once through the model, where nothing else is asked for
+_TOKENS_PER_PARAMETER = 20  # what a model of a size is best trained on: arXiv 2203.15556
+_EPOCHS = 16  # what is worth reading a text that is too short for this: arXiv 2305.16264
+_EVALUATIONS = 50
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is chosen for a run. What is None follows from the rest and the text: see `planned`.
+
+    context        T: the tokens of a sequence
+    batch_size     the sequences of an update of the weights
+    accumulate     in how many parts these go through the model, one after the other: more take
+                   less memory
+    lr, min_lr     the highest learning rate, and that at the end
+    warmup         the updates in which it grows to lr
+    warmup_tokens  the same, in tokens
+    decay          how it falls afterwards: "cosine" or "linear"
+    steps, epochs  the updates of the whole run; the same, in times that the text is read
+    beta_1, beta_2, eps, weight_decay  of AdamW; matrices decay, vectors do not
+    clip           the largest norm that the gradient may have; 0: any
+    eval_every     updates from one evaluation on the held-out text to the next
+    save_every     updates from one checkpoint to the next
+    held_back      the tokens at the text's end that are held out; 0 where a held-out text is given
+    seed           of the initial weights and of the order of the text
+    dtype          what matrices are multiplied in: "f32" or "bf16"
+    recompute      keep fewer activations, and compute them again when they are needed
+    """
+
+    context: int = 256
+    batch_size: int = 32
+    accumulate: int | None = None
+    lr: float = 1e-3
+    min_lr: float | None = None
+    warmup: int | None = None
+    warmup_tokens: int = 1_000_000
+    decay: str = "cosine"
+    steps: int | None = None
+    epochs: float | None = None
+    beta_1: float = 0.9
+    beta_2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    eval_every: int | None = None
+    save_every: int | None = None
+    held_back: int | None = None
+    seed: int = 0
+    dtype: str = "f32"
+    recompute: bool = False
+
+
+@dataclass(frozen=True)
+class Plan(Settings):
+    """Settings with nothing left open: what a run is made with, for as long as it goes on."""
+
+    accumulate: int = 1
+    min_lr: float = 0.0
+    warmup: int = 0
+    steps: int = 1
+    eval_every: int = 1
+    save_every: int = 1
+    held_back: int = 0
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises InputError for a value that is of no use."""
+    for name in ("context", "batch_size", "accumulate", "steps", "eval_every", "save_every"):
+        _check_integer(settings, name, 1)
+    for name in ("warmup", "warmup_tokens", "held_back", "seed"):
+        _check_integer(settings, name, 0)
+    for name in ("lr", "eps", "epochs"):
+        _check_number(settings, name, "above 0", lambda value: value > 0)
+    for name in ("min_lr", "weight_decay", "clip"):
+        _check_number(settings, name, "0 or more", lambda value: value >= 0)
+    for name in ("beta_1", "beta_2"):
+        _check_number(settings, name, "from 0 to below 1", lambda value: 0 <= value < 1)
+    _check_choice(settings, "decay", DECAYS)
+    _check_choice(settings, "dtype", ("f32", "bf16"))
+    _check_choice(settings, "recompute", (False, True))
+    if settings.steps is not None and settings.epochs is not None:
+        raise InputError(f"epochs {settings.epochs}: give these or steps, not both")
+    if settings.accumulate and settings.batch_size % settings.accumulate:
+        raise InputError(
+            f"accumulate {settings.accumulate}: must divide the batch of {settings.batch_size}"
+        )
+
+
+def _check_integer(settings: Settings, name: str, least: int) -> None:
+    value = getattr(settings, name)
+    if value is not None and not (type(value) is int and least <= value < 2**53):
+        raise InputError(f"{name} {shown(value)}: must be a whole number from {least} on")
+
+
+def _check_number(settings: Settings, name: str, right: str, holds: Any) -> None:
+    value = getattr(settings, name)
+    if value is not None and not (type(value) in (int, float) and holds(value) and value < 1e30):
+        raise InputError(f"{name} {shown(value)}: must be a number, {right}")
+
+
+def _check_choice(settings: Settings, name: str, choices: tuple[object, ...]) -> None:
+    value = getattr(settings, name)
+    if not any(value is choice or (value == choice and type(value) is str) for choice in choices):
+        raise InputError(f"{name} {shown(value)}: must be one of {', '.join(map(str, choices))}")
+
+
+def planned(settings: Settings, tokens: int, parameters: int) -> Plan:
+    """The settings completed for a text of so many tokens and a model of a size.
+
+    By default a model is trained on 20 tokens for each parameter, but on no text more than 16
+    times; the learning rate grows over `warmup_tokens`, but for no more than a fifth of the run.
+    Raises InputError for a text that is too short for its sequences.
+    """
+    check_settings(settings)
+    held_back = settings.held_back
+    if held_back is None:
+        held_back = min(tokens // 100, 2**17)
+        held_back = held_back if held_back > settings.context else 0
+    tokens -= held_back
+    if tokens <= settings.context:
+        raise InputError(
+            f"context {settings.context}: the text has {tokens} tokens, and a sequence takes "
+            f"{settings.context + 1}; give more text, or choose a shorter context"
+        )
+    step_tokens = settings.batch_size * settings.context
+    enough = min(_TOKENS_PER_PARAMETER * parameters, _EPOCHS * tokens)
+    if settings.epochs is not None:
+        enough = math.ceil(settings.epochs * tokens)
+    steps = settings.steps or max(1, math.ceil(enough / step_tokens))
+    warmup = settings.warmup
+    if warmup is None:
+        warmup = min(math.ceil(settings.warmup_tokens / step_tokens), steps // 5)
+    eval_every = settings.eval_every or math.ceil(steps / _EVALUATIONS)
+    found = {
+        "accumulate": settings.accumulate or _parts(settings),
+        "min_lr": settings.lr / 10 if settings.min_lr is None else settings.min_lr,
+        "warmup": warmup,
+        "steps": steps,
+        "epochs": None,
+        "eval_every": eval_every,
+        "save_every": settings.save_every or eval_every,
+        "held_back": held_back,
+    }
+    return Plan(**{**asdict(settings), **found})
+
+
+def _parts(settings: Settings) -> int:
+    """The fewest equal parts of a batch that are of _PART_TOKENS tokens at most, if any are."""
+    most = max(1, _PART_TOKENS // settings.context)
+    B = settings.batch_size
+    return next(parts for parts in range(1, B + 1) if B % parts == 0 and B // parts <= most)

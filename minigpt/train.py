@@ -1,0 +1,385 @@
+"""Training: a run is begun in a folder, and goes on there for as long as it is wanted.
+
+    begin_run("tales-run", texts, held_out, tokenizer, config, tensors, settings)
+    train("tales-run")                        # to the end, or until something ends it
+    train("tales-run")                        # and from there on, as if nothing had happened
+
+Each update of the weights:
+
+    batch(position) ─▶ forward ─▶ loss ─▶ backward ─▶ gradients ─▶ AdamW(learning_rate(step))
+
+Everything that the next update depends on is in the checkpoint (run_folder.py), and nothing else
+is: so that a run that was interrupted ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+
+from .checkpoint import creating_folder, write_file
+from .config import GPTConfig
+from .data import Progress, batch, read_tokens, windows, write_tokens
+from .errors import InputError, MinigptError, shown
+from .metrics import Line, append_line
+from .recipe import Plan, Settings, planned
+from .run_folder import (
+    CONFIG,
+    HELD_OUT,
+    METRICS,
+    TEXT,
+    Learned,
+    Run,
+    State,
+    digest,
+    has_run,
+    newest_checkpoint,
+    open_run,
+    read_texts,
+    run_lock,
+    save,
+    tidy,
+    write_checkpoint,
+)
+from .save import checked_folder
+from .schedule import learning_rate
+from .tokenizer import GPTTokenizer
+from .weights import parameter_count
+
+
+class Learner(Protocol):
+    """What a run needs of minigpt.learner.Learner; tests have one in plain NumPy."""
+
+    tensors: dict[str, np.ndarray]
+    first_moments: dict[str, np.ndarray]
+    second_moments: dict[str, np.ndarray]
+
+    def clear(self) -> None: ...
+    def accumulate(self, ids: np.ndarray, targets: np.ndarray, share: float) -> float: ...
+    def loss(self, ids: np.ndarray, targets: np.ndarray) -> float: ...
+    def update(
+        self,
+        step: int,
+        lr: float,
+        beta_1: float,
+        beta_2: float,
+        eps: float,
+        weight_decay: float,
+        clip: float,
+    ) -> float: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to end, whatever was planned; the run may go on from there.
+
+    steps     the updates to have been made in all; by default those of the settings. Beyond these
+              the learning rate stays at its least
+    minutes   the time this call may take
+    patience  how many evaluations one after the other may be worse than the best
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    patience: int | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a run goes, after an update.
+
+    step, steps    the updates made, and those there will be
+    loss           of the batch, nats per token
+    held_out       on the held-out text after this update; None where it was not found
+    best           the least of those so far; None where there was none
+    tokens_per_s   the speed of this call, evaluations and checkpoints included
+    seconds_left   until the end, at this speed
+    """
+
+    step: int
+    steps: int
+    loss: float
+    held_out: float | None
+    best: float | None
+    tokens_per_s: float
+    seconds_left: float
+
+
+def checked_limits(limits: Limits) -> Limits:
+    """The same; raises InputError for a limit that is none."""
+    for name in ("steps", "patience"):
+        value = getattr(limits, name)
+        if value is not None and not (type(value) is int and value >= 1):
+            raise InputError(f"{name} {shown(value)}: must be a whole number from 1 on")
+    minutes = limits.minutes
+    if minutes is not None and not (type(minutes) in (int, float) and 0 < minutes < math.inf):
+        raise InputError(f"minutes {shown(minutes)}: must be a number above 0")
+    return limits
+
+
+def begin_run(
+    folder: str | os.PathLike[str],
+    texts: Iterable[str],
+    held_out: Iterable[str] | None,
+    tokenizer: GPTTokenizer,
+    config: GPTConfig,
+    tensors: Callable[[], dict[str, np.ndarray]],
+    settings: Settings,
+    progress: Progress | None = None,
+) -> Plan:
+    """Makes the folder of a new run, which appears when all of it is written; `train` goes on.
+
+    texts      the documents to learn from
+    held_out   those to be judged by; None: the end of the texts is held back
+    config     of the model; its tie_word_embeddings tells whether tensors have a head of their own
+    tensors    gives the weights to begin with: float32 by the table's names
+    progress   is told (bytes of text read, tokens written)
+
+    Returns the settings, completed. Raises InputError for an argument out of its
+    range and for texts that are too short, CheckpointError where the folder is there already or
+    cannot be written.
+    """
+    folder = checked_folder(folder)
+    if has_run(folder):
+        raise InputError(
+            f"{folder}: holds a training run; `minigpt train --resume {folder}` goes on with it"
+        )
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(
+            f"tokenizer: has {tokenizer.vocab_size} tokens, and the model knows "
+            f"{config.vocab_size}; take the model's own"
+        )
+    if settings.context > config.n_positions:
+        raise InputError(
+            f"context {settings.context}: the model has {config.n_positions} positions, no more"
+        )
+    with creating_folder(folder) as temporary:
+        write_tokens(texts, tokenizer, temporary / TEXT, progress)
+        names = [TEXT]
+        if held_out is not None:
+            write_tokens(held_out, tokenizer, temporary / HELD_OUT)
+            names.append(HELD_OUT)
+            settings = replace(settings, held_back=0)
+        tokens = len(read_tokens(temporary / TEXT))
+        parameters = parameter_count(config, config.tie_word_embeddings)
+        plan = planned(settings, tokens, parameters)
+        tokenizer.save_pretrained(temporary)
+        config_json = json.dumps(config.to_dict(), indent=2) + "\n"
+        write_file(temporary / CONFIG, config_json.encode())
+        run = Run(temporary, config, plan, {name: digest(temporary / name) for name in names})
+        checkpoint = write_checkpoint(run, State(), Learned(tensors(), {}, {}))
+        tidy(temporary, checkpoint, State())
+    return plan
+
+
+def train(
+    folder: str | os.PathLike[str],
+    limits: Limits | None = None,
+    threads: int | None = None,
+    report: Callable[[Report], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    make_learner: Callable[..., Learner] | None = None,
+) -> State:
+    """Goes on with the run in a folder until its end, or a limit; returns how far it is then.
+
+    threads       how many compute; by default one for each processor. The result is the same
+    report        is told how it goes after each update
+    stop          is asked again and again; when it says so, what was done is saved, and we return
+    make_learner  makes the model that learns: of (config, tensors, threads, dtype, recompute)
+
+    Raises MinigptError where the loss is no finite number any more, CheckpointError where the
+    folder cannot be written, InputError where another process trains in it. The last checkpoint
+    is then as it was; so it is whatever else ends the call.
+    """
+    folder = checked_folder(folder)
+    limits = checked_limits(limits or Limits())
+    with run_lock(folder):
+        run, state, learned = open_run(folder)
+        settings = run.settings
+        learner = (make_learner or _engine)(
+            run.config, learned.tensors, threads, settings.dtype, settings.recompute
+        )
+        learner.first_moments.update(learned.first_moments)
+        learner.second_moments.update(learned.second_moments)
+        return _go_on(run, state, learner, limits, report, stop)
+
+
+def _engine(
+    config: GPTConfig,
+    tensors: dict[str, np.ndarray],
+    threads: int | None,
+    dtype: str,
+    recompute: bool,
+) -> Learner:
+    from .api import checked_threads  # here, as compiled code is slow to load
+    from .learner import Learner
+
+    return Learner(config, tensors, checked_threads(threads), dtype, recompute)
+
+
+def _go_on(
+    run: Run,
+    state: State,
+    learner: Learner,
+    limits: Limits,
+    report: Callable[[Report], None] | None,
+    stop: Callable[[], bool] | None,
+) -> State:
+    """The loop over the updates."""
+    settings = run.settings
+    tokens, held_out = read_texts(run)
+    steps = limits.steps or settings.steps
+    clock = _Clock(state, limits, stop)
+    saved = state.step
+    if len(held_out) and state.best is None:
+        loss = _mean_loss(run, state, learner, held_out)
+        state = _judged(state, loss)
+        append_line(run.folder / METRICS, {"step": 0, "held_out": loss})
+    while state.step < steps and not _has_stalled(state, limits):
+        line = _update(run, state, learner, tokens, clock)
+        if line is None:
+            break
+        position = state.position + settings.accumulate
+        state = replace(state, step=state.step + 1, position=position)
+        last = state.step == settings.steps
+        if len(held_out) and (last or state.step % settings.eval_every == 0):
+            line["held_out"] = _mean_loss(run, state, learner, held_out)
+            state = _judged(state, line["held_out"])
+        state = replace(state, seconds=clock.seconds())
+        append_line(run.folder / METRICS, {**line, "seconds": round(state.seconds, 3)})
+        if _is_best(state) or state.step % settings.save_every == 0:
+            state = _save(run, state, learner)
+            saved = state.step
+        if report:
+            report(_report(run, state, line, steps, clock))
+    return _save(run, state, learner) if state.step > saved else state
+
+
+def _update(
+    run: Run, state: State, learner: Learner, tokens: np.ndarray, clock: _Clock
+) -> Line | None:
+    """One update of the weights, a part of its batch after the other; what is to be noted of it.
+
+    None where it was given up between two parts: then nothing has happened.
+    """
+    settings = run.settings
+    B, T = settings.batch_size // settings.accumulate, settings.context
+    share = 1 / (settings.batch_size * T)
+    nats = 0.0
+    learner.clear()
+    for part in range(settings.accumulate):
+        if clock.is_over():
+            return None
+        ids, targets = batch(tokens, B, T, settings.seed, state.position + part)
+        nats += learner.accumulate(ids, targets, share)
+    loss, step = nats * share, state.step + 1
+    _check_finite(run, step, "loss", loss)
+    lr = learning_rate(
+        step, settings.lr, settings.min_lr, settings.warmup, settings.steps, settings.decay
+    )
+    norm = learner.update(
+        step, lr, settings.beta_1, settings.beta_2, settings.eps, settings.weight_decay,
+        settings.clip,
+    )  # fmt: skip
+    _check_finite(run, step, "norm of its gradient", norm)
+    return {"step": step, "loss": loss, "lr": lr, "norm": norm}
+
+
+def _mean_loss(run: Run, state: State, learner: Learner, tokens: np.ndarray) -> float:
+    """The mean of -ln p over a text: each token but the first once, in windows of the context."""
+    settings = run.settings
+    B = settings.batch_size // settings.accumulate
+    nats = sum(learner.loss(*part) for part in windows(tokens, B, settings.context))
+    loss = nats / (len(tokens) - 1)
+    _check_finite(run, state.step, "loss on the held-out text", loss)
+    return loss
+
+
+def _judged(state: State, loss: float) -> State:
+    """The state after an evaluation."""
+    if state.best is None or loss < state.best:
+        return replace(state, best=loss, best_step=state.step, worse=0)
+    return replace(state, worse=state.worse + 1)
+
+
+def _is_best(state: State) -> bool:
+    return state.best is not None and state.best_step == state.step
+
+
+def _has_stalled(state: State, limits: Limits) -> bool:
+    return limits.patience is not None and state.worse >= limits.patience
+
+
+def _save(run: Run, state: State, learner: Learner) -> State:
+    """Makes a checkpoint, unless the weights are no good: it would replace one that is."""
+    for name, tensor in learner.tensors.items():
+        if not np.isfinite(tensor).all():
+            raise _diverged(run, f"update {state.step}: {name} is not finite")
+    learned = Learned(learner.tensors, learner.first_moments, learner.second_moments)
+    return save(run, state, learned)
+
+
+def _check_finite(run: Run, step: int, name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise _diverged(run, f"update {step}: the {name} is {value}")
+
+
+def _diverged(run: Run, what: str) -> MinigptError:
+    kept = newest_checkpoint(run.folder)
+    return MinigptError(
+        f"{what}; {kept} is as it was: begin a new run, from it or from nothing, with a learning "
+        f"rate below {run.settings.lr:g}"
+    )
+
+
+class _Clock:
+    """The time of this call, and whether it is over."""
+
+    def __init__(self, state: State, limits: Limits, stop: Callable[[], bool] | None) -> None:
+        self._start = perf_counter()
+        self._before = state.seconds
+        self._limit = math.inf if limits.minutes is None else 60 * limits.minutes
+        self._stop = stop
+        self._first: tuple[int, float] | None = None
+
+    def elapsed(self) -> float:
+        return perf_counter() - self._start
+
+    def seconds(self) -> float:
+        """That the run has taken in all."""
+        return self._before + self.elapsed()
+
+    def left(self) -> float:
+        """Seconds that this call may still take."""
+        return self._limit - self.elapsed()
+
+    def is_over(self) -> bool:
+        return self.left() <= 0 or (self._stop is not None and self._stop())
+
+    def updates_per_s(self, step: int) -> float:
+        """After this update; the first, in which functions are compiled, is not counted."""
+        if self._first is None:
+            self._first = step, self.elapsed()
+            return 1 / max(self.elapsed(), 1e-9)
+        first, then = self._first
+        return (step - first) / max(self.elapsed() - then, 1e-9)
+
+
+def _report(run: Run, state: State, line: Line, steps: int, clock: _Clock) -> Report:
+    speed = clock.updates_per_s(state.step)
+    return Report(
+        step=state.step,
+        steps=steps,
+        loss=line["loss"],
+        held_out=line.get("held_out"),
+        best=state.best,
+        tokens_per_s=speed * run.settings.batch_size * run.settings.context,
+        seconds_left=max(0.0, min((steps - state.step) / speed, clock.left())),
+    )
