@@ -1,7 +1,8 @@
 """Text to token ids and back, with GPT-2's vocabulary or one of its kind.
 
 vocabulary.py reads the files, and bpe.py holds the algorithm with a worked example. Here the two
-meet: added tokens are cut out of the text, the rest goes through `bpe`, and back.
+meet: added tokens are cut out of the text, the rest goes through `bpe`, and back. A tokenizer that
+is given much text goes on with compiled_bpe.py, and finds the same ids.
 """
 
 from __future__ import annotations
