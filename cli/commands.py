@@ -13,6 +13,7 @@ from .generate import generate
 from .info import info
 from .tokenize import tokenize
 from .train import train
+from .train_tokenizer import train_tokenizer
 
 
 @click.group(
@@ -26,5 +27,15 @@ def cli() -> None:
     """Runs GPT-2-architecture models such as Cerebras-GPT on the processor."""
 
 
-for command in (generate, info, tokenize, convert, train, evaluate, compare, bench):
+for command in (
+    generate,
+    info,
+    tokenize,
+    convert,
+    train,
+    train_tokenizer,
+    evaluate,
+    compare,
+    bench,
+):
     cli.add_command(command)

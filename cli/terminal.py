@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import click
 from click.shell_completion import CompletionItem
 
+from ..box import BOX
 from ..errors import InputError, MinigptError
 
 # Those of weights.py and api.py, which are too heavy to be imported for --help.
@@ -58,7 +59,8 @@ model_option = click.option(
     "--model",
     "source",
     shell_complete=complete_source,
-    required=True,
+    default=str(BOX),
+    show_default="the model in the box",
     metavar="SOURCE",
     help="A folder in Hugging Face layout, a GGUF file, or a hub id such as "
     "cerebras/Cerebras-GPT-111M.",

@@ -102,8 +102,8 @@ def attention_forward(
     """out[m, h] = Σ_t softmax_t(scale · q[m, h] · k[t, h]) · v[t, h] over t ≤ the position of m.
 
     out           [M, C], rows `ldo` apart
-    norms         float32 [M · NH], or empty: the logarithm of each softmax's denominator, m + log l,
-                  for attention_backward
+    norms         float32 [M · NH], or empty: log Σ e^score of each softmax, m + log l, which
+                  attention_backward needs
     qkv           float32 [M, 3C], rows `ldq` apart, of which the queries are read
     keys, values  the cache, flat; the tokens' own keys and values are in it
     partials      float32, of `partials_size`, where each block is a single query
@@ -467,10 +467,10 @@ def _read_rows(to, it, qkv, source, ld, rows, HS, HSP, scale):
 def _turn_queries(queries, HSP):
     """From rows to the panels of all four right factors; no dq yet."""
     queries.dqt[:] = 0
-    pack_rows(queries.q, _START, _START, _SQUARE, queries.rows, _START, _START, _SQUARE, HSP, HSP, _ONE)
-    pack_rows(queries.do, _START, _START, _SQUARE, queries.drows, _START, _START, _SQUARE, HSP, HSP, _ONE)
-    pack_rows(queries.qt, _START, _START, HSP, queries.rows, _START, _START, HSP, _SQUARE, _ONE, HSP)
-    pack_rows(queries.dot, _START, _START, HSP, queries.drows, _START, _START, HSP, _SQUARE, _ONE, HSP)
+    for panels, rows in ((queries.q, queries.rows), (queries.do, queries.drows)):
+        pack_rows(panels, _START, _START, _SQUARE, rows, _START, _START, _SQUARE, HSP, HSP, _ONE)
+    for panels, rows in ((queries.qt, queries.rows), (queries.dot, queries.drows)):
+        pack_rows(panels, _START, _START, HSP, rows, _START, _START, HSP, _SQUARE, _ONE, HSP)
 
 
 @jit

@@ -11,7 +11,7 @@ import numpy as np
 from .activation import exp
 from .jit import jit
 from .layout import IGNORED, LANES, padded
-from .simd import lane_numbers, load_first, select_less, splat, store_first, vgreatest, vmax, vsum
+from .simd import lane_numbers, load_first, select_less, splat, store, vgreatest, vmax, vsum
 from .team import barrier, claim
 
 _MINUS_INFINITY = np.float32(-np.inf)
@@ -67,23 +67,20 @@ def crossentropy_backward(team, dlogits, ldd, logits, ld, norms, targets, M, fir
     while m < M:
         weight = np.float32(0) if targets[m] == IGNORED else share
         for v in range(0, padded(count), LANES):
-            lanes = max(0, min(LANES, count - v))
-            p = exp(load_first(logits, m * ld + first + v, lanes) - splat(norms[m]))
-            here = lane_numbers() + splat(np.float32(v))
-            p = select_less(here, splat(np.float32(count)), p * splat(weight), splat(np.float32(0)))
-            hit = np.float32(targets[m] - first - v)
-            p = _less_at(p, hit, weight)
-            store_first(p, dlogits, m * ldd + v, LANES)
+            p = splat(np.float32(0))
+            if v < count:
+                lanes = min(LANES, count - v)
+                p = exp(load_first(logits, m * ld + first + v, lanes) - splat(norms[m]))
+                p = _less_at(p, np.float32(targets[m] - first - v)) * splat(weight)
+                p = select_less(lane_numbers(), splat(np.float32(lanes)), p, splat(np.float32(0)))
+            store(p, dlogits, m * ldd + v)
         m = claim(team)
     barrier(team)
 
 
 @jit
-def _less_at(p, lane, weight):
-    """p − weight in one lane, if it is one of the sixteen."""
-    if lane < 0 or lane >= LANES:
-        return p
-    lanes = lane_numbers()
-    before = select_less(lanes, splat(lane), splat(np.float32(0)), splat(weight))
-    only = select_less(lanes, splat(lane + np.float32(1)), before, splat(np.float32(0)))
-    return p - only
+def _less_at(p, lane):
+    """p − 1 in one lane, if it is one of the sixteen."""
+    lanes, zero, one = lane_numbers(), splat(np.float32(0)), splat(np.float32(1))
+    here = select_less(lanes, splat(lane), zero, one)
+    return p - select_less(lanes, splat(lane + np.float32(1)), here, zero)

@@ -84,8 +84,9 @@ def must_compile() -> bool:
 def _fingerprint() -> str:
     """A short hash of everything compiled code depends on beyond its own text.
 
-    The text of the kernels, of model.py and backward.py, which string them together; whether the system gives
-    AMX's tiles, and whether bounds are checked. Numba adds the processor and its own version.
+    The text of the kernels, and of model.py and backward.py, which string them together; whether
+    the system gives AMX's tiles, and whether bounds are checked. Numba adds the processor and its
+    own version.
     """
     here = Path(__file__).resolve().parent
     package = Path(sys.modules[__name__.split(".")[0]].__file__ or __file__).parent

@@ -142,7 +142,9 @@ def _denormalise(dx, partials, place, dy, x, i, weight, C, eps):
         sum_dn_n = fma(dn, n, sum_dn_n)
         dweight = fma(dyc, n, load_first(partials, place + c, lanes))
         store_first(dweight, partials, place + c, lanes)
-        store_first(load_first(partials, place + C + c, lanes) + dyc, partials, place + C + c, lanes)
+        store_first(
+            load_first(partials, place + C + c, lanes) + dyc, partials, place + C + c, lanes
+        )
     mean_dn = splat(vsum(sum_dn) / np.float32(C))
     mean_dn_n = splat(vsum(sum_dn_n) / np.float32(C))
     for c in range(0, C, LANES):

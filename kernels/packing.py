@@ -10,7 +10,18 @@ import numpy as np
 
 from .jit import entry, inline, jit
 from .layout import LANES, padded
-from .simd import get, load, load_first, load_strided, place, put, splat, store, store_first, store_two
+from .simd import (
+    get,
+    load,
+    load_first,
+    load_strided,
+    place,
+    put,
+    splat,
+    store,
+    store_first,
+    store_two,
+)
 from .team import barrier, claim
 
 _ROWS = 64  # rows of a task

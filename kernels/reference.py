@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from .layout import BLOCK, GROUP, LANES, padded, widened
+from .layout import BLOCK, GROUP, IGNORED, LANES, padded, widened
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -127,3 +127,88 @@ def attention(q, k, v, scale):
     scores = np.where(np.arange(S) <= np.arange(S - T, S)[:, None], scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True) @ v
+
+
+# ---- backward: dx is the gradient of a loss by x, from the gradient dy by what x became --------
+
+
+def embedding_backward(dx, ids, positions, V, n_positions, scale=1.0):
+    """[M, C] → dwte [V, C], dwpe [n_positions, C]"""
+    dwte, dwpe = (
+        np.zeros((V, dx.shape[1]), dx.dtype),
+        np.zeros((n_positions, dx.shape[1]), dx.dtype),
+    )
+    np.add.at(dwte, ids, dx * scale)
+    np.add.at(dwpe, positions, dx * scale)
+    return dwte, dwpe
+
+
+def layernorm_backward(dy, x, weight, eps):
+    """→ dx, dweight, dbias"""
+    rstd = 1 / np.sqrt(x.var(-1, keepdims=True) + eps)
+    n = (x - x.mean(-1, keepdims=True)) * rstd
+    dn = dy * weight
+    dx = rstd * (dn - dn.mean(-1, keepdims=True) - n * (dn * n).mean(-1, keepdims=True))
+    return dx, (dy * n).sum(0), dy.sum(0)
+
+
+def matmul_backward(dy, x, w):
+    """→ dx, dw, dbias"""
+    return dy @ w.T, x.T @ dy, dy.sum(0)
+
+
+def gelu_slope(x):
+    """Φ(x) + x · φ(x)"""
+    return 0.5 * (1 + _erf(x / math.sqrt(2))) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+
+
+def gelu_tanh_slope(x):
+    """The same where Φ is approximated by a tanh"""
+    t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * math.sqrt(2 / math.pi) * (1 + 0.134145 * x**2)
+
+
+def relu_slope(x):
+    """1 where x > 0"""
+    return (x > 0).astype(x.dtype)
+
+
+def silu_slope(x):
+    """σ(x) · (1 + x · (1 − σ(x)))"""
+    s = 1 / (1 + np.exp(-x))
+    return s * (1 + x * (1 - s))
+
+
+def attention_backward(do, q, k, v, scale):
+    """→ dq, dk, dv of as many queries as keys, [T, HS] each"""
+    T = len(q)
+    scores = np.where(np.tri(T, dtype=bool), scale * (q @ k.T), -np.inf)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    dp = do @ v.T
+    ds = p * (dp - (do * (p @ v)).sum(-1, keepdims=True))
+    return scale * (ds @ k), scale * (ds.T @ q), p.T @ do
+
+
+def crossentropy(logits, targets):
+    """[M, V], [M] → nats [M]; 0 where the target is IGNORED"""
+    most = logits.max(-1)
+    norms = most + np.log(np.exp(logits - most[:, None]).sum(-1))
+    nats = norms - logits[np.arange(len(targets)), np.maximum(targets, 0)]
+    return np.where(targets == IGNORED, 0, nats)
+
+
+def crossentropy_backward(logits, targets):
+    """→ dlogits of the sum of nats"""
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    p[np.arange(len(targets)), np.maximum(targets, 0)] -= 1
+    return np.where(targets[:, None] == IGNORED, 0, p)
+
+
+def adamw(w, g, m, v, step, lr, beta_1, beta_2, eps, weight_decay):
+    """One step, counted from 1 → w, m, v"""
+    m = beta_1 * m + (1 - beta_1) * g
+    v = beta_2 * v + (1 - beta_2) * g**2
+    change = (m / (1 - beta_1**step)) / (np.sqrt(v / (1 - beta_2**step)) + eps)
+    return (1 - lr * weight_decay) * w - lr * change, m, v

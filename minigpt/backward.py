@@ -209,9 +209,7 @@ def _product(team, y, ldy, x, ldx, w, bias, work, M, K, N, mode):
     """y = x · w + bias, or y += …, of plain w [K, N]."""
     panels = work.room.panels
     pack_factor(team, panels, w, _START, K, N, N, _ONE)
-    matmul_forward(
-        team, y, ldy, x, ldx, panels, bias, M, K, N, mode, NO_ACTIVATION, np.float32(1)
-    )
+    matmul_forward(team, y, ldy, x, ldx, panels, bias, M, K, N, mode, NO_ACTIVATION, np.float32(1))
 
 
 @entry

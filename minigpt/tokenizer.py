@@ -1,7 +1,8 @@
 """Text to token ids and back, with GPT-2's vocabulary or one of its kind.
 
 vocabulary.py reads the files, and bpe.py holds the algorithm with a worked example. Here the two
-meet: added tokens are cut out of the text, the rest goes through `bpe`, and back.
+meet: added tokens are cut out of the text, the rest goes through `bpe`, and back. A tokenizer that
+is given much text goes on with compiled_bpe.py, and finds the same ids.
 """
 
 from __future__ import annotations
@@ -9,17 +10,22 @@ from __future__ import annotations
 import codecs
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Literal, overload
 
 import numpy as np
 
+from .box import BOX
 from .bpe import WordIds, token_bytes, words
 from .checkpoint import resolve
 from .errors import InputError
 from .vocabulary import AddedToken, Vocabulary, read_vocabulary, write_vocabulary
+
+# Characters after which compiled code is loaded: that takes as long as encoding about so many.
+COMPILED_FROM = 1 << 18
 
 
 class GPTTokenizer:
@@ -28,14 +34,16 @@ class GPTTokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._word_ids = WordIds(vocabulary.byte_ids, vocabulary.merges)
+        self._encoded = 0  # characters so far
         added = vocabulary.added.values()
         self._special_ids = frozenset(token.id for token in added if token.special)
         self._any_added = _any_of(token.content for token in added)
         self._plain_added = _any_of(token.content for token in added if not token.special)
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str]) -> GPTTokenizer:
-        """Reads the tokenizer of a model source: a folder, a GGUF file, or a hub id.
+    def from_pretrained(cls, source: str | os.PathLike[str] = BOX) -> GPTTokenizer:
+        """Reads the tokenizer of a model source: a folder, a GGUF file, or a hub id; by default of
+        the model in the box.
 
         Raises SourceError where there is no such source, and TokenizerError where its tokenizer
         files are missing, damaged, or of another kind than GPT-2's.
@@ -73,15 +81,10 @@ class GPTTokenizer:
         _check_text(text)
         if return_tensors not in (None, "np"):
             raise InputError(f"encode: return_tensors must be None or 'np', not {return_tensors!r}")
-        ids: list[int] = []
-        for piece in self._split_at_added(text, allow_special):
-            if isinstance(piece, AddedToken):
-                ids.append(piece.id)
-                continue
-            if self._vocabulary.add_prefix_space and not piece.startswith(" "):
-                piece = " " + piece
-            ids.extend(chain.from_iterable(map(self._word_ids.__getitem__, words(piece))))
-        return ids if return_tensors is None else np.array([ids], dtype=np.int64)
+        self._encoded += len(text)
+        pieces = map(self._piece_ids, self._split_at_added(text, allow_special))
+        ids = np.concatenate([np.empty(0, np.int64), *pieces])
+        return ids.tolist() if return_tensors is None else ids[np.newaxis]
 
     def pieces(self, text: str, size: int) -> Iterator[str]:
         """`text` in pieces whose ids, one after the other, are the ids of the text.
@@ -141,6 +144,24 @@ class GPTTokenizer:
             done = at
         if done < len(text):
             yield text[done:]
+
+    def _piece_ids(self, piece: str | AddedToken) -> list[int] | np.ndarray:
+        if isinstance(piece, AddedToken):
+            return [piece.id]
+        if self._vocabulary.add_prefix_space and not piece.startswith(" "):
+            piece = " " + piece
+        if self._encoded > COMPILED_FROM:
+            return self._encode_compiled(piece)
+        return list(chain.from_iterable(map(self._word_ids.__getitem__, words(piece))))
+
+    @cached_property
+    def _encode_compiled(self) -> Callable[[str], np.ndarray]:
+        """The same for words, compiled: here, as Numba is slow to load."""
+        from .compiled_bpe import encode, make_tables
+
+        merges = self._vocabulary.merges
+        tables = make_tables(self._vocabulary.byte_ids, merges)
+        return partial(encode, tables=tables, merges=merges)
 
     def _bytes_of(self, ids: Iterable[int] | np.ndarray, skip_special: bool) -> bytes:
         known = _check_ids(ids, self.vocab_size)

@@ -16,7 +16,9 @@ import minigpt
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 Fails = Callable[..., None]
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["bench", "compare", "convert", "eval", "generate", "info", "tokenize"]
+COMMANDS = [
+    "bench", "compare", "convert", "eval", "generate", "info", "tokenize", "train-tokenizer",
+]  # fmt: skip
 
 
 def test_version(run: Run) -> None:

@@ -39,3 +39,19 @@ def _as_entry(kernel: Any) -> Any:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20)
+
+
+@pytest.fixture
+def slopes() -> Callable[..., np.ndarray]:
+    """slopes(f, x): ∂f/∂x of a number f(x) by central differences, x float64 of any shape."""
+
+    def slopes(f: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-5) -> np.ndarray:
+        found = np.empty_like(x)
+        for place in np.ndindex(x.shape):
+            moved = [x.copy(), x.copy()]
+            moved[0][place] += step
+            moved[1][place] -= step
+            found[place] = (f(moved[0]) - f(moved[1])) / (2 * step)
+        return found
+
+    return slopes

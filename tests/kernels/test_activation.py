@@ -70,3 +70,50 @@ def test_infinite_and_huge_inputs(run, kind):
     assert y[0] == 0
     assert y[1] == np.float32(1e30)
     assert y[3] == np.inf
+
+
+SLOPES = {
+    activation.GELU: reference.gelu_slope,
+    activation.GELU_TANH: reference.gelu_tanh_slope,
+    activation.RELU: reference.relu_slope,
+    activation.SILU: reference.silu_slope,
+}
+
+
+@pytest.mark.parametrize("kind", SLOPES)
+def test_backward_is_the_twin(run, kind):
+    """dx = dy · slope(x), over all magnitudes, in rows that lie apart; in place, too."""
+    M, C, ld = 30, GRID.size // 30 - 3, GRID.size // 30
+    dy = np.linspace(-2, 2, GRID.size, dtype=np.float32)
+    dx = np.full_like(dy, np.nan)
+    run(activation.activation_backward, dx, dy, GRID, ld, M, C, kind)
+    truth = dy * SLOPES[kind](GRID.astype(np.float64))
+    inside = np.arange(GRID.size) % ld < C
+    np.testing.assert_allclose(dx[inside], truth[inside], rtol=2e-6, atol=1e-6)
+    assert np.isnan(dx[~inside]).all()
+    run(activation.activation_backward, dy, dy, GRID, ld, M, C, kind)
+    np.testing.assert_array_equal(dy[inside], dx[inside])
+
+
+@pytest.mark.parametrize("kind", SLOPES)
+def test_the_twins_slope_is_the_slope(kind):
+    x, step = np.linspace(-8, 8, 1000), 1e-5
+    slope = (TWINS[kind](x + step) - TWINS[kind](x - step)) / (2 * step)
+    np.testing.assert_allclose(SLOPES[kind](x), slope, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", SLOPES)
+def test_slopes_far_out(run, kind):
+    far = np.array([-1e30, 1e30], np.float32)
+    dx, dy = np.empty(2, np.float32), np.ones(2, np.float32)
+    run(activation.activation_backward, dx, dy, far, 2, 1, 2, kind)
+    np.testing.assert_array_equal(dx, np.array([0, 1], np.float32))
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_forward_over_rows_is_the_same(run, kind):
+    whole, rows = GRID.copy(), np.zeros_like(GRID)
+    run(_apply, whole, kind)
+    run(activation.activation_forward, rows, GRID, 100, GRID.size // 100, 97, kind)
+    inside = np.arange(GRID.size) % 100 < 97
+    np.testing.assert_array_equal(rows, np.where(inside, whole, 0))

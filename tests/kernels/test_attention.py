@@ -10,6 +10,7 @@ import pytest
 from minigpt.kernels import reference
 from minigpt.kernels.attention import (
     QUERIES,
+    attention_backward,
     attention_forward,
     cache_write,
     partials_size,
@@ -45,11 +46,13 @@ class Sequence:
         partials = np.empty(partials_size(M, self.NH, self.HS, self.capacity), np.float32)
         ldo = self.C + 5
         out = np.full((M, ldo), np.nan, np.float32)
+        norms = np.full(M * self.NH, np.nan, np.float32)
         run(
             attention_forward, out.reshape(-1), ldo, norms, qkv, ldq, *cache, partials,
             blocks, blocks.size // 4, M, *place, self.scale,
         )  # fmt: skip
         assert np.isnan(out[:, self.C :]).all()
+        assert np.isfinite(norms).all()
         return out[:, : self.C].copy()
 
     def truth(self):
@@ -109,3 +112,54 @@ def test_other_slots_and_layers_are_left_alone(run, rng):
         touched = array.any(axis=-1)
         assert touched[0, 1]
         assert touched.sum() == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+@pytest.mark.parametrize(
+    ("B", "T", "NH", "HS"), [(1, 1, 1, 1), (2, 5, 1, 3), (2, 64, 2, 32), (1, 150, 3, 33)]
+)
+def test_backward_is_the_twin(run, rng, B, T, NH, HS, dtype):
+    C, scale = NH * HS, np.float32(HS**-0.5)
+    M, ldq, ld = B * T, 3 * C + 2, C + 1
+    qkv, norms = (
+        rng.standard_normal((M, ldq)).astype(np.float32),
+        np.full(M * NH, np.nan, np.float32),
+    )
+    out, dout = np.zeros((M, ld), np.float32), rng.standard_normal((M, ld)).astype(np.float32)
+    capacity = padded(T, KEYS)
+    keys, values = (np.zeros(B * NH * capacity * padded(HS), dtype) for _ in range(2))
+    slots, positions = np.repeat(np.arange(B), T), np.tile(np.arange(T), B)
+    place = 0, B, capacity, NH, HS
+    run(cache_write, keys, values, qkv.reshape(-1), ldq, slots, positions, M, *place)
+    blocks = np.array(
+        [(b, b * T + t, min(QUERIES, T - t), t) for b in range(B) for t in range(0, T, QUERIES)]
+    ).ravel()
+    run(
+        attention_forward, out.reshape(-1), ld, norms, qkv.reshape(-1), ldq, keys, values,
+        np.empty(partials_size(M, NH, HS, capacity), np.float32), blocks, blocks.size // 4, M,
+        *place, scale,
+    )  # fmt: skip
+    dqkv = np.full((M, ldq), np.nan, np.float32)
+    run(
+        attention_backward, dqkv.reshape(-1), ldq, dout.ravel(), ld, qkv.ravel(), ldq,
+        out.ravel(), ld, norms, B, T, NH, HS, scale, np.empty(0, dtype),
+    )  # fmt: skip
+    tolerance = 2e-5 if dtype == np.float32 else 3e-2
+    for b in range(B):
+        for h in range(NH):
+            rows, heads = slice(b * T, (b + 1) * T), [n * C + h * HS for n in range(3)]
+            q, k, v = (qkv[rows, c : c + HS].astype(np.float64) for c in heads)
+            truth = reference.attention_backward(dout[rows, h * HS : (h + 1) * HS], q, k, v, scale)
+            for c, expected in zip(heads, truth, strict=True):
+                error = abs(dqkv[rows, c : c + HS] - expected).max()
+                assert error < tolerance * (1 + abs(expected).max())
+    assert np.isnan(dqkv[:, 3 * C :]).all()
+
+
+def test_the_twin_backward_is_the_slope(rng, slopes):
+    q, k, v, do = rng.standard_normal((4, 6, 3))
+    loss = lambda q, k, v: (do * reference.attention(q, k, v, 0.7)).sum()  # noqa: E731
+    dq, dk, dv = reference.attention_backward(do, q, k, v, 0.7)
+    np.testing.assert_allclose(dq, slopes(lambda q: loss(q, k, v), q), atol=1e-8)
+    np.testing.assert_allclose(dk, slopes(lambda k: loss(q, k, v), k), atol=1e-8)
+    np.testing.assert_allclose(dv, slopes(lambda v: loss(q, k, v), v), atol=1e-8)

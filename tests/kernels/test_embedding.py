@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from minigpt.kernels import reference
-from minigpt.kernels.embedding import embedding_forward, gather_forward
+from minigpt.kernels.embedding import (
+    embedding_forward,
+    gather_forward,
+    rows_backward,
+    rows_forward,
+)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16])
@@ -32,3 +37,29 @@ def test_gather_takes_the_rows_in_their_order(run, rng):
     run(gather_forward, y.reshape(-1), x.ravel(), 4, rows, 3, 3)
     np.testing.assert_array_equal(y[:, :3], x[rows, :3])
     assert np.isnan(y[:, 3]).all()
+
+
+def test_tables_in_training_are_read_and_added_to(run, rng):
+    """Forward as NumPy has it; backward adds up the rows of a token that comes twice."""
+    V, C, ld, scale = 7, 19, 21, np.float32(0.5)
+    wte, wpe, dwte, dwpe = (rng.standard_normal((n, C)).astype(np.float32) for n in (V, 5, V, 5))
+    ids, positions = np.array([6, 0, 3, 3]), np.array([0, 1, 0, 4])
+    x = np.full((4, ld), np.nan, np.float32)
+    run(rows_forward, x.reshape(-1), ld, ids, positions, wte.ravel(), wpe.ravel(), 4, C, scale)
+    np.testing.assert_array_equal(x[:, :C], reference.embedding(ids, positions, wte, wpe, scale))
+    before = dwte.copy(), dwpe.copy()
+    dx = rng.standard_normal((4, ld)).astype(np.float32)
+    tables = dwte.reshape(-1), dwpe.reshape(-1)
+    run(rows_backward, *tables, dx.ravel(), ld, ids, positions, 4, C, scale)
+    truth = reference.embedding_backward(dx[:, :C].astype(np.float64), ids, positions, V, 5, scale)
+    for after, start, added in zip((dwte, dwpe), before, truth, strict=True):
+        np.testing.assert_allclose(after, start + added, rtol=1e-6, atol=1e-6)
+
+
+def test_the_twin_backward_is_the_slope(rng, slopes):
+    wte, wpe, dx = (rng.standard_normal((n, 2)) for n in (4, 3, 5))
+    ids, positions = np.array([1, 1, 3, 0, 3]), np.array([0, 1, 2, 0, 1])
+    dwte, dwpe = reference.embedding_backward(dx, ids, positions, 4, 3, 0.5)
+    loss = lambda e, p: (dx * reference.embedding(ids, positions, e, p, 0.5)).sum()  # noqa: E731
+    np.testing.assert_allclose(dwte, slopes(lambda e: loss(e, wpe), wte), atol=1e-8)
+    np.testing.assert_allclose(dwpe, slopes(lambda p: loss(wte, p), wpe), atol=1e-8)

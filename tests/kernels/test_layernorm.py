@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from minigpt.kernels import reference
-from minigpt.kernels.layernorm import layernorm_forward
+from minigpt.kernels.layernorm import (
+    layernorm_backward,
+    layernorm_forward,
+    layernorm_partials,
+)
 
 
 @pytest.mark.parametrize(("M", "C"), [(1, 1), (1, 16), (3, 5), (9, 17), (20, 64), (17, 100)])
@@ -40,3 +44,34 @@ def test_a_large_mean_does_not_cancel(run):
     run(layernorm_forward, y, x.ravel(), 32, one, zero, 1, 32, np.float32(1e-5))
     truth = reference.layernorm(x.astype(np.float64), one, zero, 1e-5)
     np.testing.assert_allclose(y, truth[0], atol=1e-3)
+
+
+@pytest.mark.parametrize(("M", "C"), [(1, 1), (1, 16), (3, 5), (40, 33), (70, 64)])
+def test_backward_is_the_twin(run, rng, M, C):
+    """Added to what is there already; sums over several blocks of rows."""
+    ld = C + 3
+    x, dy, dx = (rng.standard_normal((M, ld)).astype(np.float32) for _ in range(3))
+    weight, dweight, dbias = rng.standard_normal((3, C)).astype(np.float32)
+    before = dx.copy(), dweight.copy(), dbias.copy()
+    partials = np.full(layernorm_partials(M, C), np.nan, np.float32)
+    run(
+        layernorm_backward, dx.reshape(-1), dweight, dbias, dy.ravel(), x.ravel(), ld, weight,
+        partials, M, C, np.float32(1e-5),
+    )  # fmt: skip
+    truth = reference.layernorm_backward(
+        *(a.astype(np.float64) for a in (dy[:, :C], x[:, :C], weight)), 1e-5
+    )
+    after = dx[:, :C], dweight, dbias
+    for new, old, added in zip(after, (before[0][:, :C], *before[1:]), truth, strict=True):
+        np.testing.assert_allclose(new - old, added, rtol=1e-4, atol=1e-5 * (1 + abs(added).max()))
+    np.testing.assert_array_equal(dx[:, C:], before[0][:, C:])
+
+
+def test_the_twin_backward_is_the_slope(rng, slopes):
+    x, dy = rng.standard_normal((2, 3, 5))
+    weight, bias = rng.standard_normal((2, 5))
+    dx, dweight, dbias = reference.layernorm_backward(dy, x, weight, 1e-5)
+    loss = lambda x, w, b: (dy * reference.layernorm(x, w, b, 1e-5)).sum()  # noqa: E731
+    np.testing.assert_allclose(dx, slopes(lambda x: loss(x, weight, bias), x), atol=1e-8)
+    np.testing.assert_allclose(dweight, slopes(lambda w: loss(x, w, bias), weight), atol=1e-8)
+    np.testing.assert_allclose(dbias, slopes(lambda b: loss(x, weight, b), bias), atol=1e-8)

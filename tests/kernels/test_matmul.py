@@ -7,12 +7,14 @@ import pytest
 
 from minigpt.kernels import reference
 from minigpt.kernels.activation import GELU
-from minigpt.kernels.layout import LANES, padded, row_stride
+from minigpt.kernels.layout import LANES, padded, panels_size, row_stride
 from minigpt.kernels.matmul import (
     ADD,
     K_BLOCK,
     NO_ACTIVATION,
     SET,
+    Room,
+    matmul_backward,
     matmul_forward,
 )
 
@@ -136,3 +138,46 @@ def test_results_are_rounded_to_bfloat16_where_they_are_held_so(run, rng):
         *case.sizes, SET, NO_ACTIVATION, np.float32(1),
     )  # fmt: skip
     np.testing.assert_array_equal(y, reference.bfloat16(case.run(run)))
+
+
+# how dy and xᵀ are multiplied, and how the right factors of the moment are held
+ROOMS = [(np.float32, np.float32), (np.float32, np.uint16), (np.uint16, np.uint16)]
+
+
+@pytest.mark.parametrize(("left", "right"), ROOMS)
+@pytest.mark.parametrize(("M", "K", "N"), [(1, 1, 1), (5, 3, 2), (33, 17, 70), (100, 65, 33)])
+def test_backward_is_the_twin(run, rng, M, K, N, left, right):
+    """dx anew; dw and dbias added to what is there; factors as float32 or bfloat16."""
+    ldx, ldy = row_stride(K), row_stride(N)
+    x, dy = (
+        np.zeros((padded(M, LANES), ldx), np.float32),
+        np.zeros((padded(M, LANES), ldy), np.float32),
+    )
+    x[:M, :K], dy[:M, :N] = rng.standard_normal((M, K)), rng.standard_normal((M, N))
+    w, dw = rng.standard_normal((2, K, N)).astype(np.float32)
+    dbias, dx = rng.standard_normal(N).astype(np.float32), np.full_like(x, np.nan)
+    before = dw.copy(), dbias.copy()
+    rows = max(padded(K, LANES) * row_stride(M), padded(M, LANES) * ldy)
+    room = Room(
+        np.full(max(panels_size(M, N), panels_size(N, K)), 1, right), np.full(rows, 1, left)
+    )
+    held = reference.bfloat16(x) if left == np.uint16 else x
+    run(
+        matmul_backward, dx.reshape(-1), ldx, dw.reshape(-1), dbias, dy.reshape(-1), ldy,
+        held.reshape(-1), ldx, w.reshape(-1), room, M, K, N,
+    )  # fmt: skip
+    truth = reference.matmul_backward(*(a.astype(np.float64) for a in (dy[:M, :N], x[:M, :K], w)))
+    tolerance = 1e-5 if right == np.float32 else 2e-2
+    after = dx[:M, :K], dw - before[0], dbias - before[1]
+    for found, expected in zip(after, truth, strict=True):
+        assert abs(found - expected).max() < tolerance * (1 + abs(expected).max())
+    assert np.isnan(dx[:M, K:]).all()
+
+
+def test_the_twin_backward_is_the_slope(rng, slopes):
+    x, w, dy = (rng.standard_normal(shape) for shape in ((3, 4), (4, 2), (3, 2)))
+    dx, dw, dbias = reference.matmul_backward(dy, x, w)
+    loss = lambda x, w, b: (dy * reference.matmul(x, w, b)).sum()  # noqa: E731
+    np.testing.assert_allclose(dx, slopes(lambda x: loss(x, w, np.zeros(2)), x), atol=1e-8)
+    np.testing.assert_allclose(dw, slopes(lambda w: loss(x, w, np.zeros(2)), w), atol=1e-8)
+    np.testing.assert_allclose(dbias, slopes(lambda b: loss(x, w, b), np.zeros(2)), atol=1e-8)

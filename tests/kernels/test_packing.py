@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from minigpt.kernels import reference
-from minigpt.kernels.layout import LANES, padded, panels_size, unpacked
-from minigpt.kernels.packing import pack
+from minigpt.kernels.layout import LANES, padded, panels_size, row_stride, unpacked
+from minigpt.kernels.packing import clear_rows, copy_rows, pack, pack_factor, transpose_rows
 
 SHAPES = [(1, 1), (2, 16), (3, 17), (64, 40), (65, 130), (129, 64)]
 TYPES = [np.float32, np.uint16]
@@ -57,3 +57,42 @@ def test_nan_stays_nan_in_bfloat16(run):
     panels = packed(run, odd.reshape(1, 4), False, np.uint16, 1)
     found = unpacked(panels, 1, 4)[0]
     assert found.tolist() == [0x7FC0, 0x7F80, 0xFF80, 0x7F80]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+@pytest.mark.parametrize(("K", "N"), [(1, 1), (5, 17), (33, 64), (130, 40)])
+def test_a_factor_of_the_moment(run, rng, K, N, dtype):
+    """From rows that lie apart, and transposed; over what an earlier, larger one left behind."""
+    w = rng.standard_normal((K, N + 3)).astype(np.float32)
+    truth = unpacked(reference.panels(w[:, :N], dtype), padded(K), N)
+    for matrix, strides in ((w, (N + 3, 1)), (np.ascontiguousarray(w.T), (1, K))):
+        panels = np.full(panels_size(K, N), 7, dtype)
+        start = np.int64(2)
+        flat = np.concatenate([np.zeros(2, np.float32), matrix.ravel()])
+        run(pack_factor, panels, flat, start, K, N, *(np.int64(s) for s in strides))
+        np.testing.assert_array_equal(unpacked(panels, padded(K), N), truth)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+@pytest.mark.parametrize(("M", "N"), [(1, 1), (3, 20), (16, 16), (50, 33)])
+def test_transposed_rows_end_in_zeros(run, rng, M, N, dtype):
+    x = rng.standard_normal((M, N + 2)).astype(np.float32)
+    y = np.full((N, row_stride(M)), 7, dtype)
+    run(transpose_rows, y.reshape(-1), row_stride(M), x.ravel(), N + 2, M, N)
+    expected = x[:, :N].T if dtype == np.float32 else reference.bfloat16(x[:, :N].T)
+    np.testing.assert_array_equal(y[:, :M], expected)
+    assert not y[:, M : padded(M)].any()
+
+
+def test_rows_are_copied_rounded_and_cleared(run, rng):
+    x = rng.standard_normal((6, 40)).astype(np.float32)
+    same, halves = np.full((6, 40), 7, np.float32), np.full((6, 40), 7, np.uint16)
+    for y in (same, halves):
+        run(copy_rows, y.reshape(-1), x.ravel(), 40, 6, 35)
+        assert (y[:, 35:] == 7).all()
+    np.testing.assert_array_equal(same[:, :35], x[:, :35])
+    np.testing.assert_array_equal(halves[:, :35], reference.bfloat16(x[:, :35]))
+    run(clear_rows, same.reshape(-1), 40, 5, 35)
+    assert not same[:5, :35].any()
+    assert (same[:5, 35:] == 7).all()
+    assert same[5].all()

@@ -1,0 +1,64 @@
+"""Cross-entropy against its twin, the twin's gradient against differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minigpt.kernels import reference
+from minigpt.kernels.crossentropy import crossentropy_backward, crossentropy_forward
+from minigpt.kernels.layout import IGNORED, padded
+
+
+def forward(run, logits, targets):
+    M, V = logits.shape
+    losses, norms = np.full((2, M), np.nan, np.float32)
+    ld = V + 3
+    rows = np.full((M, ld), np.nan, np.float32)
+    rows[:, :V] = logits
+    run(crossentropy_forward, losses, norms, rows.reshape(-1), ld, targets, M, V)
+    return losses, norms, rows.reshape(-1), ld
+
+
+@pytest.mark.parametrize(("M", "V"), [(1, 1), (3, 5), (4, 16), (7, 33), (5, 100)])
+def test_is_the_twin(run, rng, M, V):
+    """And its gradient, some columns at a time, with zeros up to whole panels."""
+    logits = (rng.standard_normal((M, V)) * 4).astype(np.float32)
+    targets = rng.integers(0, V, M)
+    targets[M // 2] = IGNORED
+    losses, norms, rows, ld = forward(run, logits, targets)
+    truth = reference.crossentropy(logits.astype(np.float64), targets)
+    np.testing.assert_allclose(losses, truth, rtol=1e-5, atol=2e-6)
+    assert losses[M // 2] == 0
+    found = np.empty((M, V), np.float32)
+    for first in range(0, V, 40):
+        count = min(40, V - first)
+        part = np.full((M, padded(40) + 3), np.nan, np.float32)
+        run(
+            crossentropy_backward, part.reshape(-1), part.shape[1], rows, ld, norms, targets,
+            M, first, count, np.float32(0.5),
+        )  # fmt: skip
+        found[:, first : first + count] = part[:, :count]
+        assert not part[:, count : padded(count)].any()
+        assert np.isnan(part[:, padded(count) :]).all()
+    truth = 0.5 * reference.crossentropy_backward(logits.astype(np.float64), targets)
+    np.testing.assert_allclose(found, truth, atol=1e-6)
+
+
+def test_large_logits_do_not_overflow(run):
+    logits = np.array([[1e4, -1e4, 0], [-1e4, -1e4, -1e4]], np.float32)
+    losses, norms, _, _ = forward(run, logits, np.array([1, 0]))
+    np.testing.assert_allclose(losses, [2e4, np.log(3)], rtol=1e-3)
+    assert np.isfinite(norms).all()
+
+
+def test_not_a_number_is_not_hidden(run):
+    losses, _, _, _ = forward(run, np.array([[0, np.nan, 1]], np.float32), np.array([0]))
+    assert np.isnan(losses[0])
+
+
+def test_the_twin_backward_is_the_slope(rng, slopes):
+    logits, targets = rng.standard_normal((4, 5)), np.array([0, 4, IGNORED, 2])
+    d = reference.crossentropy_backward(logits, targets)
+    truth = slopes(lambda x: reference.crossentropy(x, targets).sum(), logits)
+    np.testing.assert_allclose(d, truth, atol=1e-8)
