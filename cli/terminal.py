@@ -179,13 +179,13 @@ def progress_line(label: str, rate: Callable[[float], str]) -> Callable[[int, in
             return
         shown = now
         speed = done / (now - start)
-        left = f"{_clock((total - done) / speed)} left"
+        left = f"{clock((total - done) / speed)} left"
         show_line(f"{label}   {100 * done // total} %   {rate(speed)}   {left}")
 
     return show
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """65.2 → "1:05", 3725 → "1:02:05"."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
