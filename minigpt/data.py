@@ -77,7 +77,7 @@ def documents(sources: Sequence[str]) -> Iterator[str]:
             yield _whole_text(_stdin(), "standard input")
         elif holds_objects(source):
             for where, value in objects(source):
-                yield text_field(value, "text", where)
+                yield checked_text(value.get("text"), '"text"', where)
         else:
             with _open(source) as file:
                 yield _whole_text(file, source)
@@ -98,24 +98,18 @@ def objects(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, _object(line, where)
 
 
-def text_field(value: dict[str, Any], field: str, where: str) -> str:
-    """The text of a field of an object; raises InputError, which begins with `where`."""
-    text = value.get(field)
-    if not isinstance(text, str):
-        raise InputError(f'{where}: must have a "{field}" that is a text')
-    return checked_characters(text, field, where)
-
-
-def checked_characters(text: str, field: str, where: str) -> str:
-    """The text; raises InputError where an escape of JSON made half of a character."""
+def checked_text(value: Any, field: str, where: str) -> str:
+    """The value of an object's field, which must be a text; raises InputError with `where`."""
+    if not isinstance(value, str):
+        raise InputError(f"{where}: must have a text as its {field}")
     try:
-        text.encode("utf-8")
+        value.encode("utf-8")
     except UnicodeEncodeError as flaw:
         raise InputError(
-            f"{where}: its {field} has {text[flaw.start]!a}, half of a character; "
+            f"{where}: its {field} has {value[flaw.start]!a}, half of a character; "
             "such escapes must come in pairs"
         ) from None
-    return text
+    return value
 
 
 def _require_file(source: str) -> None:
