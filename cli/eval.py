@@ -1,10 +1,10 @@
-"""`minigpt eval`: how well a model knows texts."""
+"""`minigpt eval`: how well a model knows texts, and how often it is right."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 import click
 
@@ -23,8 +23,12 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
-    from .. import GPTModel
-    from ..evaluate import Perplexity
+    from .. import GPTModel, GPTTokenizer
+    from ..evaluate import Perplexity, Progress
+    from ..questions import Choice, LastWord, Lines
+    from ..tasks import ChoiceAccuracy, WordAccuracy
+
+    Result: TypeAlias = Perplexity | WordAccuracy | ChoiceAccuracy
 
 window_option = click.option(
     "--window",
@@ -41,8 +45,8 @@ stride_option = click.option(
 
 @click.command(
     "eval",
-    short_help="Tell how well a model knows texts: perplexity, bits per byte.",
-    epilog="Example: minigpt eval -m cerebras/Cerebras-GPT-111M --dtype bf16 book.txt",
+    short_help="Tell how well a model knows texts, and how often it is right.",
+    epilog="Example: minigpt eval -m cerebras/Cerebras-GPT-111M --dtype bf16 book.txt piqa.jsonl",
 )
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 @model_option
@@ -60,7 +64,7 @@ def evaluate(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Predicts each token of each FILE, a text in UTF-8, from those before it.
+    """Predicts each token of each FILE, a text in UTF-8, from those before it; or does a task.
 
     Without a FILE, or for -, the text on standard input is taken.
 
@@ -68,16 +72,20 @@ def evaluate(
     which are the sum of -log2 p over the bytes. The first token of a text is not predicted. Longer
     texts are read in windows: each token is predicted once, from at least WINDOW - STRIDE + 1
     others, as soon as there are so many before it; reading takes WINDOW / STRIDE passes.
+
+    A FILE whose name ends in .jsonl holds JSON objects, one a line. Those with "text" are texts,
+    each of its own. Those with "context" and "continuation" ask for the last word of a passage, as
+    LAMBADA does: told is how often greedy decoding gives exactly that word. Those with "query",
+    "choices" and "gold" ask which of several answers is right, as PIQA and ARC do: told is how
+    often it is the one of the greatest ln p, of the greatest ln p per token, and per byte.
     """
     check_stride(window, stride)
-    texts = [read_named(file) for file in files or (None,)]
+    inputs = [_read(file) for file in files or (None,)]
 
     from .. import GPTTokenizer
 
     tokenizer = GPTTokenizer.from_pretrained(source)
-    tokens = [tokenizer.encode(text) for _, text in texts]
-    for (name, _), ids in zip(texts, tokens, strict=True):
-        check_enough(ids, name)
+    works = [(name, _tokenised(tokenizer, lines)) for name, lines in inputs]
     end_at_once_on_interrupt()
     show_line("loading")
 
@@ -85,51 +93,150 @@ def evaluate(
 
     model = GPTModel.from_pretrained(source, dtype=dtype, threads=threads)
     results = [
-        (name, _score(model, name, text, ids, window, stride))
-        for (name, text), ids in zip(texts, tokens, strict=True)
+        (name, _result(model, tokenizer, name, work, window, stride)) for name, work in works
     ]
-    write((_json if as_json else _table)(source, results) + "\n")
+    write((_json if as_json else _tables)(source, results) + "\n")
 
 
-def _score(
-    model: GPTModel, name: str, text: str, ids: list[int], window: int | None, stride: int | None
-) -> Perplexity:
-    """The result for one text; a line on stderr tells how far it is."""
-    from ..evaluate import perplexity
+class Tokens(NamedTuple):
+    """A text's tokens, and its length in UTF-8."""
+
+    ids: list[int]
+    text_bytes: int
+
+
+def _read(file: str | None) -> tuple[str, Lines]:
+    """(name, what is in it) of a file, or of stdin for - or None."""
+    from ..data import holds_objects
+    from ..questions import Document, read_lines
+
+    if file is not None and holds_objects(file):
+        return click.format_filename(file), read_lines(file)
+    name, text = read_named(file)
+    return name, [Document(name, text)]
+
+
+def _tokenised(tokenizer: GPTTokenizer, lines: Lines) -> list[Tokens] | Lines:
+    """Texts as tokens, so that too short a one is found before a model is loaded; tasks as is."""
+    from ..questions import Document
+
+    texts = [line for line in lines if isinstance(line, Document)]
+    tokens = [Tokens(tokenizer.encode(text), len(text.encode())) for _, text in texts]
+    for text, found in zip(texts, tokens, strict=True):
+        check_enough(found.ids, text.where)
+    return tokens or lines
+
+
+def _result(
+    model: GPTModel,
+    tokenizer: GPTTokenizer,
+    name: str,
+    work: list[Tokens] | Lines,
+    window: int | None,
+    stride: int | None,
+) -> Result:
+    """The result for one file; a line on stderr tells how far it is."""
+    from ..questions import Choice, LastWord
+    from ..tasks import choices, last_words
 
     progress = progress_line(name, tokens_per_s)
-    result = perplexity(model, ids, len(text.encode()), window, stride, progress)
+    result: Result
+    if isinstance(work[0], LastWord):
+        result = last_words(model, tokenizer, cast("list[LastWord]", work), progress)
+    elif isinstance(work[0], Choice):
+        result = choices(model, tokenizer, cast("list[Choice]", work), progress)
+    else:
+        result = _perplexity(model, cast("list[Tokens]", work), window, stride, progress)
     show_line("")
     return result
 
 
-def _json(source: str, results: list[tuple[str, Perplexity]]) -> str:
-    """One object: what holds for all files together, and in `files` for each."""
-    from ..evaluate import together
+def _perplexity(
+    model: GPTModel,
+    texts: list[Tokens],
+    window: int | None,
+    stride: int | None,
+    progress: Progress,
+) -> Perplexity:
+    """That of all texts together, each of its own."""
+    from ..evaluate import perplexity, together
 
+    total = sum(len(text.ids) - 1 for text in texts)
+    before, results = 0, []
+    for ids, text_bytes in texts:
+
+        def tell(done: int, _: int, before: int = before) -> None:
+            progress(before + done, total)
+
+        results.append(perplexity(model, ids, text_bytes, window, stride, tell))
+        before += len(ids) - 1
+    return together(results)
+
+
+def _json(source: str, results: list[tuple[str, Result]]) -> str:
+    """One object: what holds for all texts together, and in `files` for each file."""
     files = [{"file": name, **asdict(result)} for name, result in results]
-    total = asdict(together([result for _, result in results]))
-    return json.dumps({"model": source, **total, "files": files})
+    total = _total(results)
+    head = asdict(total) if total else {"dtype": results[0][1].dtype}
+    return json.dumps({"model": source, **head, "files": files})
 
 
-def _table(source: str, results: list[tuple[str, Perplexity]]) -> str:
-    """The results for a person: a line for each file, and one for all where there are several."""
-    from ..evaluate import together
+def _total(results: list[tuple[str, Result]]) -> Perplexity | None:
+    """What was found of all texts together; None where there are only tasks."""
+    from ..evaluate import Perplexity, together
 
-    total = together([result for _, result in results])
-    if len(results) > 1:
-        results = [*results, ("together", total)]
-    width = max(len("text"), *(len(name) for name, _ in results))
-    lines = [
-        f"{source}: {total.dtype}, window {total.window}, stride {total.stride}",
-        f"{'text':<{width}} {'tokens':>9} {'perplexity':>11} {'bits/byte':>10} {'tokens/s':>9}",
-    ]
+    texts = [result for _, result in results if isinstance(result, Perplexity)]
+    return together(texts) if texts else None
+
+
+def _tables(source: str, results: list[tuple[str, Result]]) -> str:
+    """The results for a person: a table for each kind there is."""
+    from ..evaluate import Perplexity
+
+    total = _total(results)
+    head = f"{source}: {results[0][1].dtype}"
+    if total:
+        head += f", window {total.window}, stride {total.stride}"
+        if sum(isinstance(found, Perplexity) for _, found in results) > 1:
+            results = [*results, ("together", total)]
+    tables: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for name, found in results:
-        lines.append(
-            f"{name:<{width}} {found.tokens:>9} {found.perplexity:>11.4f} "
-            f"{found.bits_per_byte:>10.4f} {found.tokens_per_s:>9.1f}"
-        )
-    return "\n".join(lines)
+        titles, cells = _line(found)
+        tables.setdefault(titles, [titles]).append((name, cells))
+    width = max(len(name) for lines in tables.values() for name, _ in lines)
+    return f"{head}\n" + "\n\n".join(
+        "\n".join(f"{name:<{width}} {cells}" for name, cells in lines) for lines in tables.values()
+    )
+
+
+TEXT_TITLES = ("text", f"{'tokens':>9} {'perplexity':>11} {'bits/byte':>10} {'tokens/s':>9}")
+WORD_TITLES = ("last word", f"{'questions':>9} {'right':>15} {'tokens/s':>9}")
+CHOICE_TITLES = (
+    "choice",
+    f"{'questions':>9} {'right by sum':>15} {'per token':>15} {'per byte':>15} {'tokens/s':>9}",
+)
+
+
+def _line(found: Result) -> tuple[tuple[str, str], str]:
+    """The titles of the table a result stands in, and its line there."""
+    from ..evaluate import Perplexity
+    from ..tasks import WordAccuracy
+
+    speed = f"{found.tokens_per_s:>9.1f}"
+    if isinstance(found, Perplexity):
+        bits = f"{found.bits_per_byte:>10.4f}"
+        return TEXT_TITLES, f"{found.tokens:>9} {found.perplexity:>11.4f} {bits} {speed}"
+    right = _percent(found.accuracy, found.standard_error)
+    if isinstance(found, WordAccuracy):
+        return WORD_TITLES, f"{found.questions:>9} {right} {speed}"
+    per_token = _percent(found.accuracy_per_token, found.standard_error_per_token)
+    per_byte = _percent(found.accuracy_per_byte, found.standard_error_per_byte)
+    return CHOICE_TITLES, f"{found.questions:>9} {right} {per_token} {per_byte} {speed}"
+
+
+def _percent(accuracy: float, error: float) -> str:
+    """(0.523, 0.0117) → " 52.30 ±  1.17 %"."""
+    return f"{100 * accuracy:>6.2f} ± {100 * error:>5.2f} %"
 
 
 def tokens_per_s(rate: float) -> str:

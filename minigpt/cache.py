@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,14 @@ class State:
             ) from error
         self.lengths = np.zeros(slots, np.int64)
         self.kept: Any = None
+        self._by_slot = (config.n_layer, slots, -1)
+
+    def copy(self, slot: int, others: Sequence[int]) -> None:
+        """Let the sequences in `others` begin with what was read of the one in `slot`."""
+        for flat in (self.keys, self.values):
+            by_slot = flat.reshape(self._by_slot)
+            by_slot[:, others] = by_slot[:, slot, None]
+        self.lengths[others] = self.lengths[slot]
 
 
 def state_bytes(config: GPTConfig, slots: int, capacity: int, dtype: str = "f32") -> int:

@@ -33,7 +33,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -75,12 +75,41 @@ def documents(sources: Sequence[str]) -> Iterator[str]:
     for source in sources:
         if source == "-":
             yield _whole_text(_stdin(), "standard input")
-            continue
-        with _open(source) as file:
-            if Path(source).suffix.lower() == ".jsonl":
-                yield from _texts_of_lines(file, source)
-            else:
+        elif holds_objects(source):
+            for where, value in objects(source):
+                yield checked_text(value.get("text"), '"text"', where)
+        else:
+            with _open(source) as file:
                 yield _whole_text(file, source)
+
+
+def holds_objects(source: str) -> bool:
+    """Whether a file's name says that each of its lines is a JSON object."""
+    return Path(source).suffix.lower() == ".jsonl"
+
+
+def objects(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("name, line 7", the JSON object) of each line of a file that is not empty.
+
+    Raises InputError, with the file and the line, as `documents` does.
+    """
+    with _open(source) as file:
+        for where, line in _lines(file, source):
+            yield where, _object(line, where)
+
+
+def checked_text(value: Any, field: str, where: str) -> str:
+    """The value of an object's field, which must be a text; raises InputError with `where`."""
+    if not isinstance(value, str):
+        raise InputError(f"{where}: must have a text as its {field}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as flaw:
+        raise InputError(
+            f"{where}: its {field} has {value[flaw.start]!a}, half of a character; "
+            "such escapes must come in pairs"
+        ) from None
+    return value
 
 
 def _require_file(source: str) -> None:
@@ -123,7 +152,8 @@ def _whole_text(file: BinaryIO, name: str) -> str:
     return _decoded(data, name)
 
 
-def _texts_of_lines(file: BinaryIO, name: str) -> Iterator[str]:
+def _lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
+    """("name, line 7", the line) of each line that is not empty."""
     number = 0
     while line := _next_line(file, name):
         number += 1
@@ -131,10 +161,10 @@ def _texts_of_lines(file: BinaryIO, name: str) -> Iterator[str]:
         if len(line) > LARGEST_LINE:
             raise InputError(
                 f"{where}: longer than {LARGEST_LINE} bytes, the most one may have; "
-                "a .jsonl file holds one document a line"
+                "a .jsonl file holds one object a line"
             )
         if line.strip():
-            yield _text_of_object(_decoded(line, name, number), where)
+            yield where, _decoded(line, name, number)
 
 
 def _next_line(file: BinaryIO, name: str) -> bytes:
@@ -157,24 +187,16 @@ def _decoded(data: bytes, name: str, line: int = 1) -> str:
     return text.removeprefix("\ufeff") if line == 1 else text
 
 
-def _text_of_object(line: str, where: str) -> str:
+def _object(line: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as flaw:
         raise InputError(f"{where}: is not JSON: {flaw.msg} (column {flaw.colno})") from None
     except (ValueError, RecursionError) as flaw:  # a number of 4300 digits; 1000 brackets
         raise InputError(f"{where}: is not JSON that can be read: {flaw}") from None
-    text = value.get("text") if isinstance(value, dict) else None
-    if not isinstance(text, str):
-        raise InputError(f'{where}: must be an object with a text, such as {{"text": "Once…"}}')
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as flaw:
-        raise InputError(
-            f"{where}: its text has {text[flaw.start]!a}, half of a character; "
-            "such escapes must come in pairs"
-        ) from None
-    return text
+    if not isinstance(value, dict):
+        raise InputError(f'{where}: must be a JSON object, such as {{"text": "Once…"}}')
+    return value
 
 
 # ---- the token file ----

@@ -121,15 +121,15 @@ def perplexity(
 
     Raises InputError for a wrong argument, CheckpointError where the model's logits are no numbers.
     """
-    ids = _checked_ids(ids, model.config)
+    ids = checked_ids(ids, model.config)
     if not (is_integer(text_bytes) and text_bytes >= 1):
         raise InputError(f"text_bytes {shown(text_bytes)}: must be an integer from 1")
     window, stride = _checked_window(model.config.n_positions, window, stride)
-    _warm_up(model, ids)
+    warm_up(model, ids)
     total = len(ids) - 1
     start, nats = perf_counter(), 0.0
     for done, logits in enumerate(_logits(model, ids[:-1], window, stride), 1):
-        nats += _log_sum_exp(logits) - float(logits[ids[done]])
+        nats += log_sum_exp(logits) - float(logits[ids[done]])
         if progress:
             progress(done, total)
     seconds = perf_counter() - start
@@ -171,17 +171,17 @@ def compare(
             f"models of {a.config.vocab_size} and {b.config.vocab_size} tokens cannot be "
             "compared; both must have the same vocabulary"
         )
-    ids = _checked_ids(ids, a.config)
+    ids = checked_ids(ids, a.config)
     n_positions = min(a.config.n_positions, b.config.n_positions)
     window, stride = _checked_window(n_positions, window, stride)
     for model in (a, b):
-        _warm_up(model, ids)
+        warm_up(model, ids)
     total = len(ids) - 1
     start, nats_a, nats_b, agreed = perf_counter(), 0.0, 0.0, 0
     kl = np.empty(total)
     pairs = zip(*(_logits(model, ids[:-1], window, stride) for model in (a, b)), strict=True)
     for done, (logits_a, logits_b) in enumerate(pairs, 1):
-        sum_a, sum_b = _log_sum_exp(logits_a), _log_sum_exp(logits_b)
+        sum_a, sum_b = log_sum_exp(logits_a), log_sum_exp(logits_b)
         nats_a += sum_a - float(logits_a[ids[done]])
         nats_b += sum_b - float(logits_b[ids[done]])
         kl[done - 1] = _divergence(logits_a, logits_b, sum_a - sum_b)
@@ -246,11 +246,11 @@ def _logits(model: GPTModel, ids: np.ndarray, window: int, stride: int) -> Itera
         for start in range(first, end, _ROWS):
             piece = ids[start : min(start + _ROWS, end)]
             logits = model.advance(state, [0], [piece], every=True)
-            _check_finite(logits)
+            check_finite(logits)
             yield from logits
 
 
-def _warm_up(model: GPTModel, ids: np.ndarray) -> None:
+def warm_up(model: GPTModel, ids: np.ndarray) -> None:
     """A token whose time is not counted: it compiles the kernels where that is still to be done."""
     model.advance(model.new_state(1, 1), [0], [ids[:1]])
 
@@ -259,7 +259,7 @@ def _warm_up(model: GPTModel, ids: np.ndarray) -> None:
 # What is made of each of them is float32, sums are float64. ----
 
 
-def _log_sum_exp(logits: np.ndarray) -> float:
+def log_sum_exp(logits: np.ndarray) -> float:
     """ln Σ exp(logits), float32 [V]. The smallest terms may round to 0."""
     peak = logits.max()
     return float(peak) + math.log(np.exp(logits - peak).sum(dtype=np.float64))
@@ -268,7 +268,7 @@ def _log_sum_exp(logits: np.ndarray) -> float:
 def _divergence(a: np.ndarray, b: np.ndarray, log_sums: float) -> float:
     """KL(A‖B) = Σ p_a · (ln p_a − ln p_b) of the logits a and b, float32 [V].
 
-    log_sums  _log_sum_exp(a) − _log_sum_exp(b)
+    log_sums  log_sum_exp(a) − log_sum_exp(b)
 
     As ln p = logit − log_sum, that is the mean of a − b under p_a, less log_sums: of close models
     every term is small. Rounding can take it below 0, which no divergence is.
@@ -310,7 +310,7 @@ def _exp(nats_per_token: float) -> float:
 # ---- arguments ----
 
 
-def _checked_ids(ids: Any, config: GPTConfig) -> np.ndarray:
+def checked_ids(ids: Any, config: GPTConfig) -> np.ndarray:
     """`ids` as int64 [T], T ≥ 2, every id a token; raises InputError."""
     try:
         array = np.asarray(ids)
@@ -347,7 +347,7 @@ def _checked_window(n_positions: int, window: int | None, stride: int | None) ->
     return int(window), int(stride)
 
 
-def _check_finite(logits: np.ndarray) -> None:
+def check_finite(logits: np.ndarray) -> None:
     """Raises CheckpointError for logits that are not all numbers."""
     for extreme in (float(logits.min()), float(logits.max())):  # NaN if any is
         if not math.isfinite(extreme):

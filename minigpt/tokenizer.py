@@ -19,7 +19,7 @@ from typing import Literal, overload
 import numpy as np
 
 from .box import BOX
-from .bpe import WordIds, token_bytes, words
+from .bpe import BORDER, WordIds, pieces, token_bytes, words
 from .checkpoint import resolve
 from .errors import InputError
 from .vocabulary import AddedToken, Vocabulary, read_vocabulary, write_vocabulary
@@ -90,18 +90,12 @@ class GPTTokenizer:
         """`text` in pieces whose ids, one after the other, are the ids of the text.
 
         Each has `size` characters and those up to the next space or newline: so a long text is
-        encoded without all its ids in memory. See `_CUT` for why it may be cut there.
+        encoded without all its ids in memory.
         """
-        start = 0
-        # White space may be within an added token, or belong to it
-        while self._plain_added is None:
-            spaces = _CUT_AT_SPACE if self._vocabulary.add_prefix_space else _CUT
-            cut = spaces.search(text, start + size)
-            if cut is None:
-                break
-            yield text[start : cut.start()]
-            start = cut.start()
-        yield text[start:]
+        if self._plain_added is not None:  # white space may be within an added token
+            return iter([text])
+        border = _SPACE_BORDER if self._vocabulary.add_prefix_space else BORDER
+        return pieces(text, size, border)
 
     def decode(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = True) -> str:
         """The text of `ids`, a sequence or 1-D array; bytes that are not UTF-8 become U+FFFD.
@@ -194,13 +188,9 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-# ---- cutting ----
-
-# Before white space that follows something else, a word always ends: only the first character of
-# a word may be a space where others follow, and none of them looks further than to its own end.
-# A vocabulary with add_prefix_space would put a space before a newline, and none before a space.
-_CUT = re.compile(r"(?<=\S)[ \n]")
-_CUT_AT_SPACE = re.compile(r"(?<=\S) ")
+# Where a text may be cut that is encoded with add_prefix_space: that would put a space before a
+# newline, and none before a space.
+_SPACE_BORDER = re.compile(r"(?<=\S) ")
 
 # ---- arguments ----
 

@@ -30,13 +30,12 @@ Sennrich, Haddow and Birch, "Neural Machine Translation of Rare Words with Subwo
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 from statistics import median_low
 
-from .bpe import Merges, byte_symbols, words
+from .bpe import Merges, byte_symbols, pieces, words
 from .errors import InputError, shown
 from .sampler import is_integer
 from .tokenizer import GPTTokenizer
@@ -92,7 +91,7 @@ def count_words(texts: Iterable[str]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for number, text in enumerate(texts):
         _check_text(text, number)
-        for stretch in _stretches(text):
+        for stretch in pieces(text, _STRETCH):
             counts.update(words(stretch))
             if len(counts) > MOST_WORDS:
                 counts = _without_rarer_half(counts)
@@ -203,19 +202,6 @@ def _as_symbols(word: str) -> list[str]:
 
 
 # ---- texts ----
-
-# No word goes on before white space that follows something else, and none looks further than that.
-_CUT = re.compile(r"(?<=\S)[ \n]")
-
-
-def _stretches(text: str) -> Iterator[str]:
-    """`text` in parts of some _STRETCH characters, each of whole words."""
-    start = 0
-    while start < len(text):
-        cut = _CUT.search(text, start + _STRETCH)
-        stop = cut.start() if cut else len(text)
-        yield text[start:stop]
-        start = stop
 
 
 def _without_rarer_half(counts: Counter[str]) -> Counter[str]:

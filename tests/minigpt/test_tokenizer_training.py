@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt import tokenizer_training
-from minigpt.bpe import byte_symbols, token_bytes, words
+from minigpt.bpe import byte_symbols, pieces, token_bytes, words
 from minigpt.errors import InputError
 from minigpt.tokenizer import GPTTokenizer
 from minigpt.tokenizer_training import (
@@ -107,18 +107,16 @@ def test_the_order_of_texts_does_not_matter(texts: list[str], chance: random.Ran
 
 @settings(max_examples=200)
 @given(st.text(st.sampled_from("ab1! \n\t\u00a0\u3000\x1c\u200b'sé")), st.integers(1, 9))
-def test_stretches_do_not_change_the_words(text: str, length: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_training, "_STRETCH", length)
-        stretches = list(tokenizer_training._stretches(text))
-    assert [word for stretch in stretches for word in words(stretch)] == words(text)
+def test_pieces_do_not_change_the_words(text: str, length: int) -> None:
+    found = pieces(text, length)
+    assert [word for piece in found for word in words(piece)] == words(text)
 
 
-def test_a_long_text_is_split_in_stretches() -> None:
+def test_a_long_text_is_split_in_pieces() -> None:
     text = "word and " * 250_000
-    stretches = list(tokenizer_training._stretches(text))
-    assert "".join(stretches) == text
-    assert len(stretches) == 3
+    found = list(pieces(text, 1 << 20))
+    assert "".join(found) == text
+    assert len(found) == 3
 
 
 def test_rare_words_are_forgotten_where_there_are_too_many(
