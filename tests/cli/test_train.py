@@ -150,7 +150,6 @@ def test_a_second_one_in_the_folder(fails: Fails, run: Run, texts: Path) -> None
         ("'--out'", ["text.txt"]),
         ("'--resume'", ["text.txt", "--out", "run", "--resume", "run"]),
         ("TEXT...", ["--out", "run", "--tokenizer", "words"]),
-        ("'--tokenizer'", ["text.txt", "--out", "run"]),
         ("'--lr' cannot be given with '--resume'", ["--resume", "run", "--lr", "1"]),
         ("'TEXT' cannot be given with '--resume'", ["text.txt", "--resume", "run"]),
         ("'--recompute' cannot be given", ["--resume", "run", "--recompute"]),
