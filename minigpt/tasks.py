@@ -115,7 +115,7 @@ def last_words(
     the model's logits are no numbers.
     """
     endings = [
-        _ending(tokenizer, model.config, question.where, question.context, question.word)
+        make_ending(tokenizer, model.config, question.where, question.context, question.word)
         for question in questions
     ]
     found = score(model, endings, progress)
@@ -145,7 +145,7 @@ def choices(
     the model's logits are no numbers.
     """
     endings = [
-        _ending(tokenizer, model.config, question.where, question.context, choice)
+        make_ending(tokenizer, model.config, question.where, question.context, choice)
         for question in questions
         for choice in question.choices
     ]
@@ -205,7 +205,7 @@ class Ending(NamedTuple):
         return len(self.context) + len(self.ids) - 1
 
 
-def _ending(
+def make_ending(
     tokenizer: GPTTokenizer, config: GPTConfig, where: str, context: str, text: str
 ) -> Ending:
     """A text that follows a context after a space."""
