@@ -181,6 +181,12 @@ def test_an_ending_as_long_as_the_context(model, tokenizer) -> None:
         last_words(model, tokenizer, [LastWord("a, line 3", "abc", longest + "x")])
 
 
+@pytest.mark.parametrize("evaluated", [last_words, choices])
+def test_no_questions(model, tokenizer, evaluated) -> None:
+    with pytest.raises(InputError, match="questions: none"):
+        evaluated(model, tokenizer, [])
+
+
 def test_logits_that_are_no_numbers(model, tokenizer, words, monkeypatch) -> None:
     def advance(model, state, rows, ids, every=False):
         return np.full((len(rows), model.config.vocab_size), np.nan, np.float32)
