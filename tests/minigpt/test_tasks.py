@@ -15,7 +15,7 @@ from minigpt.checkpoint import write_safetensors
 from minigpt.config import GPTConfig
 from minigpt.errors import CheckpointError, InputError
 from minigpt.questions import Choice, LastWord, read_lines
-from minigpt.tasks import Ending, choices, last_words, make_ending, score
+from minigpt.tasks import Ending, Score, choices, last_words, make_ending, score
 from minigpt.weights import tensor_shapes
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "tasks"
@@ -93,6 +93,14 @@ def test_choices_are_transformers(model, tokenizer, questions) -> None:
     errors = [found.standard_error, found.standard_error_per_token, found.standard_error_per_byte]
     for p, error in zip(accuracies, errors, strict=True):
         assert math.isclose(error, math.sqrt(p * (1 - p) / len(questions)))
+
+
+@pytest.mark.parametrize("gold", [0, 1, 2])
+def test_each_way_to_choose_takes_another(gold: int) -> None:
+    """-4 in sum, -3 for a token, -2 for a byte are the best; for a character, it would be -3."""
+    question = Choice("", "", ("a", "bcd", "\u00e9\u00e9\u00e9"), gold)
+    scores = [Score(-4.0, 1, False), Score(-9.0, 3, False), Score(-12.0, 2, False)]
+    assert tasks._right(question, scores) == (gold == 0, gold == 1, gold == 2)
 
 
 # ---- batches ----
