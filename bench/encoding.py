@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=9)
     options = parser.parse_args()
     if not find_spec("tiktoken"):
-        sys.exit("tiktoken is not installed: pip install tiktoken")
+        sys.exit('tiktoken is not installed: pip install -e ".[bench]"')
     ours, theirs = GPTTokenizer.from_pretrained(options.folder), same_vocabulary(options.folder)
     text = prose(options.text)
     if ours.encode(text) != theirs.encode_ordinary(text):

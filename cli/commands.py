@@ -12,6 +12,7 @@ from .eval import evaluate
 from .generate import generate
 from .info import info
 from .tokenize import tokenize
+from .train import train
 from .train_tokenizer import train_tokenizer
 
 
@@ -23,8 +24,10 @@ from .train_tokenizer import train_tokenizer
 )
 @click.version_option(__version__, prog_name="minigpt", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Runs GPT-2-architecture models such as Cerebras-GPT on the processor."""
+    """Runs and trains GPT-2-architecture models such as Cerebras-GPT on the processor."""
 
 
-for command in (generate, info, tokenize, convert, evaluate, compare, bench, train_tokenizer):
+for command in (
+    generate, info, tokenize, convert, train, train_tokenizer, evaluate, compare, bench,
+):  # fmt: skip
     cli.add_command(command)

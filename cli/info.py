@@ -8,14 +8,17 @@ from typing import Any
 
 import click
 
+from ..box import BOX
 from .terminal import complete_source, write
 
 
 @click.command(short_help="Tell what a model source is.")
-@click.argument("source", shell_complete=complete_source)
+@click.argument("source", default=str(BOX), shell_complete=complete_source)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(source: str, as_json: bool) -> None:
-    """Tells what SOURCE, a folder, a GGUF file or a hub id, is: sizes, dtype, memory needed.
+    """Tells what SOURCE is: sizes, dtype, memory needed.
+
+    SOURCE is a folder, a GGUF file or a hub id; by default the model in the box is told of.
 
     Reads config.json and the headers of the weights, not the weights.
     """

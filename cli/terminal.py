@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import click
 from click.shell_completion import CompletionItem
 
+from ..box import BOX
 from ..errors import InputError, MinigptError
 
 # Those of weights.py and api.py, which are too heavy to be imported for --help.
@@ -58,7 +59,8 @@ model_option = click.option(
     "--model",
     "source",
     shell_complete=complete_source,
-    required=True,
+    default=str(BOX),
+    show_default="the model in the box",
     metavar="SOURCE",
     help="A folder in Hugging Face layout, a GGUF file, or a hub id such as "
     "cerebras/Cerebras-GPT-111M.",
@@ -177,13 +179,13 @@ def progress_line(label: str, rate: Callable[[float], str]) -> Callable[[int, in
             return
         shown = now
         speed = done / (now - start)
-        left = f"{_clock((total - done) / speed)} left"
+        left = f"{clock((total - done) / speed)} left"
         show_line(f"{label}   {100 * done // total} %   {rate(speed)}   {left}")
 
     return show
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """65.2 → "1:05", 3725 → "1:02:05"."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)

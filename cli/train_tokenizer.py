@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
 
-from ..errors import InputError
-from .terminal import read_file, read_text, show_line
+from .terminal import show_line
 
 # Those of tokenizer_training.py, which is too heavy for --help.
 SMALLEST, LARGEST = 257, 0x110000
@@ -44,6 +42,7 @@ def train_tokenizer(sources: tuple[str, ...], vocab_size: int, out: Path) -> Non
     tokenizer_config.json, which minigpt, transformers and the tokenizers library read.
     """
     from ..checkpoint.atomic import creating_folder
+    from ..data import documents
     from ..tokenizer_training import train_tokenizer
 
     with creating_folder(out) as folder:
@@ -65,20 +64,3 @@ def _shown(texts: Iterable[str]) -> Iterator[str]:
 def _show_merges(done: int, total: int) -> None:
     if done % 100 == 0:
         show_line(f"{done} of {total} merges learned")
-
-
-def documents(sources: Sequence[str]) -> Iterator[str]:
-    """The texts that `sources` name. A stand-in for `data.documents`, until that is there."""
-    for source in sources:
-        if source == "-":
-            yield read_text(source, "TEXT")
-        elif source.endswith(".jsonl"):
-            for number, line in enumerate(read_file(source).splitlines(), start=1):
-                try:
-                    yield json.loads(line)["text"]
-                except (ValueError, TypeError, LookupError):
-                    raise InputError(
-                        f'{source}, line {number}: must be an object with a "text"'
-                    ) from None
-        else:
-            yield read_file(source)

@@ -58,20 +58,20 @@ def encode_words(ids, count, text, start, tables, seen, work):
 
     returns  where it stopped, the end of the word there, and the new count of ids
     """
-    while start < text.size:
+    end = start
+    while start < text.size and end - start <= LONGEST:
         end = word_end(text, start, tables.kinds)
-        if end - start > LONGEST:
-            return start, end, count
-        slot = _hash(text, start, end) & (len(seen) - 1)
-        if _same(text, start, end, seen[slot, 0], seen[slot, 1]):
-            n = _copy(ids, count, seen[slot, 2], seen[slot, 3])
-        else:
-            n = _merge(ids, count, text, start, end, tables, work)
-            seen[slot, 0], seen[slot, 1] = start, end
-            seen[slot, 2], seen[slot, 3] = count, count + n
-        start = end
-        count += n
-    return start, start, count
+        if end - start <= LONGEST:
+            slot = _hash(text, start, end) & (len(seen) - 1)
+            if _same(text, start, end, seen[slot, 0], seen[slot, 1]):
+                n = _copy(ids, count, seen[slot, 2], seen[slot, 3])
+            else:
+                n = _merge(ids, count, text, start, end, tables, work)
+                seen[slot, 0], seen[slot, 1] = start, end
+                seen[slot, 2], seen[slot, 3] = count, count + n
+            start = end
+            count += n
+    return start, end, count
 
 
 @jit
@@ -86,13 +86,12 @@ def _hash(text, start, end):
 @jit
 def _same(text, start, end, other_start, other_end):
     """Whether text[start:end] equals text[other_start:other_end]."""
-    n = end - start
-    if n != other_end - other_start:
-        return False
+    same = end - start == other_end - other_start
     i = 0
-    while i < n and text[start + i] == text[other_start + i]:
+    while same and start + i < end:
+        same = text[start + i] == text[other_start + i]
         i += 1
-    return i == n
+    return same
 
 
 @jit

@@ -5,82 +5,85 @@ letters, digits, or other signs, each with at most one space before; or white sp
 space leaves its last character to what follows: a space joins the word, another stands alone.
 
 Each character is read once, in a run of white space twice: the time is linear in the text.
+
+No function here returns in two places, or uses an array for the last time in a branch: Numba would
+count the references to it for every word, and atomically, which is slow.
 """
 
 from __future__ import annotations
 
-from .jit import inline, jit
+import numpy as np
+
+from .jit import inline
 
 # The kinds of characters, as `kinds` holds them for each of Unicode's CODE_POINTS.
 OTHER, LETTER, DIGIT, WHITE = range(4)
 CODE_POINTS = 0x110000
 
 
-@jit
+@inline
 def word_end(text, start, kinds):
     """Where the word that starts at text[start] ends.
 
-    text   uint8 [n], UTF-8 without flaw
-    start  < n, the first byte of a character
+    text   uint8 [N], UTF-8 without flaw
+    start  < N, the first byte of a character
     kinds  uint8 [CODE_POINTS]
     """
-    tail = _tail_of_contraction(text, start)
-    if tail > 0:
-        return start + tail
-    kind, end = _character(text, start, kinds)
-    if text[start] == ord(" ") and end < text.size:
-        following, after = _character(text, end, kinds)
-        if following != WHITE:
-            kind, end = following, after
-    if kind == WHITE:
-        return _end_of_white(text, start, kinds)
-    while end < text.size:
-        following, after = _character(text, end, kinds)
-        if following != kind:
-            break
-        end = after
-    return end
-
-
-@jit
-def _end_of_white(text, start, kinds):
-    """Before the last character of the run of white space, unless that is its first, or the text's
-    last."""
-    last, end = start, start
-    while end < text.size:
-        kind, after = _character(text, end, kinds)
-        if kind != WHITE:
-            return last if last > start else end
-        last, end = end, after
-    return end
-
-
-@jit
-def _tail_of_contraction(text, start):
-    """The bytes of 's 't 'd 'm 're 've 'll, where one of them starts; else 0."""
-    if text[start] != ord("'") or start + 1 == text.size:
-        return 0
-    a = text[start + 1]
-    if a == ord("s") or a == ord("t") or a == ord("d") or a == ord("m"):
-        return 2
-    b = text[start + 2] if start + 2 < text.size else 0
-    if (a == ord("r") or a == ord("v")) and b == ord("e"):
-        return 3
-    return 3 if a == ord("l") and b == ord("l") else 0
+    first = start
+    if text[start] == ord(" ") and start + 1 < text.size:
+        first += 1
+    kind = _kind(text, first, kinds)
+    end = _end_of_run(text, first, kind, kinds)
+    if kind == WHITE and end < text.size:
+        end = _without_last(text, start, end)
+    return max(end, start + _contraction(text, start))  # else its sign would stand alone
 
 
 @inline
-def _character(text, i, kinds):
-    """The kind of the character at text[i], and where the next one starts."""
+def _contraction(text, start):
+    """The bytes of 's 't 'd 'm 're 've 'll, where one of them starts at text[start]; else 0."""
+    last = text.size - 1
+    a, b = text[min(start + 1, last)], text[min(start + 2, last)]
+    short = (a == ord("s")) | (a == ord("t")) | (a == ord("d")) | (a == ord("m"))
+    long = ((a == ord("r")) | (a == ord("v"))) & (b == ord("e")) | (a == ord("l")) & (b == ord("l"))
+    size = 2 * short + 3 * (long & (start + 2 <= last))
+    return size * (text[start] == ord("'"))
+
+
+@inline
+def _end_of_run(text, end, kind, kinds):
+    """The first place from text[end] on where a character of another kind stands."""
+    while end < text.size and _kind(text, end, kinds) == kind:
+        if text[end] < 0x80:
+            end += 1
+        else:
+            end += 2 + (text[end] >= 0xE0) + (text[end] >= 0xF0)
+    return end
+
+
+@inline
+def _without_last(text, start, end):
+    """Before the last character of text[start:end], unless it is the only one."""
+    last = end - 1
+    while text[last] & 0xC0 == 0x80:  # not the first byte of a character
+        last -= 1
+    return last if last > start else end
+
+
+@inline
+def _kind(text, i, kinds):
+    """The kind of the character at text[i]."""
     a = text[i]
     if a < 0x80:
-        return kinds[a], i + 1
-    if a < 0xE0:
-        return kinds[(a & 0x1F) << 6 | _low(text, i + 1)], i + 2
-    if a < 0xF0:
-        return kinds[(a & 0x0F) << 12 | _low(text, i + 1) << 6 | _low(text, i + 2)], i + 3
-    high = (a & 0x07) << 18 | _low(text, i + 1) << 12
-    return kinds[high | _low(text, i + 2) << 6 | _low(text, i + 3)], i + 4
+        code = np.int64(a)
+    elif a < 0xE0:
+        code = (a & 0x1F) << 6 | _low(text, i + 1)
+    elif a < 0xF0:
+        code = (a & 0x0F) << 12 | _low(text, i + 1) << 6 | _low(text, i + 2)
+    else:
+        code = (a & 0x07) << 18 | _low(text, i + 1) << 12 | _low(text, i + 2) << 6
+        code |= _low(text, i + 3)
+    return kinds[code]
 
 
 @inline

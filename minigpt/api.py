@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import generate as generation
+from .box import BOX
 from .cache import State
 from .checkpoint import open_checkpoint, resolve
 from .config import GPTConfig
@@ -57,9 +58,10 @@ class GPTModel:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike[str], dtype: str = "auto", threads: int | None = None
+        cls, source: str | os.PathLike[str] = BOX, dtype: str = "auto", threads: int | None = None
     ) -> GPTModel:
-        """The model of a source: a folder in Hugging Face layout, a GGUF file, or a hub id.
+        """The model of a source: a folder in Hugging Face layout, a GGUF file, or a hub id; by
+        default the one in the box.
 
         dtype    how weights are held: "f32", "bf16", "int8", "int4", or "auto" (as the folder
                  holds them)

@@ -24,6 +24,7 @@ Models are Unsupervised Multitask Learners" (2019), section 2.2: the GPT-2 paper
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from heapq import heappop, heappush
@@ -56,6 +57,21 @@ def byte_symbols() -> list[str]:
 def words(text: str) -> list[str]:
     """The words of `text`, which put together are the text again."""
     return (_ASCII_WORD if text.isascii() else _unicode_word()).findall(text)
+
+
+# Before white space that follows something else, a word always ends: only the first character of
+# a word may be a space where others follow, and none of them looks further than to its own end.
+BORDER = re.compile(r"(?<=\S)[ \n]")
+
+
+def pieces(text: str, size: int, border: re.Pattern[str] = BORDER) -> Iterator[str]:
+    """`text` in pieces of whole words: `size` characters each, and those up to the next border."""
+    start = 0
+    while start < len(text):
+        cut = border.search(text, start + size)
+        end = cut.start() if cut else len(text)
+        yield text[start:end]
+        start = end
 
 
 @cache

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+import os
 
 import numpy as np
 
+from .checkpoint import open_checkpoint, resolve
 from .config import GPTConfig
+from .save import as_type
 from .weights import all_shapes
 
 _SPREAD = 0.02
@@ -38,14 +40,14 @@ def _random(
     return np.float32(spread) * rng.standard_normal(shape, np.float32)
 
 
-def tensors_of(source: Path, config: GPTConfig, threads: int) -> dict[str, np.ndarray]:
-    """Those of a model source, as `resolve` returned it, widened to float32, by the table's name.
+def model_tensors(source: str | os.PathLike[str]) -> tuple[GPTConfig, dict[str, np.ndarray]]:
+    """(config, those of a model source, widened to float32 by the table's names).
 
-    A head that is wte again is left out. Raises CheckpointError where they do not fit the config.
+    A head that is wte again is left out. Raises SourceError for what is wrong with the source.
     """
-    from .checkpoint import open_checkpoint
-    from .loading import load_weights
-    from .save import as_type
+    from .loading import load_weights  # here, as compiled code is slow to load
 
-    weights = load_weights(open_checkpoint(source), config, "auto", threads)
-    return {name: as_type(weights.tensor(name), "F32") for name in weights.shapes}
+    folder = resolve(source)
+    config = GPTConfig.from_source(folder)
+    weights = load_weights(open_checkpoint(folder), config)
+    return config, {name: as_type(weights.tensor(name), "F32") for name in weights.shapes}

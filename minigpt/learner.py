@@ -71,8 +71,10 @@ class Learner:
         self.first_moments: dict[str, np.ndarray] = {}
         self.second_moments: dict[str, np.ndarray] = {}
         self._team = Team(threads, keep=tensors)
-        self._dtype = dtype
         self._recompute = recompute
+        # what right and left factors of products are held as
+        self._panels = HELD[dtype]
+        self._factor = HELD["bf16" if dtype == "bf16" and BF16_PRODUCTS else "f32"]
         self._scales = attention_scales(config)
         sizes = make_sizes(config)
         self._shape = Shape(
@@ -110,7 +112,7 @@ class Learner:
     def _forward(self, ids: np.ndarray, targets: np.ndarray, share: float | None = None) -> float:
         """The sum of nats of one piece; with a share, the head's gradients, too, and work.dx."""
         B, T = ids.shape
-        self._make_room(B, T)
+        self._fit(B, T)
         self._batch = _make_batch(ids, targets)
         batch, shape, work = self._batch, self._shape, self._work
         w, dw = _ends(self.tensors), _ends(self.grads)
@@ -149,61 +151,18 @@ class Learner:
     def _run(self, function, *arguments) -> None:
         self._team.run(function, self._scratch, *arguments)
 
-    # ---- memory ----
-
-    def _make_room(self, B: int, T: int) -> None:
+    def _fit(self, B: int, T: int) -> None:
         """Room for B sequences of T tokens, unless it is there."""
         if self._made == (B, T):
             return
-        self._made = None
-        config = self.config
-        C, H, L, M = config.n_embd, config.n_inner, config.n_layer, padded(B * T, LANES)
-        factor = np.uint16 if BF16_PRODUCTS and self._dtype == "bf16" else np.float32
-
-        def rows(width: int, kind: type = np.float32) -> np.ndarray:
-            return np.zeros(M * row_stride(width), kind)
-
-        self._x = [rows(C) for _ in range(L + 1)]
-        self._kept = [
-            Kept(
-                qkv=rows(3 * C),
-                attended=rows(C, factor),
-                norms=np.zeros(M * config.n_head, np.float32),
-                middle=rows(C),
-                fc=rows(H),
-            )
-            for _ in range(1 if self._recompute else L)
-        ]
-        capacity = padded(T, KEYS)
-        cache = B * config.n_head * capacity * padded(config.head_size)
-        panels = HELD[self._dtype]
-        self._work = Workspace(
-            normed=rows(C, factor),
-            hidden=rows(H, factor),
-            keys=np.zeros(cache, panels),
-            values=np.zeros(cache, panels),
-            partials=np.zeros(
-                partials_size(B if T == 1 else 0, config.n_head, config.head_size, capacity),
-                np.float32,
-            ),
-            room=_room(config, B * T, panels, factor),
-            dx=rows(C),
-            dnormed=rows(C),
-            dqkv=rows(3 * C, factor),
-            dhidden=rows(H, factor),
-            sums=np.zeros(layernorm_partials(M, C), np.float32),
-            logits=np.zeros(_head_rows(M) * row_stride(config.vocab_size), np.float32),
-            dlogits=np.zeros(_head_rows(M) * row_stride(int(HEAD_COLUMNS)), factor),
-            head_panels=np.zeros(panels_size(_head_rows(M), C), panels),
-            losses=np.zeros(M, np.float32),
-            norms=np.zeros(M, np.float32),
-        )
-        needed = (
-            MATMUL_SCRATCH,
-            attention_scratch(config.head_size),
-            attention_backward_scratch(T, config.head_size),
-        )
-        self._scratch = np.zeros((self._team.size, max(needed)), np.float32)
+        self._made = None  # so that an interruption leaves no half of it
+        config, layers = self.config, self.config.n_layer
+        rows = padded(B * T, LANES)  # AMX reads and writes whole tiles
+        self._x = [_rows(rows, config.n_embd) for _ in range(layers + 1)]
+        kept = 1 if self._recompute else layers
+        self._kept = [_make_kept(config, rows, self._factor) for _ in range(kept)]
+        self._work = _make_workspace(config, B, T, self._panels, self._factor)
+        self._scratch = _make_scratch(config, T, self._team.size)
         self._made = B, T
 
     # ---- the optimizer ----
@@ -291,21 +250,73 @@ def _ends(tensors: dict[str, np.ndarray]) -> Ends:
     return Ends(wte.reshape(-1), *others, tensors.get(HEAD, wte).reshape(-1))
 
 
-def _head_rows(M: int) -> int:
-    return min(int(HEAD_ROWS), M)
+# ---- memory ----
 
 
-def _room(config: GPTConfig, M: int, panels: np.dtype, factor: type) -> Room:
-    """For the largest factors of all products."""
-    C, H, V = config.n_embd, config.n_inner, min(config.vocab_size, int(HEAD_COLUMNS))
-    products = [(M, C, 3 * C), (M, C, C), (M, C, H), (M, H, C)]
-    largest = max(
-        *(panels_size(*shape) for M, K, N in products for shape in ((M, N), (N, K), (K, N))),
-        panels_size(C, V), panels_size(V, C),
-    )  # fmt: skip
-    rows = max(
-        *(padded(K, LANES) * row_stride(M) for M, K, N in products),
-        *(padded(M, LANES) * row_stride(N) for M, K, N in products),
-        padded(V, LANES) * row_stride(_head_rows(padded(M, LANES))),
+def _rows(rows: int, width: int, kind: np.dtype = HELD["f32"]) -> np.ndarray:
+    """Zeros for [rows, width], flat."""
+    return np.zeros(rows * row_stride(width), kind)
+
+
+def _make_kept(config: GPTConfig, rows: int, factor: np.dtype) -> Kept:
+    C = config.n_embd
+    return Kept(
+        qkv=_rows(rows, 3 * C),
+        attended=_rows(rows, C, factor),
+        norms=np.zeros(rows * config.n_head, np.float32),
+        middle=_rows(rows, C),
+        fc=_rows(rows, config.n_inner),
     )
-    return Room(np.zeros(largest, panels), np.zeros(rows, factor))
+
+
+def _make_workspace(
+    config: GPTConfig, B: int, T: int, panels: np.dtype, factor: np.dtype
+) -> Workspace:
+    C, H, V, NH, HS = (
+        config.n_embd, config.n_inner, config.vocab_size, config.n_head, config.head_size
+    )  # fmt: skip
+    rows, capacity = padded(B * T, LANES), padded(T, KEYS)
+    head_rows = min(int(HEAD_ROWS), rows)
+    cache = B * NH * capacity * padded(HS)
+    single = B if T == 1 else 0  # sequences that attention_forward reads as single queries
+    return Workspace(
+        normed=_rows(rows, C, factor),
+        hidden=_rows(rows, H, factor),
+        keys=np.zeros(cache, panels),
+        values=np.zeros(cache, panels),
+        partials=np.zeros(partials_size(single, NH, HS, capacity), np.float32),
+        room=_make_room(config, B * T, panels, factor),
+        dx=_rows(rows, C),
+        dnormed=_rows(rows, C),
+        dqkv=_rows(rows, 3 * C, factor),
+        dhidden=_rows(rows, H, factor),
+        sums=np.zeros(layernorm_partials(rows, C), np.float32),
+        logits=_rows(head_rows, V),
+        dlogits=_rows(head_rows, int(HEAD_COLUMNS), factor),
+        head_panels=np.zeros(panels_size(head_rows, C), panels),
+        losses=np.zeros(rows, np.float32),
+        norms=np.zeros(head_rows, np.float32),
+    )
+
+
+def _make_room(config: GPTConfig, M: int, panels: np.dtype, factor: np.dtype) -> Room:
+    """For the largest factors of all products of M rows."""
+    C, H, V = config.n_embd, config.n_inner, min(config.vocab_size, int(HEAD_COLUMNS))
+    head_rows = min(int(HEAD_ROWS), padded(M, LANES))
+    products = [(C, 3 * C), (C, C), (C, H), (H, C)]
+    right = [(V, C), (C, V)]
+    left = [(V, head_rows)]
+    for K, N in products:
+        right += [(K, N), (M, N), (N, K)]  # w, dy, wᵀ
+        left += [(K, M), (M, N)]  # xᵀ, dy
+    return Room(
+        np.zeros(max(panels_size(*shape) for shape in right), panels),
+        np.zeros(max(padded(rows, LANES) * row_stride(width) for rows, width in left), factor),
+    )
+
+
+def _make_scratch(config: GPTConfig, T: int, threads: int) -> np.ndarray:
+    """float32 [threads, n]: what each thread needs for itself."""
+    HS = config.head_size
+    needed = max(MATMUL_SCRATCH, attention_scratch(HS), attention_backward_scratch(T, HS))
+    return np.zeros((threads, needed), np.float32)

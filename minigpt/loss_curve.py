@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from .metrics import Line
 
 _WIDTH, _HEIGHT = 720, 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 36, 44  # what is beside the field that the curves are in
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 28, 36, 44  # what is beside the field that the curves are in
 _POINTS = 360  # of a curve; of more, neighbours are averaged
 _BATCHES, _HELD_OUT = "#a9b1bb", "#2563a8"
 _GRID, _INK = "#e5e7eb", "#374151"
@@ -43,12 +43,12 @@ def loss_curve(lines: Sequence[Line]) -> str:
 
 
 def _points(lines: Sequence[Line], name: str) -> list[Point]:
-    """(step, value) of the lines that hold a finite value of that name."""
+    """(step, value) of the lines that hold a value of that name which can be drawn."""
     found = [(line["step"], line.get(name)) for line in lines]
     return [
         (float(step), float(value))
         for step, value in found
-        if isinstance(value, int | float) and math.isfinite(value)
+        if isinstance(value, int | float) and abs(value) < 1e9  # not so of NaN
     ]
 
 
@@ -60,7 +60,7 @@ def _thinned(points: list[Point]) -> list[Point]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Four to ten round numbers, equally far apart, from below `low` to above `high`."""
+    """At most ten round numbers, equally far apart, from below `low` to above `high`."""
     span = (high - low) or 1.0
     unit = 10.0 ** math.floor(math.log10(span / 4))
     step = next(unit * n for n in (1, 2, 5, 10) if span / (unit * n) <= 8)

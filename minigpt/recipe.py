@@ -9,10 +9,10 @@ from typing import Any
 from .errors import InputError, shown
 from .schedule import DECAYS
 
-_PART_TOKENS = 8192  # at once through the model, where nothing else is asked for
 _TOKENS_PER_PARAMETER = 20  # what a model of a size is best trained on: arXiv 2203.15556
 _EPOCHS = 16  # what is worth reading a text that is too short for this: arXiv 2305.16264
 _EVALUATIONS = 50
+_MOST_HELD_BACK = 2**17  # tokens
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Settings:
     """What is chosen for a run. What is None follows from the rest and the text: see `planned`.
 
     context        T: the tokens of a sequence
-    batch_size     the sequences of an update of the weights
-    accumulate     in how many parts these go through the model, one after the other: more take
-                   less memory
+    batch_size     the sequences of an update of the weights; they go through the model a few at
+                   a time, and their gradients add up: more take no more memory
     lr, min_lr     the highest learning rate, and that at the end
     warmup         the updates in which it grows to lr
     warmup_tokens  the same, in tokens
     decay          how it falls afterwards: "cosine" or "linear"
     steps, epochs  the updates of the whole run; the same, in times that the text is read
+    most_steps     where no steps are given, the updates that there is time for
     beta_1, beta_2, eps, weight_decay  of AdamW; matrices decay, vectors do not
     clip           the largest norm that the gradient may have; 0: any
     eval_every     updates from one evaluation on the held-out text to the next
@@ -40,7 +40,6 @@ class Settings:
 
     context: int = 256
     batch_size: int = 32
-    accumulate: int | None = None
     lr: float = 1e-3
     min_lr: float | None = None
     warmup: int | None = None
@@ -48,6 +47,7 @@ class Settings:
     decay: str = "cosine"
     steps: int | None = None
     epochs: float | None = None
+    most_steps: int | None = None
     beta_1: float = 0.9
     beta_2: float = 0.95
     eps: float = 1e-8
@@ -65,7 +65,6 @@ class Settings:
 class Plan(Settings):
     """Settings with nothing left open: what a run is made with, for as long as it goes on."""
 
-    accumulate: int = 1
     min_lr: float = 0.0
     warmup: int = 0
     steps: int = 1
@@ -76,7 +75,7 @@ class Plan(Settings):
 
 def check_settings(settings: Settings) -> None:
     """Raises InputError for a value that is of no use."""
-    for name in ("context", "batch_size", "accumulate", "steps", "eval_every", "save_every"):
+    for name in ("context", "batch_size", "steps", "most_steps", "eval_every", "save_every"):
         _check_integer(settings, name, 1)
     for name in ("warmup", "warmup_tokens", "held_back", "seed"):
         _check_integer(settings, name, 0)
@@ -91,10 +90,6 @@ def check_settings(settings: Settings) -> None:
     _check_choice(settings, "recompute", (False, True))
     if settings.steps is not None and settings.epochs is not None:
         raise InputError(f"epochs {settings.epochs}: give these or steps, not both")
-    if settings.accumulate and settings.batch_size % settings.accumulate:
-        raise InputError(
-            f"accumulate {settings.accumulate}: must divide the batch of {settings.batch_size}"
-        )
 
 
 def _check_integer(settings: Settings, name: str, least: int) -> None:
@@ -125,8 +120,7 @@ def planned(settings: Settings, tokens: int, parameters: int) -> Plan:
     check_settings(settings)
     held_back = settings.held_back
     if held_back is None:
-        held_back = min(tokens // 100, 2**17)
-        held_back = held_back if held_back > settings.context else 0
+        held_back = _end(tokens, settings.context)
     tokens -= held_back
     if tokens <= settings.context:
         raise InputError(
@@ -137,17 +131,19 @@ def planned(settings: Settings, tokens: int, parameters: int) -> Plan:
     enough = min(_TOKENS_PER_PARAMETER * parameters, _EPOCHS * tokens)
     if settings.epochs is not None:
         enough = math.ceil(settings.epochs * tokens)
-    steps = settings.steps or max(1, math.ceil(enough / step_tokens))
+    steps = settings.steps or math.ceil(enough / step_tokens)
+    if settings.steps is None and settings.most_steps:
+        steps = min(steps, settings.most_steps)
     warmup = settings.warmup
     if warmup is None:
         warmup = min(math.ceil(settings.warmup_tokens / step_tokens), steps // 5)
     eval_every = settings.eval_every or math.ceil(steps / _EVALUATIONS)
     found = {
-        "accumulate": settings.accumulate or _parts(settings),
         "min_lr": settings.lr / 10 if settings.min_lr is None else settings.min_lr,
         "warmup": warmup,
         "steps": steps,
         "epochs": None,
+        "most_steps": None,
         "eval_every": eval_every,
         "save_every": settings.save_every or eval_every,
         "held_back": held_back,
@@ -155,8 +151,9 @@ def planned(settings: Settings, tokens: int, parameters: int) -> Plan:
     return Plan(**{**asdict(settings), **found})
 
 
-def _parts(settings: Settings) -> int:
-    """The fewest equal parts of a batch that are of _PART_TOKENS tokens at most, if any are."""
-    most = max(1, _PART_TOKENS // settings.context)
-    B = settings.batch_size
-    return next(parts for parts in range(1, B + 1) if B % parts == 0 and B // parts <= most)
+def _end(tokens: int, context: int) -> int:
+    """How many of the tokens are held back: a hundredth, but a sequence at least; or none."""
+    sequence = context + 1
+    if tokens < 20 * sequence:
+        return 0
+    return max(sequence, min(tokens // 100, _MOST_HELD_BACK))

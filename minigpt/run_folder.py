@@ -65,8 +65,8 @@ Tensors = dict[str, np.ndarray]
 class State:
     """How far a run is.
 
-    step           the updates made
-    position       the batches taken from the text, which say what the next one is
+    step           the updates made; as many batches were taken from the text, which says what
+                   the next one is
     best           the least mean loss on the held-out text; None before the first evaluation
     best_step      the update after which it was found
     worse          evaluations since then
@@ -75,7 +75,6 @@ class State:
     """
 
     step: int = 0
-    position: int = 0
     best: float | None = None
     best_step: int = 0
     worse: int = 0
@@ -199,6 +198,11 @@ def has_run(folder: Path) -> bool:
     return bool(_checkpoints(folder))
 
 
+def newest_step(folder: Path) -> int:
+    """The updates made before the newest checkpoint; raises SourceError where there is none."""
+    return int(newest_checkpoint(folder).name.removeprefix("step-"))
+
+
 def newest_checkpoint(folder: Path) -> Path:
     """The checkpoint that the run goes on from; raises SourceError where there is none."""
     found = _checkpoints(folder)
@@ -276,8 +280,8 @@ def _plan(values: dict[str, Any], path: Path) -> Plan:
         check_settings(plan)
     except InputError as flaw:
         raise CheckpointError(f"{path}: settings: {flaw}") from None
-    if any(value is None for name, value in values.items() if name != "epochs"):
-        raise CheckpointError(f"{path}: settings: must have no null but epochs")
+    if any(v is None for name, v in values.items() if name not in ("epochs", "most_steps")):
+        raise CheckpointError(f"{path}: settings: must have no null but epochs and most_steps")
     return plan
 
 

@@ -1,7 +1,8 @@
 """Text to token ids and back, with GPT-2's vocabulary or one of its kind.
 
 vocabulary.py reads the files, and bpe.py holds the algorithm with a worked example. Here the two
-meet: added tokens are cut out of the text, the rest goes through `bpe`, and back.
+meet: added tokens are cut out of the text, the rest goes through `bpe`, and back. A tokenizer that
+is given much text goes on with compiled_bpe.py, and finds the same ids.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Literal, overload
 
 import numpy as np
 
-from .bpe import WordIds, token_bytes, words
+from .box import BOX
+from .bpe import BORDER, WordIds, pieces, token_bytes, words
 from .checkpoint import resolve
 from .errors import InputError
 from .vocabulary import AddedToken, Vocabulary, read_vocabulary, write_vocabulary
@@ -39,8 +41,9 @@ class GPTTokenizer:
         self._plain_added = _any_of(token.content for token in added if not token.special)
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str]) -> GPTTokenizer:
-        """Reads the tokenizer of a model source: a folder, a GGUF file, or a hub id.
+    def from_pretrained(cls, source: str | os.PathLike[str] = BOX) -> GPTTokenizer:
+        """Reads the tokenizer of a model source: a folder, a GGUF file, or a hub id; by default of
+        the model in the box.
 
         Raises SourceError where there is no such source, and TokenizerError where its tokenizer
         files are missing, damaged, or of another kind than GPT-2's.
@@ -87,18 +90,12 @@ class GPTTokenizer:
         """`text` in pieces whose ids, one after the other, are the ids of the text.
 
         Each has `size` characters and those up to the next space or newline: so a long text is
-        encoded without all its ids in memory. See `_CUT` for why it may be cut there.
+        encoded without all its ids in memory.
         """
-        start = 0
-        # White space may be within an added token, or belong to it
-        while self._plain_added is None:
-            spaces = _CUT_AT_SPACE if self._vocabulary.add_prefix_space else _CUT
-            cut = spaces.search(text, start + size)
-            if cut is None:
-                break
-            yield text[start : cut.start()]
-            start = cut.start()
-        yield text[start:]
+        if self._plain_added is not None:  # white space may be within an added token
+            return iter([text])
+        border = _SPACE_BORDER if self._vocabulary.add_prefix_space else BORDER
+        return pieces(text, size, border)
 
     def decode(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = True) -> str:
         """The text of `ids`, a sequence or 1-D array; bytes that are not UTF-8 become U+FFFD.
@@ -191,13 +188,9 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-# ---- cutting ----
-
-# Before white space that follows something else, a word always ends: only the first character of
-# a word may be a space where others follow, and none of them looks further than to its own end.
-# A vocabulary with add_prefix_space would put a space before a newline, and none before a space.
-_CUT = re.compile(r"(?<=\S)[ \n]")
-_CUT_AT_SPACE = re.compile(r"(?<=\S) ")
+# Where a text may be cut that is encoded with add_prefix_space: that would put a space before a
+# newline, and none before a space.
+_SPACE_BORDER = re.compile(r"(?<=\S) ")
 
 # ---- arguments ----
 

@@ -30,13 +30,12 @@ Sennrich, Haddow and Birch, "Neural Machine Translation of Rare Words with Subwo
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 from statistics import median_low
 
-from .bpe import Merges, byte_symbols, words
+from .bpe import Merges, byte_symbols, pieces, words
 from .errors import InputError, shown
 from .sampler import is_integer
 from .tokenizer import GPTTokenizer
@@ -87,10 +86,12 @@ def count_words(texts: Iterable[str]) -> Counter[str]:
 
     Raises InputError for a text that is no str, or holds a lone surrogate.
     """
+    if isinstance(texts, str):
+        raise InputError("texts: a str, whose texts are characters; must be several, or [text]")
     counts: Counter[str] = Counter()
     for number, text in enumerate(texts):
         _check_text(text, number)
-        for stretch in _stretches(text):
+        for stretch in pieces(text, _STRETCH):
             counts.update(words(stretch))
             if len(counts) > MOST_WORDS:
                 counts = _without_rarer_half(counts)
@@ -201,20 +202,6 @@ def _as_symbols(word: str) -> list[str]:
 
 
 # ---- texts ----
-
-# White space as Unicode, and so GPT-2's split, has it; Python's own \s has four characters more.
-_SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_CUT = re.compile(f"(?<=[^{_SPACE}])[{_SPACE}]")  # no word goes on here, whatever follows
-
-
-def _stretches(text: str) -> Iterator[str]:
-    """`text` in pieces of some _STRETCH characters, each of whole words."""
-    start = 0
-    while start < len(text):
-        cut = _CUT.search(text, start + _STRETCH)
-        stop = cut.start() if cut else len(text)
-        yield text[start:stop]
-        start = stop
 
 
 def _without_rarer_half(counts: Counter[str]) -> Counter[str]:

@@ -1,57 +1,48 @@
 """Training: a run is begun in a folder, and goes on there for as long as it is wanted.
 
-    begin_run("tales-run", texts, held_out, tokenizer, config, tensors, settings)
-    train("tales-run")                        # to the end, or until something ends it
-    train("tales-run")                        # and from there on, as if nothing had happened
+    begin_run("tales", texts, held_out, tokenizer, config, tensors, settings)    # begin.py
+    train("tales")                            # to the end, or until something ends it
+    train("tales")                            # and from there on, as if nothing had happened
 
 Each update of the weights:
 
-    batch(position) ─▶ forward ─▶ loss ─▶ backward ─▶ gradients ─▶ AdamW(learning_rate(step))
+    batch(step) ─▶ forward ─▶ loss ─▶ backward ─▶ gradients ─▶ AdamW(learning_rate(step))
 
-Everything that the next update depends on is in the checkpoint (run_folder.py), and nothing else
-is: so that a run that was interrupted ends with the same bits as one that was not.
+All that the next update depends on is in the checkpoint (run_folder.py): so that a run that was
+interrupted ends with the same bits as one that was not.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Protocol
 
 import numpy as np
 
-from .checkpoint import creating_folder, write_file
 from .config import GPTConfig
-from .data import Progress, batch, read_tokens, windows, write_tokens
+from .data import batch, windows
 from .errors import InputError, MinigptError, shown
 from .metrics import Line, append_line
-from .recipe import Plan, Settings, planned
+from .recipe import Plan
 from .run_folder import (
-    CONFIG,
-    HELD_OUT,
     METRICS,
-    TEXT,
     Learned,
     Run,
     State,
-    digest,
-    has_run,
-    newest_checkpoint,
+    newest_step,
     open_run,
     read_texts,
     run_lock,
     save,
-    tidy,
-    write_checkpoint,
 )
 from .save import checked_folder
 from .schedule import learning_rate
-from .tokenizer import GPTTokenizer
-from .weights import parameter_count
+
+_PART_TOKENS = 8192
 
 
 class Learner(Protocol):
@@ -99,6 +90,7 @@ class Report:
     loss           of the batch, nats per token
     held_out       on the held-out text after this update; None where it was not found
     best           the least of those so far; None where there was none
+    milestone      an evaluation was due, or would be if there were a held-out text
     tokens_per_s   the speed of this call, evaluations and checkpoints included
     seconds_left   until the end, at this speed
     """
@@ -108,6 +100,7 @@ class Report:
     loss: float
     held_out: float | None
     best: float | None
+    milestone: bool
     tokens_per_s: float
     seconds_left: float
 
@@ -124,61 +117,6 @@ def checked_limits(limits: Limits) -> Limits:
     return limits
 
 
-def begin_run(
-    folder: str | os.PathLike[str],
-    texts: Iterable[str],
-    held_out: Iterable[str] | None,
-    tokenizer: GPTTokenizer,
-    config: GPTConfig,
-    tensors: Callable[[], dict[str, np.ndarray]],
-    settings: Settings,
-    progress: Progress | None = None,
-) -> Plan:
-    """Makes the folder of a new run, which appears when all of it is written; `train` goes on.
-
-    texts      the documents to learn from
-    held_out   those to be judged by; None: the end of the texts is held back
-    config     of the model; its tie_word_embeddings tells whether tensors have a head of their own
-    tensors    gives the weights to begin with: float32 by the table's names
-    progress   is told (bytes of text read, tokens written)
-
-    Returns the settings, completed. Raises InputError for an argument out of its
-    range and for texts that are too short, CheckpointError where the folder is there already or
-    cannot be written.
-    """
-    folder = checked_folder(folder)
-    if has_run(folder):
-        raise InputError(
-            f"{folder}: holds a training run; `minigpt train --resume {folder}` goes on with it"
-        )
-    if tokenizer.vocab_size > config.vocab_size:
-        raise InputError(
-            f"tokenizer: has {tokenizer.vocab_size} tokens, and the model knows "
-            f"{config.vocab_size}; take the model's own"
-        )
-    if settings.context > config.n_positions:
-        raise InputError(
-            f"context {settings.context}: the model has {config.n_positions} positions, no more"
-        )
-    with creating_folder(folder) as temporary:
-        write_tokens(texts, tokenizer, temporary / TEXT, progress)
-        names = [TEXT]
-        if held_out is not None:
-            write_tokens(held_out, tokenizer, temporary / HELD_OUT)
-            names.append(HELD_OUT)
-            settings = replace(settings, held_back=0)
-        tokens = len(read_tokens(temporary / TEXT))
-        parameters = parameter_count(config, config.tie_word_embeddings)
-        plan = planned(settings, tokens, parameters)
-        tokenizer.save_pretrained(temporary)
-        config_json = json.dumps(config.to_dict(), indent=2) + "\n"
-        write_file(temporary / CONFIG, config_json.encode())
-        run = Run(temporary, config, plan, {name: digest(temporary / name) for name in names})
-        checkpoint = write_checkpoint(run, State(), Learned(tensors(), {}, {}))
-        tidy(temporary, checkpoint, State())
-    return plan
-
-
 def train(
     folder: str | os.PathLike[str],
     limits: Limits | None = None,
@@ -192,7 +130,7 @@ def train(
     threads       how many compute; by default one for each processor. The result is the same
     report        is told how it goes after each update
     stop          is asked again and again; when it says so, what was done is saved, and we return
-    make_learner  makes the model that learns: of (config, tensors, threads, dtype, recompute)
+    make_learner  makes the model that learns: as make_engine, the default
 
     Raises MinigptError where the loss is no finite number any more, CheckpointError where the
     folder cannot be written, InputError where another process trains in it. The last checkpoint
@@ -203,7 +141,7 @@ def train(
     with run_lock(folder):
         run, state, learned = open_run(folder)
         settings = run.settings
-        learner = (make_learner or _engine)(
+        learner = (make_learner or make_engine)(
             run.config, learned.tensors, threads, settings.dtype, settings.recompute
         )
         learner.first_moments.update(learned.first_moments)
@@ -211,17 +149,21 @@ def train(
         return _go_on(run, state, learner, limits, report, stop)
 
 
-def _engine(
+def make_engine(
     config: GPTConfig,
     tensors: dict[str, np.ndarray],
     threads: int | None,
     dtype: str,
     recompute: bool,
 ) -> Learner:
+    """The Learner of this machine's processors; raises InputError for a number of threads."""
     from .api import checked_threads  # here, as compiled code is slow to load
     from .learner import Learner
 
-    return Learner(config, tensors, checked_threads(threads), dtype, recompute)
+    try:
+        return Learner(config, tensors, checked_threads(threads), dtype, recompute)
+    except RuntimeError as error:
+        raise InputError(f"threads {threads}: {error}; take fewer") from error
 
 
 def _go_on(
@@ -246,10 +188,8 @@ def _go_on(
         line = _update(run, state, learner, tokens, clock)
         if line is None:
             break
-        position = state.position + settings.accumulate
-        state = replace(state, step=state.step + 1, position=position)
-        last = state.step == settings.steps
-        if len(held_out) and (last or state.step % settings.eval_every == 0):
+        state = replace(state, step=state.step + 1)
+        if len(held_out) and _is_milestone(settings, state.step):
             line["held_out"] = _mean_loss(run, state, learner, held_out)
             state = _judged(state, line["held_out"])
         state = replace(state, seconds=clock.seconds())
@@ -265,20 +205,20 @@ def _go_on(
 def _update(
     run: Run, state: State, learner: Learner, tokens: np.ndarray, clock: _Clock
 ) -> Line | None:
-    """One update of the weights, a part of its batch after the other; what is to be noted of it.
+    """One update of the weights; what is to be noted of it.
 
-    None where it was given up between two parts: then nothing has happened.
+    None where it was given up between two parts of the batch: then nothing has happened.
     """
     settings = run.settings
-    B, T = settings.batch_size // settings.accumulate, settings.context
-    share = 1 / (settings.batch_size * T)
+    ids, targets = batch(tokens, settings.batch_size, settings.context, settings.seed, state.step)
+    share = 1 / ids.size
     nats = 0.0
     learner.clear()
-    for part in range(settings.accumulate):
+    for first in range(0, len(ids), _rows(settings)):
         if clock.is_over():
             return None
-        ids, targets = batch(tokens, B, T, settings.seed, state.position + part)
-        nats += learner.accumulate(ids, targets, share)
+        part = slice(first, first + _rows(settings))
+        nats += learner.accumulate(ids[part], targets[part], share)
     loss, step = nats * share, state.step + 1
     _check_finite(run, step, "loss", loss)
     lr = learning_rate(
@@ -292,14 +232,24 @@ def _update(
     return {"step": step, "loss": loss, "lr": lr, "norm": norm}
 
 
+def _rows(settings: Plan) -> int:
+    """The sequences that go through the model between two looks at the clock."""
+    return max(1, _PART_TOKENS // settings.context)
+
+
 def _mean_loss(run: Run, state: State, learner: Learner, tokens: np.ndarray) -> float:
     """The mean of -ln p over a text: each token but the first once, in windows of the context."""
     settings = run.settings
-    B = settings.batch_size // settings.accumulate
-    nats = sum(learner.loss(*part) for part in windows(tokens, B, settings.context))
+    parts = windows(tokens, _rows(settings), settings.context)
+    nats = sum(learner.loss(*part) for part in parts)
     loss = nats / (len(tokens) - 1)
     _check_finite(run, state.step, "loss on the held-out text", loss)
     return loss
+
+
+def _is_milestone(settings: Plan, step: int) -> bool:
+    """Whether an evaluation is due. It depends on the plan alone, not on where a call ends."""
+    return step % settings.eval_every == 0 or step == settings.steps
 
 
 def _judged(state: State, loss: float) -> State:
@@ -332,10 +282,9 @@ def _check_finite(run: Run, step: int, name: str, value: float) -> None:
 
 
 def _diverged(run: Run, what: str) -> MinigptError:
-    kept = newest_checkpoint(run.folder)
     return MinigptError(
-        f"{what}; {kept} is as it was: begin a new run, from it or from nothing, with a learning "
-        f"rate below {run.settings.lr:g}"
+        f"{what}; {run.folder} is as it was after update {newest_step(run.folder)}: begin a new "
+        f"run, with it or with nothing, at a learning rate below {run.settings.lr:g}"
     )
 
 
@@ -380,6 +329,7 @@ def _report(run: Run, state: State, line: Line, steps: int, clock: _Clock) -> Re
         loss=line["loss"],
         held_out=line.get("held_out"),
         best=state.best,
+        milestone=_is_milestone(run.settings, state.step),
         tokens_per_s=speed * run.settings.batch_size * run.settings.context,
         seconds_left=max(0.0, min((steps - state.step) / speed, clock.left())),
     )

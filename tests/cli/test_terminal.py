@@ -73,7 +73,7 @@ def test_progress_is_told_as_seldom_as_it_can_be_read(
 
 
 def test_times_are_written_as_clocks_show_them() -> None:
-    clock = terminal._clock
+    clock = terminal.clock
     assert [clock(s) for s in (0, 9.6, 65.2, 3725, 360000)] == [
         "0:00", "0:10", "1:05", "1:02:05", "100:00:00",
     ]  # fmt: skip

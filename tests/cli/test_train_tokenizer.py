@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +46,7 @@ def test_the_folder_is_what_the_library_learns(run: Run, tmp_path: Path) -> None
 
 
 def test_neither_order_nor_form_nor_hash_seed_matters(run: Run, tmp_path: Path) -> None:
-    ways = [
+    ways: list[tuple[list[str], dict[str, Any]]] = [
         (["a.txt", "b.txt"], {"env": {"PYTHONHASHSEED": "1"}}),
         (["b.txt", "a.txt"], {"env": {"PYTHONHASHSEED": "2"}}),
         (["both.jsonl"], {}),
@@ -82,6 +86,20 @@ def test_what_fails_leaves_no_folder(
     before = sorted(path.name for path in tmp_path.iterdir())
     fails(code, word, "train-tokenizer", *args)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal to send")
+def test_an_interrupt_leaves_no_folder(
+    start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    process = start("train-tokenizer", "-", *ENOUGH, stdin=subprocess.PIPE)  # which stays open
+    while sorted(tmp_path.iterdir()) == before:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_help_has_an_example(run: Run) -> None:

@@ -154,7 +154,7 @@ def test_a_vector_that_reaches_outside_is_caught_when_bounds_are_checked():
 
 KERNELS = (
     "matmul", "attention", "codes", "quantizing",
-    "layernorm", "embedding", "activation", "packing", "reading",
+    "layernorm", "embedding", "activation", "packing", "reading", "crossentropy", "adamw",
 )  # fmt: skip
 KERNEL_TESTS = [f"tests/kernels/test_{name}.py" for name in KERNELS]
 PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not threads"]
@@ -188,11 +188,11 @@ def test_kernels_with_amx():
         "failed = pytest.main(sys.argv[1:])\n"
         "sys.exit(failed or (emulated and not amx.count()))"
     )
-    tests = [*KERNEL_TESTS[:3], "tests/minigpt/test_model.py"]
+    tests = [*KERNEL_TESTS[:3], "tests/minigpt/test_model.py", "tests/minigpt/test_learner.py"]
     result = in_a_process(
         # faulthandler would put itself in the emulator's place
         *["-c", program, "-q", "-p", "no:faulthandler", "-p", "no:cacheprovider"],
-        *["-k", "not threads and (bf16 or uint16 or int8 or int4)", *tests],
+        *["-k", "not threads and not curve and (bf16 or uint16 or int8 or int4)", *tests],
         NUMBA_CPU_FEATURES=llvm.get_host_cpu_features().flatten()
         + ",+amx-tile,+amx-bf16,+amx-int8",
         PYTHONPATH=str(Path(__file__).parent),

@@ -15,6 +15,7 @@ from minigpt.kernels.splitting import CODE_POINTS, DIGIT, LETTER, OTHER, WHITE, 
 # As OpenAI publishes it.
 GPT2 = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 EVERY_CHARACTER = [chr(c) for c in range(CODE_POINTS) if not 0xD800 <= c < 0xE000]
+CHARACTERS = st.characters(exclude_categories=["Cs"])
 # One or two of each kind and of each length in bytes, and all that the expression names.
 TELLING = [
     *"strevmld'' \n\t\r\v\fZ7!_\x00\x1c\x7f",
@@ -55,14 +56,14 @@ def test_every_character_is_of_the_kind_that_regex_gives_it(kinds, kind, pattern
     assert np.flatnonzero(kinds == kind).tolist() == expected
 
 
-@pytest.mark.parametrize("beside", ["", "a", " "])
+@pytest.mark.parametrize("beside", ["", " "])
 def test_every_character_is_read_right(kinds, beside):
     text = beside.join(EVERY_CHARACTER)
     assert words(text, kinds) == GPT2.findall(text)
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.text(st.sampled_from(TELLING) | st.sampled_from(EVERY_CHARACTER), min_size=1))
+@given(st.text(st.sampled_from(TELLING) | CHARACTERS, min_size=1))
 def test_words_are_those_of_the_expression(kinds, text):
     assert words(text, kinds) == GPT2.findall(text)
 

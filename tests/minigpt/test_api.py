@@ -199,3 +199,85 @@ threading.Thread(target=forever, daemon=True).start()
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+# ---- loss and gradients ----
+
+
+def test_the_loss_is_that_of_the_logits(model: GPTModel) -> None:
+    """The mean over the targets that count; a list does, and so does one sequence."""
+    ids = np.arange(24).reshape(2, 12)
+    targets = (ids * 7 + 1) % model.config.vocab_size
+    targets[1, 5:] = -100
+    loss, grads = model.loss_and_grad(ids, targets)
+    logits = model(ids).logits.astype(np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    counted = targets != -100
+    picked = np.take_along_axis(log_p, np.where(counted, targets, 0)[..., None], -1)[..., 0]
+    assert loss == pytest.approx(-picked[counted].mean(), rel=1e-6)
+    assert isinstance(loss, float)
+    again, _ = model.loss_and_grad(ids.tolist(), targets.tolist())
+    assert again == loss
+    one, _ = model.loss_and_grad(ids[0], targets[0])
+    assert one == pytest.approx(-picked[0].mean(), rel=1e-6)
+    assert all(np.isfinite(grad).all() for grad in grads.values())
+
+
+def test_gradients_are_the_callers_to_keep(model: GPTModel) -> None:
+    ids = np.arange(8)[None]
+    _, first = model.loss_and_grad(ids, ids)
+    kept = {name: grad.copy() for name, grad in first.items()}
+    _, second = model.loss_and_grad(ids, ids)
+    for name, grad in first.items():
+        np.testing.assert_array_equal(grad, kept[name])
+        np.testing.assert_array_equal(second[name], kept[name])
+        assert grad is not second[name]
+        grad[:] = 0
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_the_gradient_of_whole_numbers_is_that_at_what_they_stand_for(
+    tmp_path: Path, dtype: str
+) -> None:
+    whole = GPTModel.from_pretrained(FOLDER, dtype=dtype)
+    whole.save_pretrained(tmp_path)
+    ids = np.arange(16).reshape(2, 8)
+    loss, grads = whole.loss_and_grad(ids, ids + 1)
+    expected_loss, expected = GPTModel.from_pretrained(tmp_path).loss_and_grad(ids, ids + 1)
+    assert loss == expected_loss
+    for name, grad in expected.items():
+        np.testing.assert_array_equal(grads[name], grad)
+
+
+def test_bfloat16_products_give_nearly_the_gradient(model: GPTModel) -> None:
+    ids = np.arange(16).reshape(2, 8)
+    _, grads = GPTModel.from_pretrained(FOLDER, dtype="bf16").loss_and_grad(ids, ids + 1)
+    _, exact = model.loss_and_grad(ids, ids + 1)
+    for name, grad in exact.items():
+        assert abs(grads[name] - grad).max() < 0.05 * abs(grad).max(), name
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        None,
+        "text",
+        [[1.5] * 3],
+        [[True] * 3],
+        [[1, 2]],
+        [[1, 2, 3]] * 2,
+        [[1, 2], [3]],
+        [[-100] * 3],
+        [[-1, 0, 0]],
+        [[0, 0, 10**6]],
+        [[0, 0, ENDLESS]],
+        np.zeros((1, 3, 1), np.int64),
+    ],
+)
+def test_targets_that_are_none_are_refused(model: GPTModel, targets: object) -> None:
+    refused(InputError, lambda: model.loss_and_grad([[1, 2, 3]], targets))
+
+
+def test_ids_are_checked_as_everywhere(model: GPTModel) -> None:
+    for ids in ([[]], [[-1]], [[model.config.vocab_size]], [[0] * (model.config.n_positions + 1)]):
+        refused(InputError, lambda ids=ids: model.loss_and_grad(ids, ids))

@@ -111,9 +111,9 @@ def test_words_that_drive_each_other_out(both, monkeypatch, most: int) -> None:
 @pytest.mark.parametrize("unit", ["a", "ab", "x1", " ", "\n", " \n", "!", "\0", "😀", "'s", "q z"])
 def test_time_is_nearly_linear(both, unit: str) -> None:
     text = unit * 100_000
-    began = time.perf_counter()
+    began = time.process_time()
     ids, plain = both(text)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     assert ids == plain
 
 
@@ -122,9 +122,9 @@ def test_words_as_long_as_compiled_code_merges_take_little_time(gpt2: Vocabulary
     tables = make_tables(gpt2.byte_ids, gpt2.merges)
     word = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz", k=LONGEST - 4))
     text = "".join(f" {i % 100:02}{word}" for i in range(1000))
-    began = time.perf_counter()
+    began = time.process_time()
     encode(text, tables, gpt2.merges)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_nothing_outside_of_the_arrays_is_read_or_written() -> None:

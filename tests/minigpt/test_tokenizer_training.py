@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
-import sys
 import time
 from collections import Counter
 from dataclasses import fields
@@ -16,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt import tokenizer_training
-from minigpt.bpe import byte_symbols, token_bytes, words
+from minigpt.bpe import byte_symbols, pieces, token_bytes, words
 from minigpt.errors import InputError
 from minigpt.tokenizer import GPTTokenizer
 from minigpt.tokenizer_training import (
@@ -110,25 +107,16 @@ def test_the_order_of_texts_does_not_matter(texts: list[str], chance: random.Ran
 
 @settings(max_examples=200)
 @given(st.text(st.sampled_from("ab1! \n\t\u00a0\u3000\x1c\u200b'sé")), st.integers(1, 9))
-def test_stretches_do_not_change_the_words(text: str, length: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_training, "_STRETCH", length)
-        stretches = list(tokenizer_training._stretches(text))
-    assert [word for stretch in stretches for word in words(stretch)] == words(text)
+def test_pieces_do_not_change_the_words(text: str, length: int) -> None:
+    found = pieces(text, length)
+    assert [word for piece in found for word in words(piece)] == words(text)
 
 
-def test_a_long_text_is_split_in_stretches() -> None:
+def test_a_long_text_is_split_in_pieces() -> None:
     text = "word and " * 250_000
-    stretches = list(tokenizer_training._stretches(text))
-    assert "".join(stretches) == text
-    assert len(stretches) == 3
-
-
-def test_white_space_is_that_of_the_split() -> None:
-    everything = "".join(map(chr, range(sys.maxunicode + 1)))
-    assert re.findall(f"[{tokenizer_training._SPACE}]", everything) == regex.findall(
-        r"\s", everything
-    )
+    found = list(pieces(text, 1 << 20))
+    assert "".join(found) == text
+    assert len(found) == 3
 
 
 def test_rare_words_are_forgotten_where_there_are_too_many(
@@ -236,6 +224,11 @@ def test_too_little_text_is_told_with_what_it_is_enough_for(texts: list[str], mo
 def test_texts_must_be_str(text: Any) -> None:
     with pytest.raises(InputError, match=r"^texts: number 1 is .*; must be a str"):
         train_tokenizer(["text", text], 300)
+
+
+def test_one_text_is_not_taken_for_many() -> None:
+    with pytest.raises(InputError, match=r"^texts: a str"):
+        train_tokenizer("a text", 300)
 
 
 def test_lone_surrogates_are_named() -> None:

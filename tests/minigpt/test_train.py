@@ -17,27 +17,33 @@ from numpy_learner import NumpyLearner
 from tiny_run import SETTINGS, begin, go_on, stopping_after
 
 from minigpt import GPTConfig, GPTTokenizer
+from minigpt import train as training
+from minigpt.begin import begin_run
 from minigpt.checkpoint import open_checkpoint
 from minigpt.errors import CheckpointError, InputError, MinigptError, SourceError
 from minigpt.metrics import read_lines
 from minigpt.run_folder import open_run, run_lock
 from minigpt.schedule import learning_rate
-from minigpt.train import Limits, begin_run, train
+from minigpt.train import Limits, train
 from minigpt.weights import tensor_shapes
 
 N = SETTINGS.steps
+_EXPECTED: dict[str, Any] = {}
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiting for the disk would take most of the time."""
+    """Waiting for the disk would take most of the time; and a batch has two parts."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(training, "_PART_TOKENS", 16)
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture
+def expected(_quick: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The result of a run that nothing interrupted."""
-    return whole_run(tmp_path_factory.mktemp("whole") / "run")
+    if not _EXPECTED:
+        _EXPECTED.update(whole_run(tmp_path_factory.mktemp("whole") / "run"))
+    return _EXPECTED
 
 
 @pytest.fixture
@@ -109,21 +115,22 @@ def test_the_losses_are_those_of_the_text(run: Path) -> None:
     assert lines[1]["loss"] == pytest.approx(np.log(opened.config.vocab_size), 0.02)
 
 
-def test_parts_of_a_batch_add_up_to_it(tmp_path: Path) -> None:
-    losses = []
-    for parts in (1, 2, 4):
-        folder = tmp_path / str(parts)
-        whole_run(folder, settings=replace(SETTINGS, accumulate=parts))
-        losses.append([line.get("loss", 0) for line in read_lines(folder / "metrics.jsonl")])
-    np.testing.assert_allclose(losses[1], losses[0], 1e-4)
-    np.testing.assert_allclose(losses[2], losses[0], 1e-4)
+def test_parts_of_a_batch_add_up_to_it(
+    run: Path, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_PART_TOKENS", 32)  # all four sequences at once
+    go_on(run)
+    losses = [line.get("loss", 0) for line in result(run)["lines"]]
+    parted = [line.get("loss", 0) for line in expected["lines"]]
+    assert losses != parted
+    np.testing.assert_allclose(losses, parted, 1e-4)
 
 
 def test_without_a_held_out_text_the_end_is_held_back(tmp_path: Path) -> None:
-    texts = ["the cat sat on the mat. " * 60]
+    texts = ["the cat sat on the mat. " * 30]
     plan = begin(tmp_path / "run", texts=texts, held_out=None)
     ids = GPTTokenizer.from_pretrained(tmp_path / "run").encode(texts[0])
-    assert plan.held_back == (len(ids) + 1) // 100
+    assert len(ids) // 100 < 9 == plan.held_back  # a sequence and what follows it
     assert go_on(tmp_path / "run").best is not None
 
 
@@ -266,7 +273,7 @@ def test_a_run_that_diverges_keeps_its_checkpoint(
     limits = Limits(steps=7)
     with pytest.raises(MinigptError, match=told) as caught:
         train(run, limits, make_learner=learner)
-    assert "step-00000004 is as it was" in str(caught.value)
+    assert "run is as it was after update 4: begin a new run" in str(caught.value)
     assert contents(run) == before
     go_on(run)
     assert result(run) == expected
@@ -324,7 +331,8 @@ CHANGES = {
     "state.json: settings: must have context": change(
         "step-*/state.json", swap(b'"warmup"', b'"warm"')
     ),
-    "state.json: state: position": change("step-*/state.json", swap(b'on": 8', b'on": 8.5')),
+    "state.json: state: worse": change("step-*/state.json", swap(b'se": 0', b'se": -1')),
+    "state.json: state: must have": change("step-*/state.json", swap(b'"best_step"', b'"step2"')),
     "model.safetensors: .*cut short": change("step-*/model.safetensors", lambda data: data[:-9]),
     "moments.safetensors: .*cut short": change(
         "step-*/moments.safetensors", lambda data: data[:-9]
@@ -360,7 +368,7 @@ def test_a_new_run_does_not_begin_in_one_that_is(run: Path) -> None:
     ("told", "settings"),
     [
         ("context 9: the model has 8 positions", replace(SETTINGS, context=9)),
-        ("accumulate 3: must divide the batch of 4", replace(SETTINGS, accumulate=3)),
+        ("batch_size 4.0: must be a whole number", replace(SETTINGS, batch_size=4.0)),
         ("lr 0: must be a number, above 0", replace(SETTINGS, lr=0)),
         ("lr nan: must be a number", replace(SETTINGS, lr=float("nan"))),
         ("beta_2 1.0: must be a number, from 0 to below 1", replace(SETTINGS, beta_2=1.0)),
@@ -404,7 +412,7 @@ def test_a_vocabulary_that_the_model_does_not_know(tmp_path: Path) -> None:
         {"n_layer": 1, "n_head": 1, "n_embd": 4, "n_positions": 8, "vocab_size": 9}, "config"
     )
     with pytest.raises(InputError, match="has 258 tokens, and the model knows 9"):
-        begin_run(tmp_path / "run", ["a"], None, words, config, dict, SETTINGS)
+        begin_run(tmp_path / "run", ["a"], None, words, config, {}, SETTINGS)
 
 
 # ---- a disk that fills up ----

@@ -8,17 +8,18 @@ from typing import Any
 
 from numpy_learner import NumpyLearner
 
+from minigpt.begin import begin_run
 from minigpt.bpe import byte_symbols
 from minigpt.initial import random_tensors
 from minigpt.presets import new_config
 from minigpt.recipe import Plan, Settings
 from minigpt.run_folder import State
 from minigpt.tokenizer import GPTTokenizer
-from minigpt.train import begin_run, train
+from minigpt.train import train
 
 TEXTS = ["a tale of two cats. " * 12, "the cat sat on the mat. " * 12]
 HELD_OUT = ["a cat sat. the tale of the mat. " * 2]
-SETTINGS = Settings(context=8, batch_size=4, accumulate=2, lr=0.02, steps=12, eval_every=4)
+SETTINGS = Settings(context=8, batch_size=4, lr=0.02, steps=12, eval_every=4)
 
 
 def tokenizer(folder: Path) -> GPTTokenizer:
@@ -40,10 +41,7 @@ def begin(
     """Makes the run `folder`, with its tokenizer beside it."""
     words = tokenizer(folder.parent / "tokenizer")
     config = new_config(2, 2, 8, 8, words.vocab_size, words.eos_token_id)
-
-    def tensors() -> dict[str, Any]:
-        return random_tensors(config, settings.seed)
-
+    tensors = random_tensors(config, settings.seed)
     return begin_run(folder, texts, held_out, words, config, tensors, settings)
 
 

@@ -1,0 +1,190 @@
+"""minigpt train, as typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minigpt.checkpoint import open_checkpoint
+from minigpt.cli import train as command
+from minigpt.presets import PRESETS
+
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+Fails = Callable[..., None]
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 300
+OPTIONS = [
+    "--preset", "tiny", "--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--context", "16",
+    "--batch-size", "2", "--eval-every", "100", "--dtype", "f32",
+]  # fmt: skip
+NEW = ["text.txt", "--out", "run", "--tokenizer", "words", *OPTIONS]
+
+
+@pytest.fixture
+def texts(tmp_path: Path, model: Path) -> Path:
+    """A folder with two texts, and a tokenizer as `words`."""
+    (tmp_path / "text.txt").write_text("hello world, hello all. " * 60)
+    (tmp_path / "more.jsonl").write_text('{"text": "well, hell."}\n' * 9)
+    (tmp_path / "words").symlink_to(model)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """A run that nothing interrupted, computed by one thread."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text.txt").write_text("hello world, hello all. " * 60)
+    (folder / "words").symlink_to(model)
+    line = [sys.executable, "-m", "minigpt", "train", *NEW, "--steps", str(STEPS)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*line, "--threads", "1", "--verbose"],
+        cwd=folder, env=environment, capture_output=True, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, b""), done.stderr
+    (folder / "notes").write_bytes(done.stderr)
+    return folder / "run"
+
+
+def lines(run: Path) -> list[dict]:
+    """Those of metrics.jsonl, without the time."""
+    text = (run / "metrics.jsonl").read_text()
+    return [{**json.loads(line), "seconds": 0} for line in text.splitlines()]
+
+
+def test_it_tells_how_it_goes(trained: Path) -> None:
+    notes = (trained.parent / "notes").read_text().splitlines()
+    assert len(notes) == 4
+    assert [note.startswith(f"[step {n} of {STEPS}   loss ") for note, n in
+            zip(notes, (100, 200, 300), strict=False)] == [True] * 3  # fmt: skip
+    assert all(word in notes[0] for word in ("   held out ", " tokens/s   ", " left]"))
+    assert notes[-1].startswith(f"[run: {STEPS} updates, the best after ")
+
+
+def test_it_learns_what_the_model_then_writes(trained: Path, run: Run) -> None:
+    losses = [line["loss"] for line in lines(trained)[1:]]
+    assert losses[-1] < 1 < 5 < losses[0]
+    done = run("generate", "-m", trained, "hello world,", "-n", "3", "--temperature", "0")
+    assert (done.returncode, done.stdout[:6]) == (0, b" hello")
+
+
+def test_a_new_one_says_nothing_on_its_own(run: Run, texts: Path) -> None:
+    done = run("train", *NEW, "more.jsonl", "--held-out", "more.jsonl", "--steps", "2")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert sorted(path.name for path in (texts / "run").iterdir()) == [
+        "config.json", "held-out.tokens", "lock", "loss.svg", "merges.txt", "metrics.jsonl",
+        "model.safetensors", "step-00000002", "text.tokens", "vocab.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGINT")
+def test_interrupted_and_resumed_it_is_the_same(
+    trained: Path, start: Callable[..., subprocess.Popen[bytes]], run: Run, texts: Path
+) -> None:
+    """With another number of threads, to the bit; Ctrl-C loses nothing, kill -9 what it may."""
+    process = start("train", *NEW, "--steps", str(STEPS), "--threads", "2", "--verbose")
+    wait_for(texts / "run" / "metrics.jsonl", 20, process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.decode().splitlines()[-1] == (
+        "[interrupted; `minigpt train --resume run` goes on]"
+    )
+    count = len(lines(texts / "run"))
+    assert (texts / "run" / f"step-{count - 1:08}").is_dir()
+
+    process = start("train", "--resume", "run", "--threads", "1")
+    wait_for(texts / "run" / "metrics.jsonl", count + 5, process)
+    process.kill()
+    process.wait()
+
+    done = run("train", "--resume", "run", "--threads", "2")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert lines(texts / "run") == lines(trained)
+    for name in ("model.safetensors", f"step-{STEPS:08}/moments.safetensors"):
+        assert (texts / "run" / name).read_bytes() == (trained / name).read_bytes()
+
+
+def wait_for(path: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+    """Until the file has so many lines."""
+    deadline = time.monotonic() + 200  # functions may have to be compiled
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_fine_tuning_begins_with_a_model(run: Run, texts: Path, model: Path) -> None:
+    fine = ["text.txt", "--out", "fine", "-m", "words", "--context", "16", "--dtype", "bf16"]
+    done = run("train", *fine, "--steps", "1", "--lr", "1e-30", "--weight-decay", "0")
+    assert (done.returncode, done.stderr) == (0, b"")
+    before, after = open_checkpoint(model), open_checkpoint(texts / "fine")
+    for name in before.tensors:
+        assert (before.read(name) == after.read(f"transformer.{name}")).all(), name
+    assert (texts / "fine" / "vocab.json").read_bytes() == (model / "vocab.json").read_bytes()
+
+
+def test_minutes_alone_plan_a_run_that_takes_them(run: Run, texts: Path) -> None:
+    assert run("train", *NEW, "--minutes", "0.01", "--batch-size", "200").returncode == 0
+    (state,) = (texts / "run").glob("step-*/state.json")
+    record = json.loads(state.read_text())
+    assert 1 <= record["state"]["step"] <= record["settings"]["steps"] < 100
+
+
+def test_a_second_one_in_the_folder(fails: Fails, run: Run, texts: Path) -> None:
+    assert run("train", *NEW, "--steps", "1").returncode == 0
+    fails(1, "run: holds a training run; `minigpt train --resume run`", "train", *NEW)
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("'--out'", ["text.txt"]),
+        ("'--resume'", ["text.txt", "--out", "run", "--resume", "run"]),
+        ("TEXT...", ["--out", "run", "--tokenizer", "words"]),
+        ("'--tokenizer'", ["text.txt", "--out", "run"]),
+        ("'--lr' cannot be given with '--resume'", ["--resume", "run", "--lr", "1"]),
+        ("'TEXT' cannot be given with '--resume'", ["text.txt", "--resume", "run"]),
+        ("'--recompute' cannot be given", ["--resume", "run", "--recompute"]),
+        ("'--n-head' cannot be given with '--model'", [*NEW[:3], "-m", "words", "--n-head", "2"]),
+        ("'--preset' cannot be given with '--model'", [*NEW, "-m", "words"]),
+        ("not both", [*NEW, "--steps", "1", "--epochs", "1"]),
+        ("--lr", [*NEW, "--lr", "0"]),
+        ("--beta-2", [*NEW, "--beta-2", "1"]),
+        ("--preset", [*NEW, "--preset", "huge"]),
+        ("--minutes", [*NEW, "--minutes", "0"]),
+    ],
+)
+def test_lines_that_are_wrong(fails: Fails, texts: Path, word: str, line: list[str]) -> None:
+    fails(2, word, "train", *line)
+    assert not (texts / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("nowhere.txt", ["nowhere.txt", *NEW[1:]]),
+        ("nowhere.txt", [*NEW, "--held-out", "nowhere.txt"]),
+        ("nowhere", ["text.txt", "--out", "run", "--tokenizer", "nowhere"]),
+        ("nowhere: holds no training run", ["--resume", "nowhere"]),
+        ("words: holds no training run", ["--resume", "words"]),
+        ("n_embd 16 is not a multiple of n_head 3", [*NEW, "--n-head", "3"]),
+        ("context 9999: the text has", [*NEW, "--context", "9999"]),
+        ("lr nan", [*NEW, "--lr", "nan"]),
+    ],
+)
+def test_what_cannot_be(fails: Fails, texts: Path, word: str, line: list[str]) -> None:
+    fails(1, word, "train", *line)
+    assert not (texts / "run").exists()
+
+
+def test_the_presets_are_those_of_the_library() -> None:
+    assert tuple(PRESETS) == command.PRESETS
