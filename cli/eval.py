@@ -210,10 +210,10 @@ def _tables(source: str, results: list[tuple[str, Result]]) -> str:
 
 
 TEXT_TITLES = ("text", f"{'tokens':>9} {'perplexity':>11} {'bits/byte':>10} {'tokens/s':>9}")
-WORD_TITLES = ("last word", f"{'questions':>9} {'right':>15} {'tokens/s':>9}")
+WORD_TITLES = ("last word", f"{'questions':>9} {'right':>16} {'tokens/s':>9}")
 CHOICE_TITLES = (
     "choice",
-    f"{'questions':>9} {'right by sum':>15} {'per token':>15} {'per byte':>15} {'tokens/s':>9}",
+    f"{'questions':>9} {'right by sum':>16} {'per token':>16} {'per byte':>16} {'tokens/s':>9}",
 )
 
 

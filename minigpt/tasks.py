@@ -115,7 +115,7 @@ def last_words(
     the model's logits are no numbers.
     """
     endings = [
-        _ending(tokenizer, model.config, question.where, question.context, question.word)
+        make_ending(tokenizer, model.config, question.where, question.context, question.word)
         for question in questions
     ]
     found = score(model, endings, progress)
@@ -145,7 +145,7 @@ def choices(
     the model's logits are no numbers.
     """
     endings = [
-        _ending(tokenizer, model.config, question.where, question.context, choice)
+        make_ending(tokenizer, model.config, question.where, question.context, choice)
         for question in questions
         for choice in question.choices
     ]
@@ -205,7 +205,7 @@ class Ending(NamedTuple):
         return len(self.context) + len(self.ids) - 1
 
 
-def _ending(
+def make_ending(
     tokenizer: GPTTokenizer, config: GPTConfig, where: str, context: str, text: str
 ) -> Ending:
     """A text that follows a context after a space."""
@@ -219,8 +219,8 @@ def _ending(
             f"{config.n_positions}; shorten it"
         )
     cut = max(0, len(ids) - 1 - config.n_positions)
-    array = checked_ids(ids, config)
-    return Ending(array[cut:begin], array[begin:])
+    array = checked_ids(ids[cut:], config)
+    return Ending(array[: begin - cut], array[begin - cut :])
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -242,6 +242,8 @@ class Scores(NamedTuple):
 
 def score(model: GPTModel, endings: Sequence[Ending], progress: Progress | None = None) -> Scores:
     """Score endings, one at least; the arguments and errors are those of `last_words`."""
+    if not endings:
+        raise InputError("questions: none; must be at least one")
     warm_up(model, endings[0].context)
     order = sorted(range(len(endings)), key=lambda i: len(endings[i].context), reverse=True)
     batches = list(_batches([endings[i] for i in order]))
@@ -285,22 +287,30 @@ def _tokens(batch: Sequence[Ending]) -> int:
 
 
 def _score_batch(model: GPTModel, batch: Sequence[Ending]) -> list[Score]:
-    """The contexts are read first, then the endings."""
+    """The score of each of them."""
     log_p, greedy = np.zeros(len(batch)), np.ones(len(batch), bool)
-
-    def add(i: int, token: int, logits: np.ndarray) -> None:
+    for i, token, logits in _foretold(model, batch):
         log_p[i] += float(logits[token]) - log_sum_exp(logits)
         greedy[i] &= logits.argmax() == token
+    return [
+        Score(float(log_p[i]), len(ending.ids), bool(greedy[i])) for i, ending in enumerate(batch)
+    ]
 
+
+def _foretold(model: GPTModel, batch: Sequence[Ending]) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(number of an ending, a token of it, float32 [V]: the logits before that) of all tokens.
+
+    The contexts are read first, then the endings, of each its tokens in order.
+    """
     state = model.new_state(len(batch), max(ending.length for ending in batch))
     sharing = _sharing(batch)
     firsts = [numbers[0] for numbers in sharing]
-    after_context = model.advance(state, firsts, [batch[i].context for i in firsts])
-    check_finite(after_context)
-    for numbers, logits in zip(sharing, after_context, strict=True):
-        state.copy(numbers[0], numbers[1:])
-        for i in numbers:
-            add(i, batch[i].ids[0], logits)
+    rows = model.advance(state, firsts, [batch[i].context for i in firsts])
+    check_finite(rows)
+    for (first, *others), logits in zip(sharing, rows, strict=True):
+        state.copy(first, others)
+        for i in (first, *others):
+            yield i, batch[i].ids[0], logits
 
     for pieces in _pieces([len(ending.ids) - 1 for ending in batch]):
         ids = [batch[i].ids[begin:end] for i, begin, end in pieces]
@@ -308,10 +318,7 @@ def _score_batch(model: GPTModel, batch: Sequence[Ending]) -> list[Score]:
         check_finite(rows)
         read = ((i, n) for i, begin, end in pieces for n in range(begin, end))
         for (i, n), logits in zip(read, rows, strict=True):
-            add(i, batch[i].ids[n + 1], logits)
-    return [
-        Score(float(log_p[i]), len(ending.ids), bool(greedy[i])) for i, ending in enumerate(batch)
-    ]
+            yield i, batch[i].ids[n + 1], logits
 
 
 def _pieces(lengths: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:

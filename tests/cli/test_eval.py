@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,98 @@ def test_table(run: Run, model: Path, texts: Path) -> None:
     assert titles.split() == ["text", "tokens", "perplexity", "bits/byte", "tokens/s"]
     assert [row.split()[0] for row in rows] == ["a.txt", "b.txt", "together"]
     assert {len(row) for row in rows} == {len(titles)}
+
+
+@pytest.fixture
+def tasks(texts: Path) -> Path:
+    """The folder of the texts with files of JSON lines beside them."""
+    documents = [{"text": TEXT}, {"text": "hello hello"}]
+    words = [{"context": "hello hello", "continuation": word} for word in ("world", "hello", "x")]
+    choices = [
+        {"query": f"Question: {n}?", "choices": ["hello", "world hello"], "gold": n}
+        for n in (0, 1, 1)
+    ]
+    for name, lines in {"d": documents, "w": words, "c": choices}.items():
+        text = "\n\n".join(map(json.dumps, lines))
+        (texts / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return texts
+
+
+def test_tasks_are_what_the_library_finds(run: Run, model: Path, tasks: Path) -> None:
+    from minigpt import GPTModel, GPTTokenizer
+    from minigpt.questions import read_lines
+    from minigpt.tasks import choices, last_words
+
+    done = run("eval", "-m", model, "c.jsonl", "w.jsonl", "--threads", "1", "--json")
+    assert (done.returncode, done.stderr) == (0, b"")
+    found = json.loads(done.stdout)
+    assert list(found) == ["model", "dtype", "files"]
+    loaded = GPTModel.from_pretrained(model), GPTTokenizer.from_pretrained(model)
+    for file, evaluated in zip(found["files"], (choices, last_words), strict=True):
+        expected = asdict(evaluated(*loaded, read_lines(str(tasks / file["file"]))))
+        assert list(file) == ["file", *expected]
+        for name in expected:
+            if name not in ("seconds", "tokens_per_s"):
+                assert file[name] == expected[name], name
+    assert [file["questions"] for file in found["files"]] == [3, 3]
+    assert found["files"][0]["accuracy"] in (1 / 3, 2 / 3)
+
+
+def test_documents_are_each_a_text(run: Run, model: Path, tasks: Path) -> None:
+    args = ["eval", "-m", model, *SHORT, "--json"]
+    documents, files = (
+        json.loads(run(*args, *names).stdout) for names in (["d.jsonl"], ["a.txt", "b.txt"])
+    )
+    for name in ("tokens", "bytes", "nats_per_token", "perplexity", "bits_per_byte"):
+        assert documents[name] == documents["files"][0][name] == files[name], name
+
+
+def test_a_table_of_each_kind(run: Run, model: Path, tasks: Path) -> None:
+    done = run("eval", "-m", model, "c.jsonl", "a.txt", "w.jsonl", "d.jsonl", *SHORT)
+    assert (done.returncode, done.stderr) == (0, b"")
+    head, *tables = done.stdout.decode().removesuffix("\n").split("\n\n")
+    head, *choices = head.splitlines()
+    assert head == f"{model}: f32, window 64, stride 16"
+    texts, words = (table.splitlines() for table in tables)
+    for (titles, *rows), names in (
+        (choices, ["choice", "c.jsonl"]),
+        (texts, ["text", "a.txt", "d.jsonl", "together"]),
+        (words, ["last word", "w.jsonl"]),
+    ):
+        assert titles.startswith(names[0])
+        assert [row.split()[0] for row in rows] == names[1:]
+        assert {len(row) for row in rows} == {len(titles)}
+    titles = "choice questions right by sum per token per byte tokens/s"
+    assert " ".join(choices[0].split()) == titles
+    assert choices[1].count("\u00b1") == choices[1].count("%") == 3
+    assert words[1].split()[1:6:2] == ["3", "\u00b1", "%"]
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ('has no "continuation"', b'{"context": "a"}'),
+        ("is not JSON", b"a text"),
+        ("the byte 0xff is not UTF-8", b'{"context": "\xff"}'),
+    ],
+)
+def test_a_line_that_cannot_be(
+    fails: Fails, model: Path, tasks: Path, word: str, line: bytes
+) -> None:
+    with (tasks / "w.jsonl").open("ab") as file:
+        file.write(b"\n" + line)
+    fails(1, f"w.jsonl, line 6: {word}", "eval", "-m", model, "a.txt", "w.jsonl")
+
+
+def test_a_document_that_is_too_short(fails: Fails, model: Path, tasks: Path) -> None:
+    (tasks / "e.jsonl").write_bytes(b'{"text": "hello hello"}\n{"text": ""}')
+    fails(1, "e.jsonl, line 2: empty", "eval", "-m", model, "e.jsonl")
+
+
+def test_a_word_beyond_the_context(fails: Fails, model: Path, tasks: Path) -> None:
+    line = json.dumps({"context": "a", "continuation": "x" * 3000})
+    (tasks / "e.jsonl").write_text(line, encoding="utf-8")
+    fails(1, "e.jsonl, line 1: an ending of 3001 tokens", "eval", "-m", model, "e.jsonl")
 
 
 @pytest.mark.parametrize("dash", [[], ["-"]])
