@@ -207,7 +207,3 @@ def test_what_cannot_be(
     fails: Fails, model: Path, texts: Path, code: int, word: str, args: list[str]
 ) -> None:
     fails(code, word, "eval", "-m", model, "a.txt", *args)
-
-
-def test_a_model_is_needed(fails: Fails, texts: Path) -> None:
-    fails(2, "--model", "eval", "a.txt")
