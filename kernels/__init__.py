@@ -2,5 +2,6 @@
 
 Reading order: reference.py (every formula in plain NumPy), jit.py (how functions are compiled),
 simd/ (vectors and tiles), team.py (threads), then the kernels: embedding, layernorm, matmul,
-codes, activation, attention. Apart from these, splitting and merging make ids of a text.
+codes, activation, attention, crossentropy, adamw. Apart from these, splitting and merging make ids
+of a text.
 """
