@@ -3,9 +3,10 @@
 Those of Cerebras-GPT (arXiv 2304.03208) are trained as the configurations published beside it
 hold, a file for each model: github.com/Cerebras/modelzoo, gpt3/configs/Cerebras_GPT.
 
-All: AdamW with betas 0.9 and 0.95, decay 0.1, gradients clipped to 1, no dropout, sequences of 2048 tokens, the learning rate up over 375
-million tokens and down to a tenth, 20 tokens for each parameter. By size: batch, learning rate,
-the form of its fall, and eps. The 13B model ended with batches of 1080.
+All: AdamW with betas 0.9 and 0.95, decay 0.1, gradients clipped to 1, no dropout, sequences of
+2048 tokens, the learning rate up over 375 million tokens and down to a tenth, 20 tokens for each
+parameter. By size: batch, learning rate, the form of its fall, and eps. The 13B model ended with
+batches of 1080.
 
 The small ones are our own, for a text of some megabytes and an afternoon.
 """
