@@ -64,8 +64,7 @@ def test_what_cannot_be(
     fails(code, word, "bench", "-m", model, *args)
 
 
-def test_a_source_is_needed(fails: Callable[..., None], tmp_path: Path) -> None:
-    fails(2, "--model", "bench")
+def test_a_source_that_is_not_there(fails: Callable[..., None], tmp_path: Path) -> None:
     fails(1, "nowhere", "bench", "-m", str(tmp_path / "nowhere"))
 
 

@@ -59,10 +59,7 @@ def test_completion_script(run: Run) -> None:
         ("command", []),
         ("nonsense", ["nonsense"]),
         ("--nonsense", ["--nonsense"]),
-        ("SOURCE", ["info"]),
         ("extra", ["info", "a", "b"]),
-        ("--model", ["generate", "text"]),
-        ("--model", ["tokenize", "text"]),
         ("minigpt generate --help", ["generate", "-m", "x", "text", "--bogus"]),
         ("--max-tokens", ["generate", "-m", "x", "text", "-n", "-1"]),
         ("--max-tokens", ["generate", "-m", "x", "text", "-n", "1.5"]),
@@ -96,6 +93,21 @@ def test_a_source_that_is_not_there(fails: Fails, args: list[str], tmp_path: Pat
     fails(1, "nowhere", *args, str(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize(
+    ("args", "found"),
+    [
+        (["generate", "Once upon a time", "-n", "3", "--temperature", "0"], b" "),
+        (["info"], b"tales-6m"),
+        (["tokenize", "Once upon a time"], b"\n"),
+    ],
+)
+def test_without_a_source_the_model_in_the_box_answers(
+    run: Run, args: list[str], found: bytes
+) -> None:
+    done = run(*args)
+    assert (done.returncode, found in done.stdout, done.stderr) == (0, True, b"")
+
+
 def test_a_message_stays_one_printable_line(capsys: pytest.CaptureFixture[str]) -> None:
     from minigpt.cli.terminal import fail
 
@@ -110,7 +122,7 @@ def test_a_full_disk(fails: Fails, model: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-@pytest.mark.parametrize(("code", "args"), [(2, ["generate"]), (1, ["info", "nowhere"])])
+@pytest.mark.parametrize(("code", "args"), [(2, ["nonsense"]), (1, ["info", "nowhere"])])
 def test_stderr_that_cannot_be_written(run: Run, code: int, args: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
         assert run(*args, stderr=full).returncode == code
