@@ -132,7 +132,7 @@ def attention_forward(
             first = number * KEYS
             end = min(end, first + KEYS)
         if first < end:
-            _read_queries(q, qkv, row * ldq + h * HS, ldq, rows, HS, HSP, scale)
+            _read_rows(q, _START, qkv, row * ldq + h * HS, ldq, rows, rows, HS, HSP, scale)
             if not single:
                 _clear(total, rows * record, record)
             for start in range(first, end, KEYS):
@@ -171,14 +171,14 @@ def _places(scratch, keys, HSP):
 
 
 @jit
-def _read_queries(q, qkv, source, ldq, rows, HS, HSP, scale):
-    """scale · q of one head to [rows, HSP], with zeros from HS to HSP."""
-    for r in range(rows):
+def _read_rows(to, it, x, source, ld, rows, all_rows, HS, HSP, scale):
+    """scale · some rows of one head, `ld` apart, to [all_rows, HSP], with zeros beyond."""
+    for r in range(all_rows):
         for d in range(0, HSP, LANES):
-            query = splat(np.float32(0))
-            if d < HS:
-                query = load_first(qkv, source + r * ldq + d, min(LANES, HS - d))
-            store(query * splat(scale), q, r * HSP + d)
+            value = splat(np.float32(0))
+            if r < rows and d < HS:
+                value = load_first(x, source + r * ld + d, min(LANES, HS - d)) * splat(scale)
+            store(value, to, it + r * HSP + d)
 
 
 @jit
@@ -377,8 +377,13 @@ def attention_backward(
         for first in range(0, T, SQUARE):
             rows = min(SQUARE, T - first)
             here = row + first
-            _read_square(queries.rows, qkv, here * ldq + column, ldq, rows, HS, HSP, scale)
-            _read_square(queries.drows, dout, here * ldd + column, ldd, rows, HS, HSP, _UNSCALED)
+            _read_rows(
+                queries.rows, _START, qkv, here * ldq + column, ldq, rows, _SQUARE, HS, HSP, scale
+            )  # fmt: skip
+            _read_rows(
+                queries.drows, _START, dout, here * ldd + column, ldd, rows, _SQUARE, HS, HSP,
+                _UNSCALED,
+            )  # fmt: skip
             _turn_queries(queries, HSP)
             _read_norms(queries, norms, here * NH + task % NH, NH, out, here * ldo + column, ldo,
                         rows, HS, HSP)  # fmt: skip
@@ -440,27 +445,12 @@ def _read_head(head, qkv, source, ldq, C, T, TP, HS, HSP):
     head.dv[:] = 0
     for t in range(0, TP, SQUARE):
         rows = max(0, min(SQUARE, T - t))
-        _read_rows(head.k, t * HSP, qkv, source + t * ldq + C, ldq, rows, HS, HSP, _UNSCALED)
-        _read_rows(head.v, t * HSP, qkv, source + t * ldq + 2 * C, ldq, rows, HS, HSP, _UNSCALED)
+        key = source + t * ldq + C
+        for to, here in ((head.k, key), (head.v, key + C)):
+            _read_rows(to, t * HSP, qkv, here, ldq, rows, _SQUARE, HS, HSP, _UNSCALED)
     for t in range(0, TP, LANES):
         for d in range(HSP):
             store(load_strided(head.k, t * HSP + d, HSP), head.kt, d * TP + t)
-
-
-@jit
-def _read_square(to, qkv, source, ld, rows, HS, HSP, scale):
-    _read_rows(to, _START, qkv, source, ld, rows, HS, HSP, scale)
-
-
-@jit
-def _read_rows(to, it, qkv, source, ld, rows, HS, HSP, scale):
-    """scale · some rows [rows, HS] to SQUARE rows of HSP, with zeros beyond."""
-    for r in range(SQUARE):
-        for d in range(0, HSP, LANES):
-            value = splat(np.float32(0))
-            if r < rows and d < HS:
-                value = load_first(qkv, source + r * ld + d, min(LANES, HS - d)) * splat(scale)
-            store(value, to, it + r * HSP + d)
 
 
 @jit

@@ -20,7 +20,7 @@ from .errors import InputError, SourceError, shown
 from .loading import load_weights
 from .model import Engine
 from .sampler import is_integer
-from .save import as_type, save_model
+from .save import save_model
 from .weights import checkpoint_name
 
 if TYPE_CHECKING:
@@ -128,11 +128,7 @@ class GPTModel:
     def _new_learner(self) -> Learner:
         from .learner import Learner
 
-        weights = self._engine.weights
-        tensors = {
-            name: as_type(weights.tensor(name), "F32").astype(np.float32, order="C")
-            for name in weights.tensors
-        }
+        tensors = self._engine.weights.float32_copies()
         dtype = "bf16" if self.dtype == "bf16" else "f32"
         return Learner(self.config, tensors, self._engine.threads, dtype)
 

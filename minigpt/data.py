@@ -40,12 +40,12 @@ import numpy as np
 from .checkpoint.atomic import replacing
 from .checkpoint.files import map_file
 from .errors import CheckpointError, InputError, shown
+from .kernels.layout import IGNORED
 from .sampler import is_integer
 from .tokenizer import GPTTokenizer
 
 LARGEST_TEXT = 1 << 31  # bytes of a text file, which is held in memory
 LARGEST_LINE = 1 << 26  # bytes of a line of JSON
-IGNORED = -100  # the target where there is none
 
 _PIECE = 1 << 20  # characters that are tokenised at once
 _MAGIC = b"minigpt\x01"

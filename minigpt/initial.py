@@ -9,7 +9,6 @@ import numpy as np
 
 from .checkpoint import open_checkpoint, resolve
 from .config import GPTConfig
-from .save import as_type
 from .weights import all_shapes
 
 _SPREAD = 0.02
@@ -50,4 +49,4 @@ def model_tensors(source: str | os.PathLike[str]) -> tuple[GPTConfig, dict[str, 
     folder = resolve(source)
     config = GPTConfig.from_source(folder)
     weights = load_weights(open_checkpoint(folder), config)
-    return config, {name: as_type(weights.tensor(name), "F32") for name in weights.shapes}
+    return config, weights.float32_copies()

@@ -285,7 +285,7 @@ def _make_workspace(
         keys=np.zeros(cache, panels),
         values=np.zeros(cache, panels),
         partials=np.zeros(partials_size(single, NH, HS, capacity), np.float32),
-        room=_make_room(config, B * T, panels, factor),
+        room=_make_room(config, B * T, head_rows, panels, factor),
         dx=_rows(rows, C),
         dnormed=_rows(rows, C),
         dqkv=_rows(rows, 3 * C, factor),
@@ -299,10 +299,11 @@ def _make_workspace(
     )
 
 
-def _make_room(config: GPTConfig, M: int, panels: np.dtype, factor: np.dtype) -> Room:
-    """For the largest factors of all products of M rows."""
+def _make_room(
+    config: GPTConfig, M: int, head_rows: int, panels: np.dtype, factor: np.dtype
+) -> Room:
+    """For the largest factors of all products, of M rows, in the head of `head_rows`."""
     C, H, V = config.n_embd, config.n_inner, min(config.vocab_size, int(HEAD_COLUMNS))
-    head_rows = min(int(HEAD_ROWS), padded(M, LANES))
     products = [(C, 3 * C), (C, C), (C, H), (H, C)]
     right = [(V, C), (C, V)]
     left = [(V, head_rows)]

@@ -16,7 +16,7 @@ from .config import GPTConfig
 from .errors import InputError, SourceError, shown
 from .kernels.layout import widened
 from .vocabulary import tokenizer_files
-from .weights import Weights, narrowed, stored_shapes
+from .weights import PREFIX, Weights, checkpoint_name, narrowed, stored_shapes
 
 
 def save_model(
@@ -91,12 +91,12 @@ def converted_infos(shapes: dict[str, tuple[int, ...]], dtype: str) -> list[Tens
 
 def stored_name(name: str) -> str:
     """The name that Hugging Face gives the tensor in a language model."""
-    return name if name.startswith("lm_head.") else f"transformer.{name}"
+    return checkpoint_name(name, PREFIX)
 
 
 def plain_name(stored: str) -> str:
     """The table's name for it."""
-    return stored.removeprefix("transformer.")
+    return stored.removeprefix(PREFIX)
 
 
 def as_type(tensor: np.ndarray, dtype: str) -> np.ndarray:

@@ -18,13 +18,21 @@ import numpy as np
 from .checkpoint import Checkpoint
 from .config import GPTConfig
 from .errors import CheckpointError
-from .kernels.layout import BESIDE, BITS, dequantized, numbers_shape, scales_shape, unpacked
+from .kernels.layout import (
+    BESIDE,
+    BITS,
+    dequantized,
+    numbers_shape,
+    scales_shape,
+    unpacked,
+    widened,
+)
 
 DTYPES = ("auto", "f32", "bf16", "int8", "int4")
 WHOLE = ("int8", "int4")
 # What TensorInfo.dtype of a weight may be; the last three are blocks of a GGUF file.
 FLOATS = ("F32", "BF16", "F16", "F64", "Q8_0", "Q4_0", "Q6_K")
-_PREFIX = "transformer."
+PREFIX = "transformer."
 HEAD = "lm_head.weight"
 SCALES = ".scales"  # after the name of a tensor of whole numbers, in a converted checkpoint
 # Buffers that old checkpoints carry: the causal mask, and the number it puts in place of scores.
@@ -130,6 +138,14 @@ class Weights:
             matrix = unpacked(held, K, N)
         return np.ascontiguousarray(matrix.T if is_transposed(name) else matrix)
 
+    def float32_copies(self) -> dict[str, np.ndarray]:
+        """{name: tensor} of all, float32 in the table's shapes: what a Learner may change."""
+        copies = {}
+        for name in self.shapes:
+            tensor = self.tensor(name)
+            copies[name] = widened(tensor) if tensor.dtype == np.uint16 else tensor.copy()
+        return copies
+
 
 def checkpoint_name(name: str, prefix: str) -> str:
     """The name in a checkpoint whose names begin with `prefix`; a head's never does."""
@@ -172,13 +188,13 @@ def checked_names(checkpoint: Checkpoint, config: GPTConfig) -> tuple[str, dict[
 
 def _by_plain_name(checkpoint: Checkpoint) -> tuple[str, dict[str, str]]:
     """(prefix, {name without it: name in the checkpoint})"""
-    prefix = _PREFIX if any(name.startswith(_PREFIX) for name in checkpoint.tensors) else ""
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in checkpoint.tensors) else ""
     stored: dict[str, str] = {}
     for name in checkpoint.tensors:
-        plain = name.removeprefix(_PREFIX)
+        plain = name.removeprefix(PREFIX)
         if plain in stored:
             raise CheckpointError(
-                f"{checkpoint.folder}: {plain} is there both with and without {_PREFIX!r}"
+                f"{checkpoint.folder}: {plain} is there both with and without {PREFIX!r}"
             )
         stored[plain] = name
     return prefix, stored
