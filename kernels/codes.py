@@ -22,7 +22,7 @@ from numba.core import types
 from numba.extending import overload
 
 from .jit import jit
-from .layout import BLOCK, GROUP, LANES, numbers_stride, padded, units_stride
+from .layout import BLOCK, GROUP, LANES, numbers_stride, padded, units_stride, zeros
 from .simd import (
     AMX_INT8,
     AMX_ROWS,
@@ -97,8 +97,8 @@ def make_rows(M: int, K: int) -> Rows:
     """Room for M rows of at most K numbers; of none where K is 0."""
     whole = padded(M, AMX_ROWS)  # AMX reads whole tiles
     return Rows(
-        np.zeros(whole * numbers_stride(K) if K else 0, np.int8),
-        np.zeros(M * units_stride(K) if K else 0, np.float32),
+        zeros(whole * numbers_stride(K) if K else 0, np.int8),
+        zeros(M * units_stride(K) if K else 0, np.float32),
     )
 
 

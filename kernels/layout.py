@@ -17,6 +17,9 @@ to 15. Each BLOCK rows of a column have a scale (and an offset) of their own, bf
 
     scales of int8  [N / 16, K / BLOCK, 16]
     scales of int4  [N / 16, K / BLOCK, 2, 16]     scales, then offsets
+
+What a kernel works on begins with a cache line: each row of a tile of AMX, and each vector of
+AVX-512, is a line, and one that begins elsewhere lies in two, which takes twice the time.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ LANES = 16  # float32 in a vector, on every processor; columns of a panel
 PAD = 32  # the rows of a panel are a multiple of it
 GROUP = 64  # columns of a matrix that are computed together: four panels
 BLOCK = 64  # rows of a panel of whole numbers that share a scale
+CACHE_LINE = 64  # bytes
 IGNORED = -100  # as a target: the row does not count
 KEYS = 256  # keys that attention takes at a time: a cache's capacity is a multiple of it
 
@@ -91,6 +95,20 @@ def numbers_size(K: int, N: int, dtype: str) -> int:
 def scales_size(K: int, N: int, dtype: str) -> int:
     """The bfloat16 of their scales and offsets."""
     return math.prod(scales_shape(K, N, dtype))
+
+
+def zeros(size: int, kind: np.dtype | type) -> np.ndarray:
+    """Zeros, flat, from the beginning of a cache line on."""
+    size *= np.dtype(kind).itemsize
+    memory = np.zeros(size + CACHE_LINE, np.uint8)
+    first = -memory.ctypes.data % CACHE_LINE
+    return memory[first : first + size].view(kind)
+
+
+def scratch_for(threads: int, size: int) -> np.ndarray:
+    """float32 [threads, at least `size`]: a row of working memory for each thread of a team."""
+    size = padded(size, LANES)
+    return zeros(threads * size, np.float32).reshape(threads, size)
 
 
 def widened(halves: np.ndarray) -> np.ndarray:

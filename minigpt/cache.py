@@ -9,7 +9,7 @@ import numpy as np
 
 from .config import GPTConfig
 from .errors import InputError
-from .kernels.layout import BESIDE, KEYS, padded
+from .kernels.layout import BESIDE, KEYS, padded, zeros
 
 
 class State:
@@ -29,7 +29,7 @@ class State:
         size = heads * self.capacity * padded(config.head_size)
         try:
             # zeros are given out by the system when first touched: unused capacity costs nothing
-            self.keys, self.values = (np.zeros(size, BESIDE[dtype]) for _ in range(2))
+            self.keys, self.values = (zeros(size, BESIDE[dtype]) for _ in range(2))
         except MemoryError as error:
             raise InputError(
                 f"{slots} sequences of {capacity} tokens need more memory for their keys and "

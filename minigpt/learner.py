@@ -35,7 +35,7 @@ from .config import GPTConfig
 from .kernels.adamw import BLOCK_SIZE, AdamWStep, adamw, sum_squares
 from .kernels.attention import attention_backward_scratch, attention_scratch, partials_size
 from .kernels.layernorm import layernorm_partials
-from .kernels.layout import HELD, KEYS, LANES, padded, panels_size, row_stride
+from .kernels.layout import HELD, KEYS, LANES, padded, panels_size, row_stride, scratch_for, zeros
 from .kernels.matmul import MATMUL_SCRATCH, Room
 from .kernels.simd import BF16_PRODUCTS
 from .kernels.team import Team
@@ -67,7 +67,7 @@ class Learner:
         """
         self.config = config
         self.tensors = tensors
-        self.grads = {name: np.zeros_like(tensor) for name, tensor in tensors.items()}
+        self.grads = {name: _zeros_like(tensor) for name, tensor in tensors.items()}
         self.first_moments: dict[str, np.ndarray] = {}
         self.second_moments: dict[str, np.ndarray] = {}
         self._team = Team(threads, keep=tensors)
@@ -104,7 +104,7 @@ class Learner:
     def take_grads(self) -> dict[str, np.ndarray]:
         """The gradients, for the caller to keep; new ones begin with zero."""
         taken = self.grads
-        self.grads = {name: np.zeros_like(tensor) for name, tensor in self.tensors.items()}
+        self.grads = {name: _zeros_like(tensor) for name, tensor in self.tensors.items()}
         return taken
 
     # ---- one pass ----
@@ -186,7 +186,7 @@ class Learner:
         """
         if not self.first_moments:
             for moments in (self.first_moments, self.second_moments):
-                moments.update({name: np.zeros_like(w) for name, w in self.tensors.items()})
+                moments.update({name: _zeros_like(w) for name, w in self.tensors.items()})
         norm = self._norm()
         numbers = AdamWStep(
             clip=np.float32(clip / norm if clip and norm > clip else 1),
@@ -253,9 +253,13 @@ def _ends(tensors: dict[str, np.ndarray]) -> Ends:
 # ---- memory ----
 
 
+def _zeros_like(tensor: np.ndarray) -> np.ndarray:
+    return zeros(tensor.size, np.float32).reshape(tensor.shape)
+
+
 def _rows(rows: int, width: int, kind: np.dtype = HELD["f32"]) -> np.ndarray:
     """Zeros for [rows, width], flat."""
-    return np.zeros(rows * row_stride(width), kind)
+    return zeros(rows * row_stride(width), kind)
 
 
 def _make_kept(config: GPTConfig, rows: int, factor: np.dtype) -> Kept:
@@ -263,7 +267,7 @@ def _make_kept(config: GPTConfig, rows: int, factor: np.dtype) -> Kept:
     return Kept(
         qkv=_rows(rows, 3 * C),
         attended=_rows(rows, C, factor),
-        norms=np.zeros(rows * config.n_head, np.float32),
+        norms=zeros(rows * config.n_head, np.float32),
         middle=_rows(rows, C),
         fc=_rows(rows, config.n_inner),
     )
@@ -282,20 +286,20 @@ def _make_workspace(
     return Workspace(
         normed=_rows(rows, C, factor),
         hidden=_rows(rows, H, factor),
-        keys=np.zeros(cache, panels),
-        values=np.zeros(cache, panels),
-        partials=np.zeros(partials_size(single, NH, HS, capacity), np.float32),
+        keys=zeros(cache, panels),
+        values=zeros(cache, panels),
+        partials=zeros(partials_size(single, NH, HS, capacity), np.float32),
         room=_make_room(config, B * T, head_rows, panels, factor),
         dx=_rows(rows, C),
         dnormed=_rows(rows, C),
         dqkv=_rows(rows, 3 * C, factor),
         dhidden=_rows(rows, H, factor),
-        sums=np.zeros(layernorm_partials(rows, C), np.float32),
+        sums=zeros(layernorm_partials(rows, C), np.float32),
         logits=_rows(head_rows, V),
         dlogits=_rows(head_rows, int(HEAD_COLUMNS), factor),
-        head_panels=np.zeros(panels_size(head_rows, C), panels),
-        losses=np.zeros(rows, np.float32),
-        norms=np.zeros(head_rows, np.float32),
+        head_panels=zeros(panels_size(head_rows, C), panels),
+        losses=zeros(rows, np.float32),
+        norms=zeros(head_rows, np.float32),
     )
 
 
@@ -311,8 +315,8 @@ def _make_room(
         right += [(K, N), (M, N), (N, K)]  # w, dy, wᵀ
         left += [(K, M), (M, N)]  # xᵀ, dy
     return Room(
-        np.zeros(max(panels_size(*shape) for shape in right), panels),
-        np.zeros(max(padded(rows, LANES) * row_stride(width) for rows, width in left), factor),
+        zeros(max(panels_size(*shape) for shape in right), panels),
+        zeros(max(padded(rows, LANES) * row_stride(width) for rows, width in left), factor),
     )
 
 
@@ -320,4 +324,4 @@ def _make_scratch(config: GPTConfig, T: int, threads: int) -> np.ndarray:
     """float32 [threads, n]: what each thread needs for itself."""
     HS = config.head_size
     needed = max(MATMUL_SCRATCH, attention_scratch(HS), attention_backward_scratch(T, HS))
-    return np.zeros((threads, needed), np.float32)
+    return scratch_for(threads, needed)

@@ -15,6 +15,7 @@ from .config import GPTConfig
 from .errors import CheckpointError, InputError, shown
 from .kernels.layout import (
     BLOCK,
+    CACHE_LINE,
     GROUP,
     HELD,
     LANES,
@@ -23,6 +24,7 @@ from .kernels.layout import (
     padded,
     panels_size,
     scales_size,
+    scratch_for,
     widened,
 )
 from .kernels.packing import pack
@@ -140,12 +142,12 @@ def room_for(
 
 def _aligned(sizes: dict[str, int], kind: np.dtype) -> dict[str, np.ndarray]:
     """Arrays of these sizes in one piece of memory, each from a cache line's beginning on."""
-    line = 64 // kind.itemsize
+    line = CACHE_LINE // kind.itemsize
     starts, end = {}, 0
     for name, size in sizes.items():
         starts[name], end = end, end + padded(size, line)
     memory = np.empty(end + line, kind)
-    offset = -memory.ctypes.data % 64 // kind.itemsize
+    offset = -memory.ctypes.data % CACHE_LINE // kind.itemsize
     return {name: memory[offset + starts[name] :][:size] for name, size in sizes.items()}
 
 
@@ -167,7 +169,7 @@ def fill(
     shape = checkpoint.tensors[stored].shape
     K, _ = factor_shape(name, shape)
     transposed = is_transposed(name)
-    scratch = np.empty((team.size, QUANTIZE_SCRATCH), np.float32)
+    scratch = scratch_for(team.size, QUANTIZE_SCRATCH)
     if importance is None:
         importance = np.ones(K, np.float32)
     for row, column, piece in checkpoint.pieces(stored, _PIECE_BYTES):

@@ -33,7 +33,7 @@ from .kernels.codes import Codes, Rows, make_rows
 from .kernels.embedding import embedding_forward, gather_forward
 from .kernels.jit import entry
 from .kernels.layernorm import layernorm_forward
-from .kernels.layout import BESIDE, HELD, LANES, padded, row_stride
+from .kernels.layout import BESIDE, HELD, LANES, padded, row_stride, scratch_for, zeros
 from .kernels.matmul import (
     ADD,
     MATMUL_SCRATCH,
@@ -205,14 +205,12 @@ def make_buffers(config: GPTConfig, rows: int, capacity: int, dtype: str, thread
     factor = np.uint16 if narrow else np.float32
     whole = padded(rows, LANES) if narrow else rows  # AMX reads and writes whole tiles
     return Buffers(
-        x=np.zeros(whole * row_stride(C), np.float32),
-        qkv=np.zeros(whole * row_stride(3 * C), np.float32),
-        normed=np.zeros(whole * row_stride(C), factor),
-        attended=np.zeros(whole * row_stride(C), factor),
-        hidden=np.zeros(whole * row_stride(H), factor),
-        partials=np.empty(
-            partials_size(rows, config.n_head, config.head_size, capacity), np.float32
-        ),
+        x=zeros(whole * row_stride(C), np.float32),
+        qkv=zeros(whole * row_stride(3 * C), np.float32),
+        normed=zeros(whole * row_stride(C), factor),
+        attended=zeros(whole * row_stride(C), factor),
+        hidden=zeros(whole * row_stride(H), factor),
+        partials=zeros(partials_size(rows, config.n_head, config.head_size, capacity), np.float32),
         whole=make_rows(max(rows, threads), max(C, H) if dtype in WHOLE else 0),
     )
 
@@ -220,7 +218,7 @@ def make_buffers(config: GPTConfig, rows: int, capacity: int, dtype: str, thread
 def make_scratch(config: GPTConfig, threads: int) -> np.ndarray:
     """float32 [threads, n]: what each thread needs for itself."""
     needed = max(MATMUL_SCRATCH, attention_scratch(config.head_size))
-    return np.empty((threads, needed), np.float32)
+    return scratch_for(threads, needed)
 
 
 # ---- the compiled part ----------------------------------------------------------------------
