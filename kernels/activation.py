@@ -82,14 +82,21 @@ def exp(x):
 
 
 @jit
-def _normal_tail(t):
-    """Φ(−t) for t ≥ 0: how much of the normal distribution lies beyond t."""
-    t = vmin(t, splat(_FAR))  # where it is 0 already
-    q = (t - splat(_THREE)) / (t + splat(_THREE))
+def _normal(x):
+    """Φ(x), how much of the normal distribution lies below x, and e^(−x²/2).
+
+    Of t = |x| the tail Φ(−t) is computed, with one division for both of its quotients.
+    """
+    t = vmin(vabs(x), splat(_FAR))  # where the tail is 0 already
+    a, b = t + splat(_THREE), t + splat(_ONE)
+    inverse = splat(_ONE) / (a * b)
+    q = (t - splat(_THREE)) * b * inverse
     g = splat(_TAIL[10])
     for power in range(9, -1, -1):
         g = fma(g, q, splat(_TAIL[power]))
-    return exp(t * t * splat(-_HALF)) * g / (splat(_ONE) + t)
+    bell = exp(t * t * splat(-_HALF))
+    tail = bell * g * a * inverse
+    return select_less(x, splat(_ZERO), tail, splat(_ONE) - tail), bell
 
 
 @jit
@@ -108,8 +115,8 @@ def activate(x, kind):
     SILU       x · σ(x)
     """
     if kind == GELU:
-        tail = _normal_tail(vabs(x))
-        return x * select_less(x, splat(_ZERO), tail, splat(_ONE) - tail)
+        below, _ = _normal(x)
+        return x * below
     if kind == GELU_TANH:
         return _sigmoid_times(x, x * fma(x * x, splat(_TANH_B), splat(_TANH_A)))
     if kind == SILU:
@@ -127,9 +134,8 @@ def slope(x, kind):
     SILU       σ(x) + x · σ(x) (1 − σ(x))
     """
     if kind == GELU:
-        tail = _normal_tail(vabs(x))
-        below = select_less(x, splat(_ZERO), tail, splat(_ONE) - tail)
-        return fma(x, exp(x * x * splat(-_HALF)) * splat(_DENSITY), below)
+        below, bell = _normal(x)
+        return fma(x, bell * splat(_DENSITY), below)
     if kind == GELU_TANH:
         x = vmax(splat(-_FAR), vmin(splat(_FAR), x))  # where it is 0 or 1: x · x² stays finite
         xx = x * x

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov & Hutter 2019), and the norm of gradients that clipping needs."""
+"""AdamW (Loshchilov & Hutter 2019), the norm of gradients that clipping needs, and their end."""
 
 from __future__ import annotations
 
@@ -34,6 +34,18 @@ class AdamWStep(NamedTuple):
     bias_2: np.float32
     eps: np.float32
     keep: np.float32
+
+
+@entry
+def clear(team, g):
+    """g = 0, flat float32."""
+    task = claim(team)
+    while task * BLOCK_SIZE < g.size:
+        end = min(g.size, (task + 1) * BLOCK_SIZE)
+        for i in range(task * BLOCK_SIZE, end, LANES):
+            store_first(splat(np.float32(0)), g, i, min(LANES, end - i))
+        task = claim(team)
+    barrier(team)
 
 
 @entry

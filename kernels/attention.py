@@ -28,10 +28,10 @@ from .layout import GROUP, KEYS, LANES, padded
 from .packing import pack_rows
 from .products import add_products, as_left_factor, as_panels, begin_products, end_products
 from .simd import (
+    get,
     lane_numbers,
     load,
     load_first,
-    load_strided,
     place,
     put,
     select_less,
@@ -39,6 +39,8 @@ from .simd import (
     store,
     store_first,
     store_two,
+    turn_square,
+    turn_square_to_panel,
     vgreatest,
     vmax,
     vsum,
@@ -74,24 +76,64 @@ def cache_write(
     """Put the keys and values of M new tokens into the cache.
 
     keys, values      the cache, flat (see above)
-    qkv               float32: query, key, value [3C] of each token, `ldq` apart
+    qkv               query, key, value [3C] of each token, `ldq` apart
     slots, positions  int64 [M]: whose token it is, and its place in the sequence
     """
     C, HSP = NH * HS, padded(HS)
     m = claim(team)
     while m < M:
         t = positions[m]
+        first = m - t % LANES
+        together = _fill_lanes(slots, positions, first, M)
         for h in range(NH):
             head = (layer * n_slots + slots[m]) * NH + h
             block = (head * capacity + t // KEYS * KEYS) * HSP
-            column = block + t % KEYS // LANES * LANES * HSP
-            source = m * ldq + h * HS
-            for d in range(HS):
-                put(qkv[source + C + d], keys, column + place(keys, d, t % LANES))
-                row = d // LANES * LANES * KEYS + place(values, t % KEYS, d % LANES)
-                put(qkv[source + 2 * C + d], values, block + row)
+            key = m * ldq + C + h * HS
+            if not together:
+                _write_token(keys, values, block, qkv, key, key + C, t % KEYS, HS, HSP)
+            elif m == first:
+                _write_lanes(keys, values, block, qkv, key, key + C, ldq, t % KEYS, HS, HSP)
         m = claim(team)
     barrier(team)
+
+
+@jit
+def _fill_lanes(slots, positions, first, M):
+    """Whether the rows from `first` on are tokens that fill the lanes of a panel of keys."""
+    if first < 0 or first + LANES > M or positions[first] % LANES:
+        return False
+    for i in range(1, LANES):
+        same = slots[first + i] == slots[first]
+        if not same or positions[first + i] != positions[first] + i:
+            return False
+    return True
+
+
+@jit
+def _write_token(keys, values, block, qkv, key, value, t, HS, HSP):
+    """One token's key and value, at elements of qkv, to place t of a block of the cache."""
+    column = block + t // LANES * LANES * HSP
+    for d in range(HS):
+        put(get(qkv, key + d), keys, column + place(keys, d, t % LANES))
+        row = d // LANES * LANES * KEYS + place(values, t, d % LANES)
+        put(get(qkv, value + d), values, block + row)
+
+
+@jit
+def _write_lanes(keys, values, block, qkv, key, value, ldq, t, HS, HSP):
+    """The same for sixteen tokens, `ldq` apart, from place t on."""
+    column = block + t * HSP
+    whole = HS - HS % LANES
+    for d in range(0, whole, LANES):
+        turn_square_to_panel(qkv, key + d, ldq, keys, column + d * LANES)
+    for d in range(whole, HS):
+        for i in range(LANES):
+            put(get(qkv, key + i * ldq + d), keys, column + place(keys, d, i))
+    for i in range(0, LANES, 2):
+        for d in range(0, HS, LANES):
+            here, lanes = value + i * ldq + d, min(LANES, HS - d)
+            first, second = load_first(qkv, here, lanes), load_first(qkv, here + ldq, lanes)
+            store_two(first, second, values, block + d * KEYS + (t + i) * LANES)
 
 
 @jit
@@ -104,7 +146,7 @@ def attention_forward(
     out           [M, C], rows `ldo` apart
     norms         float32 [M · NH], or empty: log Σ e^score of each softmax, m + log l, which
                   attention_backward needs
-    qkv           float32 [M, 3C], rows `ldq` apart, of which the queries are read
+    qkv           [M, 3C], rows `ldq` apart, of which the queries are read
     keys, values  the cache, flat; the tokens' own keys and values are in it
     partials      float32, of `partials_size`, where each block is a single query
     blocks        int64 [n_blocks · 4]: slot, first row, number of rows ≤ QUERIES, position of the
@@ -362,7 +404,7 @@ def attention_backward(
 
     dqkv       [B · T, 3C], rows `lddq` apart
     dout, out  [B · T, C], rows `ldd`, `ldo` apart
-    qkv        float32 [B · T, 3C], rows `ldq` apart
+    qkv        [B · T, 3C], rows `ldq` apart
     norms      float32 [B · T · NH], of attention_forward
     like       an empty array of the type of the panels
     A task is a head of a sequence, and a thread's scratch of attention_backward_scratch is for it.
@@ -389,11 +431,9 @@ def attention_backward(
                         rows, HS, HSP)  # fmt: skip
             for key in range(0, first + rows, SQUARE):
                 _square_backward(head, queries, square, key, key - first, TP, HSP)
-            for r in range(rows):
-                for d in range(0, HS, LANES):
-                    dq = load_strided(queries.dqt, d * SQUARE + r, _SQUARE) * splat(scale)
-                    place = (here + r) * lddq + column + d
-                    store_first(dq, dqkv, place, min(LANES, HS - d))
+            _write_queries(
+                dqkv, here * lddq + column, lddq, queries.dqt, queries.drows, rows, HS, HSP, scale
+            )
         for t in range(T):
             for d in range(0, HS, LANES):
                 place, lanes = (row + t) * lddq + column + d, min(LANES, HS - d)
@@ -449,8 +489,8 @@ def _read_head(head, qkv, source, ldq, C, T, TP, HS, HSP):
         for to, here in ((head.k, key), (head.v, key + C)):
             _read_rows(to, t * HSP, qkv, here, ldq, rows, _SQUARE, HS, HSP, _UNSCALED)
     for t in range(0, TP, LANES):
-        for d in range(HSP):
-            store(load_strided(head.k, t * HSP + d, HSP), head.kt, d * TP + t)
+        for d in range(0, HSP, LANES):
+            turn_square(head.k, t * HSP + d, HSP, head.kt, d * TP + t, TP)
 
 
 @jit
@@ -458,9 +498,9 @@ def _turn_queries(queries, HSP):
     """From rows to the panels of all four right factors; no dq yet."""
     queries.dqt[:] = 0
     for panels, rows in ((queries.q, queries.rows), (queries.do, queries.drows)):
-        pack_rows(panels, _START, _START, _SQUARE, rows, _START, _START, _SQUARE, HSP, HSP, _ONE)
+        pack_rows(panels, _START, _START, _SQUARE, rows, _START, _SQUARE, HSP, HSP, _ONE)
     for panels, rows in ((queries.qt, queries.rows), (queries.dot, queries.drows)):
-        pack_rows(panels, _START, _START, HSP, rows, _START, _START, HSP, _SQUARE, _ONE, HSP)
+        pack_rows(panels, _START, _START, HSP, rows, _START, HSP, _SQUARE, _ONE, HSP)
 
 
 @jit
@@ -475,6 +515,18 @@ def _read_norms(queries, norms, i, stride, out, io, ldo, rows, HS, HSP):
                 o = load_first(out, io + r * ldo + d, min(LANES, HS - d))
                 total = total + o * load(queries.drows, r * HSP + d)
             queries.deltas[r] = vsum(total)
+
+
+@jit
+def _write_queries(dqkv, i, lddq, dqt, turned, rows, HS, HSP, scale):
+    """dq from ∂loss/∂(scale · q), which is transposed: turned first, [SQUARE, HSP]."""
+    for d in range(0, HSP, LANES):
+        for r in range(0, SQUARE, LANES):
+            turn_square(dqt, d * SQUARE + r, _SQUARE, turned, r * HSP + d, HSP)
+    for r in range(rows):
+        for d in range(0, HS, LANES):
+            dq = load(turned, r * HSP + d) * splat(scale)
+            store_first(dq, dqkv, i + r * lddq + d, min(LANES, HS - d))
 
 
 @jit

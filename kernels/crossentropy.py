@@ -50,7 +50,7 @@ def _log_sum_exp(x, i, n):
 
 @jit
 def _or_minus_infinity(x, i, v, n):
-    """Elements i + v … of n from i on, and −∞ beyond the end."""
+    """Elements v … v + 15 of n from i on, and −∞ beyond the end."""
     here = load_first(x, i + v, min(LANES, n - v))
     return select_less(lane_numbers(), splat(np.float32(n - v)), here, splat(_MINUS_INFINITY))
 
@@ -66,21 +66,29 @@ def crossentropy_backward(team, dlogits, ldd, logits, ld, norms, targets, M, fir
     m = claim(team)
     while m < M:
         weight = np.float32(0) if targets[m] == IGNORED else share
-        for v in range(0, padded(count), LANES):
-            p = splat(np.float32(0))
-            if v < count:
-                lanes = min(LANES, count - v)
-                p = exp(load_first(logits, m * ld + first + v, lanes) - splat(norms[m]))
-                p = _less_at(p, np.float32(targets[m] - first - v)) * splat(weight)
-                p = select_less(lane_numbers(), splat(np.float32(lanes)), p, splat(np.float32(0)))
-            store(p, dlogits, m * ldd + v)
+        row, norm, target = m * ld + first, norms[m], targets[m] - first
+        for v in range(0, count, LANES):
+            p = _softmax(logits, row, v, count, norm)
+            store(p * splat(weight), dlogits, m * ldd + v)
+        for v in range(padded(count, LANES), padded(count), LANES):
+            store(splat(np.float32(0)), dlogits, m * ldd + v)
+        if 0 <= target < count:  # once more the vector that it is in
+            v = target - target % LANES
+            p = _less_at(_softmax(logits, row, v, count, norm), np.float32(target - v))
+            store(p * splat(weight), dlogits, m * ldd + v)
         m = claim(team)
     barrier(team)
 
 
 @jit
+def _softmax(logits, i, v, n, norm):
+    """e^(logits − norm) of elements v … v + 15 of n from i on, and 0 beyond the end."""
+    return exp(_or_minus_infinity(logits, i, v, n) - splat(norm))
+
+
+@jit
 def _less_at(p, lane):
-    """p − 1 in one lane, if it is one of the sixteen."""
+    """p − 1 in one of the sixteen lanes."""
     lanes, zero, one = lane_numbers(), splat(np.float32(0)), splat(np.float32(1))
     here = select_less(lanes, splat(lane), zero, one)
     return p - select_less(lanes, splat(lane + np.float32(1)), here, zero)

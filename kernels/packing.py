@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .jit import entry, inline, jit
+from .jit import entry, jit
 from .layout import LANES, padded
 from .simd import (
     get,
@@ -21,10 +21,13 @@ from .simd import (
     store,
     store_first,
     store_two,
+    turn_square,
+    turn_square_to_panel,
 )
 from .team import barrier, claim
 
 _ROWS = 64  # rows of a task
+_COLUMNS = 32  # columns: of bfloat16, a cache line
 _START = np.int64(0)  # a typed number, as in matmul.py
 
 
@@ -38,10 +41,12 @@ def pack(team, panels, w, first_k, first_n, K, N, depth, k_stride, n_stride):
     first_k, first_n  where in the matrix the piece begins: even; a multiple of LANES
     """
     task = claim(team)
-    while task * _ROWS < K:
-        begin = task * _ROWS
-        end = min(K, begin + _ROWS)
-        pack_rows(panels, first_k, first_n, depth, w, _START, begin, end, N, k_stride, n_stride)
+    while task * _ROWS < (K if n_stride == 1 else N):
+        k, n, end_k, end_n = _part(task, K, N, n_stride)
+        pack_rows(
+            panels, first_k + k, first_n + n, depth, w, k * k_stride + n * n_stride,
+            end_k - k, end_n - n, k_stride, n_stride,
+        )  # fmt: skip
         task = claim(team)
     barrier(team)
 
@@ -55,47 +60,68 @@ def pack_factor(team, panels, w, iw, K, N, k_stride, n_stride):
     """
     depth = padded(K)
     task = claim(team)
-    while task * _ROWS < depth:
-        begin = task * _ROWS
-        end = min(K, begin + _ROWS)
-        pack_rows(panels, _START, _START, depth, w, iw, begin, end, N, k_stride, n_stride)
-        for k in range(max(begin, K + K % 2), min(depth, begin + _ROWS)):
-            for n in range(0, N, LANES):
-                _clear_row(panels, n * depth, k)
+    while task * _ROWS < (K if n_stride == 1 else N):
+        k, n, end_k, end_n = _part(task, K, N, n_stride)
+        pack_rows(
+            panels, k, n, depth, w, iw + k * k_stride + n * n_stride,
+            end_k - k, end_n - n, k_stride, n_stride,
+        )  # fmt: skip
+        if end_k == K:
+            _clear_rows(panels, depth, K + K % 2, n, end_n)
         task = claim(team)
     barrier(team)
 
 
 @jit
-def pack_rows(panels, first_k, first_n, depth, w, iw, begin, end, N, k_stride, n_stride):
-    """Rows begin … end − 1 of a piece, begin even; one thread's work. As `pack`, from iw on."""
-    for n in range(0, N - N % LANES, LANES):
-        panel = (first_n + n) * depth
-        for k in range(begin, end, 2):
-            here = iw + k * k_stride + n * n_stride
-            first, second = _row(w, here, n_stride), splat(np.float32(0))
-            if k + 1 < end:
-                second = _row(w, here + k_stride, n_stride)
-            store_two(first, second, panels, panel + (first_k + k) * LANES)
-    for n in range(N - N % LANES, N):
-        panel, lane = (first_n + n) // LANES * LANES * depth, n % LANES
-        for k in range(begin, end):
+def _part(task, K, N, n_stride):
+    """What a task packs, as (first k, first n, end of k, end of n): _ROWS whole rows of w as it
+    lies in memory, so that it is read from front to back."""
+    begin, end = task * _ROWS, (task + 1) * _ROWS
+    if n_stride == 1:
+        return begin, _START, min(K, end), N
+    return _START, begin, K, min(N, end)
+
+
+@jit
+def pack_rows(panels, first_k, first_n, depth, w, iw, K, N, k_stride, n_stride):
+    """As `pack`, for one thread, from element iw of w on."""
+    panel, whole = first_n * depth + first_k * LANES, N - N % LANES
+    if n_stride == 1:
+        for k in range(0, K, 2):
+            for n in range(0, whole, LANES):
+                here = iw + k * k_stride + n
+                second = load(w, here + k_stride) if k + 1 < K else splat(np.float32(0))
+                store_two(load(w, here), second, panels, panel + n * depth + k * LANES)
+    else:
+        in_squares = K - K % LANES if k_stride == 1 else 0
+        for n in range(0, whole, LANES):
+            here = iw + n * n_stride
+            for k in range(0, in_squares, LANES):
+                turn_square_to_panel(
+                    w, here + k, n_stride, panels, panel + n * depth + k * LANES
+                )  # fmt: skip
+            for k in range(in_squares, K, 2):
+                row, second = here + k * k_stride, splat(np.float32(0))
+                if k + 1 < K:
+                    second = load_strided(w, row + k_stride, n_stride)
+                first = load_strided(w, row, n_stride)
+                store_two(first, second, panels, panel + n * depth + k * LANES)
+    for n in range(whole, N):
+        column, lane = panel + whole * depth, n - whole
+        for k in range(K):
             value = get(w, iw + k * k_stride + n * n_stride)
-            put(value, panels, panel + place(panels, first_k + k, lane))
-        if (end - begin) % 2:
-            put(np.float32(0), panels, panel + place(panels, first_k + end, lane))
+            put(value, panels, column + place(panels, k, lane))
+        if K % 2:
+            put(np.float32(0), panels, column + place(panels, K, lane))
 
 
-@inline
-def _row(w, index, n_stride):
-    return load(w, index) if n_stride == 1 else load_strided(w, index, n_stride)
-
-
-@inline
-def _clear_row(panels, panel, k):
-    """Zeros in row k of a panel."""
-    for lane in range(LANES):
-        put(np.float32(0), panels, panel + place(panels, k, lane))
+@jit
+def _clear_rows(panels, depth, k, n, end):
+    """Zeros in rows k, even, … depth − 1 of the panels of columns n … end − 1."""
+    for panel in range(n * depth, end * depth, LANES * depth):
+        for row in range(k, depth, 2):
+            zero = splat(np.float32(0))
+            store_two(zero, zero, panels, panel + row * LANES)
 
 
 @jit
@@ -108,11 +134,15 @@ def transpose_rows(team, y, ldy, x, ldx, M, N):
     zero = splat(np.float32(0))
     whole = M - M % LANES
     task = claim(team)
-    while task * LANES < N:
+    while task * _COLUMNS < N:
+        begin, end = task * _COLUMNS, min(N, (task + 1) * _COLUMNS)
+        in_squares = end - (end - begin) % LANES
         for m in range(0, whole, LANES):
-            for n in range(task * LANES, min(N, (task + 1) * LANES)):
+            for n in range(begin, in_squares, LANES):
+                turn_square(x, m * ldx + n, ldx, y, n * ldy + m, ldy)
+            for n in range(in_squares, end):
                 store(load_strided(x, m * ldx + n, ldx), y, n * ldy + m)
-        for n in range(task * LANES, min(N, (task + 1) * LANES)):
+        for n in range(begin, end):
             for m in range(whole, padded(M), LANES):
                 store(zero, y, n * ldy + m)
             for m in range(whole, M):

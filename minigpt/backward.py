@@ -76,9 +76,9 @@ class Ends(NamedTuple):
 class Kept(NamedTuple):
     """What forward_layer leaves for backward_layer, flat, rows row_stride(…) apart.
 
-    qkv, middle, fc  float32 [M, 3C], [M, C], [M, H]
-    attended         [M, C], a left factor: bfloat16 where that is multiplied, else float32
-    norms            float32 [M · NH]: of attention's softmax
+    qkv, attended, fc  [M, 3C], [M, C], [M, H]: bfloat16 where that is multiplied, else float32
+    norms              float32 [M · NH]: of attention's softmax
+    middle             float32 [M, C]
     """
 
     qkv: np.ndarray

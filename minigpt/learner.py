@@ -32,7 +32,7 @@ from .backward import (
     forward_layer,
 )
 from .config import GPTConfig
-from .kernels.adamw import BLOCK_SIZE, AdamWStep, adamw, sum_squares
+from .kernels.adamw import BLOCK_SIZE, AdamWStep, adamw, clear, sum_squares
 from .kernels.attention import attention_backward_scratch, attention_scratch, partials_size
 from .kernels.layernorm import layernorm_partials
 from .kernels.layout import HELD, KEYS, LANES, padded, panels_size, row_stride, scratch_for, zeros
@@ -99,7 +99,7 @@ class Learner:
     def clear(self) -> None:
         """Set all gradients to zero."""
         for grad in self.grads.values():
-            grad[:] = 0
+            self._team.run(clear, self._no_scratch, grad.reshape(-1))
 
     def take_grads(self) -> dict[str, np.ndarray]:
         """The gradients, for the caller to keep; new ones begin with zero."""
@@ -265,11 +265,11 @@ def _rows(rows: int, width: int, kind: np.dtype = HELD["f32"]) -> np.ndarray:
 def _make_kept(config: GPTConfig, rows: int, factor: np.dtype) -> Kept:
     C = config.n_embd
     return Kept(
-        qkv=_rows(rows, 3 * C),
+        qkv=_rows(rows, 3 * C, factor),
         attended=_rows(rows, C, factor),
         norms=zeros(rows * config.n_head, np.float32),
         middle=_rows(rows, C),
-        fc=_rows(rows, config.n_inner),
+        fc=_rows(rows, config.n_inner, factor),
     )
 
 

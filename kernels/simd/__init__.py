@@ -24,6 +24,7 @@ way to do it gives the same bits.
     llvm.py     the processor's features; LLVM's types, and what the others are made of
     vectors.py  sixteen float32 at once
     memory.py   from arrays to vectors and back
+    squares.py  sixteen vectors, turned
     shared.py   numbers that threads share
     tiles.py    sums of products of floats
     whole.py    sums of products of whole numbers
@@ -58,6 +59,7 @@ from .memory import (
     store_two,
 )
 from .shared import atomic_add, atomic_load, atomic_store, pause
+from .squares import turn_square, turn_square_to_panel
 from .tiles import TILE_ROWS, TILE_VECTORS, sum_of_products
 from .vectors import (
     as_bfloat16,
@@ -124,6 +126,8 @@ __all__ = [
     "store_two",
     "sum_of_products",
     "sum_of_whole_products",
+    "turn_square",
+    "turn_square_to_panel",
     "vabs",
     "vgreatest",
     "vmax",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llvmlite import ir
 from numba.core import cgutils, config, types
 from numba.core.extending import intrinsic, register_jitable
@@ -159,20 +161,26 @@ def place(array, k, lane):
     return k * LANES + lane
 
 
+def store_pair(
+    context: Any, builder: Any, kind: Any, first: Any, second: Any, panel: Any, start: Any
+) -> None:
+    """Two vectors to rows k and k + 1 of a panel, an array of the type `kind`; the first, of an
+    even k, at `start`."""
+    address = element(context, builder, kind, panel, start)
+    if kind.dtype == types.uint16:
+        low, high = (builder.zext(narrow(builder, v), V16I) for v in (first, second))
+        pairs = builder.or_(low, builder.shl(high, ir.Constant(V16I, [16] * LANES)))
+        builder.store(pairs, builder.bitcast(address, V16I.as_pointer()), align=2)
+        return
+    store_vector(builder, kind, first, address)
+    below = element(context, builder, kind, panel, builder.add(start, start.type(LANES)))
+    store_vector(builder, kind, second, below)
+
+
 @intrinsic
 def _store_two(typingctx, first, second, array, index):
     def codegen(context, builder, signature, arguments):
-        first, second, target, start = arguments
-        kind = signature.args[2]
-        address = element(context, builder, kind, target, start)
-        if kind.dtype == types.uint16:
-            low, high = (builder.zext(narrow(builder, v), V16I) for v in (first, second))
-            pairs = builder.or_(low, builder.shl(high, ir.Constant(V16I, [16] * LANES)))
-            builder.store(pairs, builder.bitcast(address, V16I.as_pointer()), align=2)
-            return
-        store_vector(builder, kind, first, address)
-        below = element(context, builder, kind, target, builder.add(start, start.type(LANES)))
-        store_vector(builder, kind, second, below)
+        store_pair(context, builder, signature.args[2], *arguments)
 
     return types.void(first, second, array, types.intp), codegen
 
