@@ -67,7 +67,7 @@ class Learner:
         """
         self.config = config
         self.tensors = tensors
-        self.grads = {name: _zeros_like(tensor) for name, tensor in tensors.items()}
+        self._grads, self.grads = _zeros_like(tensors)
         self.first_moments: dict[str, np.ndarray] = {}
         self.second_moments: dict[str, np.ndarray] = {}
         self._team = Team(threads, keep=tensors)
@@ -98,13 +98,12 @@ class Learner:
 
     def clear(self) -> None:
         """Set all gradients to zero."""
-        for grad in self.grads.values():
-            self._team.run(clear, self._no_scratch, grad.reshape(-1))
+        self._team.run(clear, self._no_scratch, self._grads)
 
     def take_grads(self) -> dict[str, np.ndarray]:
         """The gradients, for the caller to keep; new ones begin with zero."""
         taken = self.grads
-        self.grads = {name: _zeros_like(tensor) for name, tensor in self.tensors.items()}
+        self._grads, self.grads = _zeros_like(self.tensors)
         return taken
 
     # ---- one pass ----
@@ -186,7 +185,7 @@ class Learner:
         """
         if not self.first_moments:
             for moments in (self.first_moments, self.second_moments):
-                moments.update({name: _zeros_like(w) for name, w in self.tensors.items()})
+                moments.update(_zeros_like(self.tensors)[1])
         norm = self._norm()
         numbers = AdamWStep(
             clip=np.float32(clip / norm if clip and norm > clip else 1),
@@ -209,12 +208,9 @@ class Learner:
 
     def _norm(self) -> float:
         """The root of the sum of squares of all gradients."""
-        total = 0.0
-        for grad in self.grads.values():
-            sums = np.zeros(-(-grad.size // BLOCK_SIZE), np.float32)
-            self._team.run(sum_squares, self._no_scratch, sums, grad.reshape(-1))
-            total += float(sums.sum(dtype=np.float64))
-        return math.sqrt(total)
+        sums = np.zeros(-(-self._grads.size // BLOCK_SIZE), np.float32)
+        self._team.run(sum_squares, self._no_scratch, sums, self._grads)
+        return math.sqrt(sums.sum(dtype=np.float64))
 
 
 def _pieces(ids: np.ndarray, targets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -253,8 +249,15 @@ def _ends(tensors: dict[str, np.ndarray]) -> Ends:
 # ---- memory ----
 
 
-def _zeros_like(tensor: np.ndarray) -> np.ndarray:
-    return zeros(tensor.size, np.float32).reshape(tensor.shape)
+def _zeros_like(tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A piece of memory, float32, and the tensors of these shapes in it, with zeros between them:
+    what is done to all of them alike is done to the whole at once."""
+    sizes = [padded(tensor.size, LANES) for tensor in tensors.values()]
+    memory, start, views = zeros(sum(sizes), np.float32), 0, {}
+    for (name, tensor), size in zip(tensors.items(), sizes, strict=True):
+        views[name] = memory[start : start + tensor.size].reshape(tensor.shape)
+        start += size
+    return memory, views
 
 
 def _rows(rows: int, width: int, kind: np.dtype = HELD["f32"]) -> np.ndarray:

@@ -160,13 +160,13 @@ def sorting(rng, count):
 def test_a_tiny_model_learns_to_sort():
     """Every one of 200 unseen lines of digits, by greedy decoding of what it has learned."""
     rng = np.random.default_rng(4)
-    config = config_of(n_embd=32, n_head=2, n_positions=12, vocab_size=11)
+    config = config_of(n_embd=64, n_head=2, n_positions=12, vocab_size=11)
     learning = Learner(config, random_tensors(config, 4), threads=2)
-    for step in range(1, 501):
+    for step in range(1, 401):
         ids, targets = sorting(rng, 64)
         learning.clear()
         learning.accumulate(ids, targets, 1 / (64 * 6))
-        lr = 5e-3 * min(1, step / 50) * (1 - step / 501)
+        lr = 5e-3 * min(1, step / 50) * (1 - step / 401)
         learning.update(step, lr=lr, **{**ADAMW, "clip": 1.0})
     model = NumpyLearner(config, learning.tensors)
     ids, targets = sorting(np.random.default_rng(5), 200)
