@@ -1,9 +1,11 @@
 """Measures everything on this machine and writes docs/benchmarks.md anew.
 
     python bench/all.py [--sizes 111M 590M 1.3B] [--rounds 5]
-                        [--without "transformers bf16"]
+                        [--without "transformers bf16"] [--training f32 bf16]
+                        [--encoding FOLDER TEXT...]
 
-runs kernels.py, models.py and page.py, each in a process of its own. The results are kept in
+runs kernels.py, models.py, training.py, with texts encoding.py, and page.py, each in a process of
+its own. The results are kept in
 bench/results, in a file named after the processor, from which page.py makes the page and its
 charts; results of other machines stay. The sizes named above take three quarters of an hour,
 24 GiB of memory and, in the folder for temporary files, 22 GB of disk.
@@ -17,8 +19,10 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from machine import ROOT, cpu_model
 
@@ -35,6 +39,16 @@ def run(program: str, *options: str) -> str:
     return finished.stdout
 
 
+def run_for_json(program: str, *options: str) -> dict[str, Any]:
+    """Runs one of them; what it writes to its --json, but for the machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "found.json"
+        run(program, *options, "--json", str(path))
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    del found["machine"]
+    return found
+
+
 def results_file() -> Path:
     """bench/results/amd-epyc.json, say."""
     name = re.sub(r"[^a-z0-9]+", "-", cpu_model().lower()).strip("-")
@@ -47,6 +61,8 @@ def main() -> None:
     parser.add_argument("--threads", default=str(os.cpu_count()))
     parser.add_argument("--rounds", default="5")
     parser.add_argument("--without", nargs="+", default=[], help="engines, as models.py takes them")
+    parser.add_argument("--training", nargs="*", default=["f32", "bf16"], help="in which dtypes")
+    parser.add_argument("--encoding", nargs="+", metavar=("FOLDER", "TEXT"), help="see encoding.py")
     options = parser.parse_args()
     if not find_spec("matplotlib"):
         sys.exit('matplotlib is not installed: pip install -e ".[bench]"')
@@ -60,6 +76,11 @@ def main() -> None:
     run("models.py", "--sizes", *options.sizes, *shared, "--json", str(path))
     report = json.loads(path.read_text(encoding="utf-8"))
     report["kernels"] = kernels
+    if options.training:
+        threads = ["--threads", options.threads]
+        report["training"] = run_for_json("training.py", "--dtypes", *options.training, *threads)
+    if options.encoding:
+        report["encoding"] = run_for_json("encoding.py", *options.encoding)
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     run("page.py")
 

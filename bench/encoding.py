@@ -1,6 +1,6 @@
 """Encoding a text against tiktoken, one thread each, in one run.
 
-    python bench/encoding.py FOLDER TEXT... [--pairs 9]
+    python bench/encoding.py FOLDER TEXT... [--pairs 9] [--json FILE]
 
 FOLDER holds GPT-2's vocabulary, or is a model with it; of the texts the first 3 MB are taken. Needs
 minigpt and tiktoken, which is given the same vocabulary and must find the same ids. Ours and theirs
@@ -11,6 +11,7 @@ being in our favour.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -19,12 +20,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from machine import machine
+
 from minigpt import GPTTokenizer
 from minigpt.bpe import token_bytes
 from minigpt.vocabulary import read_vocabulary
 
 SIZE = 3_000_000  # bytes of text
 DOCUMENT = 2_000  # characters of a short one
+ENGINES = "minigpt", "tiktoken"
 # As tiktoken has it: possessive, and so a third faster than the pattern that OpenAI published.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 Call = Callable[[], Any]
@@ -59,13 +63,14 @@ def seconds(call: Call) -> float:
     return time.perf_counter() - start
 
 
-def compare(what: str, size: int, ours: Call, theirs: Call, count: int) -> None:
-    """One line of the table: MB/s of both, in turns."""
+def compare(what: str, size: int, ours: Call, theirs: Call, count: int) -> dict[str, Any]:
+    """MB/s of both, in turns; printed as one line of the table."""
     ours(), theirs()
     times = [(seconds(ours), seconds(theirs)) for _ in range(count)]
     speeds = [size / statistics.median(t) / 1e6 for t in zip(*times, strict=True)]
     ratio = statistics.median(b / a for a, b in times)
     print(f"{what:<28}{speeds[0]:>8.1f}{speeds[1]:>10.1f}{ratio:>8.2f}   MB/s")
+    return {"what": what, "mb_per_s": dict(zip(ENGINES, speeds, strict=True)), "ratio": ratio}
 
 
 def main() -> None:
@@ -73,6 +78,7 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("text", nargs="+")
     parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if not find_spec("tiktoken"):
         sys.exit('tiktoken is not installed: pip install -e ".[bench]"')
@@ -90,13 +96,15 @@ def main() -> None:
             lambda: ours.encode(text, return_tensors="np"),
             lambda: theirs.encode_to_numpy(text, disallowed_special=()),
         ),
-        f"in documents of {DOCUMENT}": (
+        f"documents of {DOCUMENT:,} characters": (
             lambda: [ours.encode(document) for document in documents],
             lambda: [theirs.encode_ordinary(document) for document in documents],
         ),
     }
-    for what, (our_call, their_call) in calls.items():
-        compare(what, size, our_call, their_call, options.pairs)
+    results = [compare(what, size, *both, options.pairs) for what, both in calls.items()]
+    if options.json:
+        report = {"machine": machine(), "bytes": size, "results": results}
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

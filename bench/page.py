@@ -9,6 +9,7 @@ the page is written by hand and stays as it is. Needs matplotlib.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,28 @@ def limits_table(results: list[Result]) -> str:
     return table(head, rows, left=2)
 
 
+def training_table(training: Report) -> str:
+    """Updates against PyTorch's."""
+    head = ["", "minigpt, tokens/s", "PyTorch", "ratio", "minigpt, peak GB", "PyTorch", "ratio"]
+    rows = []
+    for result in training["results"]:
+        speeds = [number(speed) for speed in result["tokens_per_s"].values()]
+        peaks = [f"{peak / 1e9:.2f}" for peak in result["peak_bytes"].values()]
+        ratios = [f"{result[name]:.2f}" for name in ("ratio", "memory_ratio")]
+        rows.append([result["dtype"], *speeds, ratios[0], *peaks, ratios[1]])
+    shape = f"{training['size']}, {training['batch']} × {training['context']} tokens an update:"
+    return f"{shape}\n\n{table(head, rows)}"
+
+
+def encoding_table(encoding: Report) -> str:
+    """Text to ids against tiktoken."""
+    rows = [
+        [result["what"], *map(number, result["mb_per_s"].values()), f"{result['ratio']:.2f}"]
+        for result in encoding["results"]
+    ]
+    return table(["", "minigpt, MB/s", "tiktoken, MB/s", "ratio"], rows)
+
+
 def missing_line(results: list[Result]) -> str:
     """What could not be measured, and why."""
     reasons = {(name, why) for result in results for name, why in result["missing"].items()}
@@ -137,38 +160,71 @@ def missing_line(results: list[Result]) -> str:
 # ---- the chart ------------------------------------------------------------------------------
 
 
-def chart(results: list[Result], path: Path) -> None:
-    """Bars of tokens per second: a row for each size, columns for reading and writing."""
-    bars = max(len(result["engines"]) for result in results)
+def chart(report: Report, path: Path) -> None:
+    """Bars: a row for each size, columns for reading and writing; then training and encoding."""
+    rows = [
+        [
+            (f"{result['size']}: {words}, tokens/s", speeds_of(result, task))
+            for task, words in CHARTED.items()
+        ]
+        for result in report["results"]
+    ]
+    if last := list(panels_of_training(report)):
+        rows.append(last)
+    heights = [0.22 * max(len(speeds) for _, speeds in row) + 0.7 for row in rows]
     with mpl.rc_context({**STYLE, "text.color": INK, "ytick.color": INK}):
         figure, grid = plt.subplots(
-            len(results),
+            len(rows),
             len(CHARTED),
-            figsize=(9, (0.22 * bars + 0.7) * len(results)),
+            figsize=(9, sum(heights)),
+            height_ratios=heights,
             squeeze=False,
             layout="constrained",
         )
         figure.get_layout_engine().set(h_pad=0.12)
-        for axes, result in zip(grid, results, strict=True):
-            for axis, (task, words) in zip(axes, CHARTED.items(), strict=True):
-                draw(axis, result, task)
-                axis.set_title(f"{result['size']}: {words}, tokens/s", loc="left", fontsize=9)
+        for axes, row in zip(grid, rows, strict=True):
+            for axis in axes[len(row) :]:
+                axis.set_visible(False)
+            for axis, (title, speeds) in zip(axes, row, strict=False):
+                draw(axis, speeds)
+                axis.set_title(title, loc="left", fontsize=9)
         figure.savefig(path, metadata={"Date": None}, facecolor="white")
         plt.close(figure)
 
 
-def draw(axis: plt.Axes, result: Result, task: str) -> None:
+def speeds_of(result: Result, task: str) -> dict[str, float]:
+    """Tokens per second by engine."""
+    return {name: rate(figures, task) for name, figures in result["engines"].items()}
+
+
+def panels_of_training(report: Report) -> Iterator[tuple[str, dict[str, float]]]:
+    """The title and speeds of what there is of training and encoding."""
+    if training := report.get("training"):
+        speeds = {
+            f"{engine} {result['dtype']}": speed
+            for result in training["results"]
+            for engine, speed in result["tokens_per_s"].items()
+        }
+        yield f"{training['size']}: training, tokens/s", speeds
+    if encoding := report.get("encoding"):
+        speeds = {
+            f"{engine}, {result['what']}": speed
+            for result in encoding["results"]
+            for engine, speed in result["mb_per_s"].items()
+        }
+        yield "encoding text, MB/s", speeds
+
+
+def draw(axis: plt.Axes, speeds: dict[str, float]) -> None:
     """One panel: a bar for each engine, a gap before each of ours, which begins a width."""
-    names = list(result["engines"])
-    gaps = np.cumsum([name.startswith("minigpt") for name in names])
-    places = [i + 0.6 * gap for i, gap in enumerate(gaps)]
-    speeds = [rate(result["engines"][name], task) for name in names]
-    colours = [BLUE if name.startswith("minigpt") else GREY for name in names]
-    bars = axis.barh(places, speeds, color=colours, height=0.75)
-    axis.bar_label(bars, [number(speed) for speed in speeds], padding=3, fontsize=8)
-    axis.set_yticks(places, names)
+    ours = [name.startswith("minigpt") for name in speeds]
+    places = [i + 0.6 * gap for i, gap in enumerate(np.cumsum(ours))]
+    colours = [BLUE if our else GREY for our in ours]
+    bars = axis.barh(places, list(speeds.values()), color=colours, height=0.75)
+    axis.bar_label(bars, [number(speed) for speed in speeds.values()], padding=3, fontsize=8)
+    axis.set_yticks(places, list(speeds))
     axis.invert_yaxis()
-    axis.set_xlim(0, 1.15 * max(speeds))
+    axis.set_xlim(0, 1.15 * max(speeds.values()))
     axis.set_xticks([])
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
@@ -182,7 +238,7 @@ def section(report: Report, name: str) -> str:
     results = report["results"]
     sizes = ", ".join(result["size"] for result in results)
     image = f"benchmarks-{name}.svg"
-    chart(results, DOCS / image)
+    chart(report, DOCS / image)
     parts = [
         f"## {report['machine']['cpu']}\n",
         machine_table(report),
@@ -192,6 +248,10 @@ def section(report: Report, name: str) -> str:
         f"### Against the limit of memory\n\n{limits_table(results)}",
         missing_line(results),
     ]
+    if report.get("training"):
+        parts.append(f"### Training\n\n{training_table(report['training'])}")
+    if report.get("encoding"):
+        parts.append(f"### Encoding text\n\n{encoding_table(report['encoding'])}")
     if report.get("kernels"):
         parts.append(f"### Kernels\n\n```\n{report['kernels'].rstrip()}\n```\n")
     return "\n".join(part for part in parts if part)
