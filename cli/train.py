@@ -315,7 +315,8 @@ def _go_on(folder: Path, limits: Any, threads: int | None, verbose: bool) -> Non
 
 
 def _interrupts() -> Callable[[], bool]:
-    """Whether Ctrl-C was pressed since; pressed again it ends the process where it stands."""
+    """Whether Ctrl-C was pressed since, or the process told to end, as a machine that shuts down
+    does; told so once more it ends where it stands."""
     asked = False
 
     def ask(*_: object) -> None:
@@ -326,6 +327,7 @@ def _interrupts() -> Callable[[], bool]:
 
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background of a script
         signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGTERM, ask)
     return lambda: asked
 
 

@@ -89,7 +89,8 @@ def test_a_new_one_says_nothing_on_its_own(run: Run, texts: Path) -> None:
 def test_interrupted_and_resumed_it_is_the_same(
     trained: Path, start: Callable[..., subprocess.Popen[bytes]], run: Run, texts: Path
 ) -> None:
-    """With another number of threads, to the bit; Ctrl-C loses nothing, kill -9 what it may."""
+    """With another number of threads, to the bit; Ctrl-C and kill lose nothing, kill -9 what it
+    may."""
     process = start("train", *NEW, "--steps", str(STEPS), "--threads", "2", "--verbose")
     wait_for(texts / "run" / "metrics.jsonl", 20, process)
     process.send_signal(signal.SIGINT)
@@ -98,6 +99,13 @@ def test_interrupted_and_resumed_it_is_the_same(
     assert error.decode().splitlines()[-1] == (
         "[interrupted; `minigpt train --resume run` goes on]"
     )
+    count = len(lines(texts / "run"))
+    assert (texts / "run" / f"step-{count - 1:08}").is_dir()
+
+    process = start("train", "--resume", "run", "--threads", "1")
+    wait_for(texts / "run" / "metrics.jsonl", count + 5, process)
+    process.terminate()
+    assert process.wait() == 130
     count = len(lines(texts / "run"))
     assert (texts / "run" / f"step-{count - 1:08}").is_dir()
 
