@@ -228,10 +228,14 @@ def _begin(
 ) -> None:
     """Makes the folder of a new run."""
     from .. import GPTTokenizer
-    from ..begin import begin_run
+    from ..begin import begin_run, check_new
     from ..data import documents
 
     source, held_out = given.pop("source", None), given.pop("held_out", None)
+    # before a model is loaded: a name that is wrong is found at once
+    check_new(out)
+    learned = documents(texts)
+    judged = documents(held_out) if held_out else None
     tokenizer = GPTTokenizer.from_pretrained(given.pop("tokenizer", source or BOX))
     given.setdefault("dtype", _best_dtype())
     if source:
@@ -251,8 +255,8 @@ def _begin(
 
     begin_run(
         out,
-        documents(texts),
-        documents(held_out) if held_out else None,
+        learned,
+        judged,
         tokenizer,
         config,
         tensors,

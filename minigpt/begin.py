@@ -58,7 +58,7 @@ def begin_run(
     written.
     """
     folder = checked_folder(folder)
-    _check_new(folder)
+    check_new(folder)
     _check_fit(settings, tokenizer, config)
     config = replace(config, tie_word_embeddings=HEAD not in tensors)
     with creating_folder(folder) as temporary:
@@ -80,7 +80,8 @@ def begin_run(
     return plan
 
 
-def _check_new(folder: Path) -> None:
+def check_new(folder: Path) -> None:
+    """Raises InputError where a run is there already."""
     if has_run(folder):
         raise InputError(
             f"{folder}: holds a training run; `minigpt train --resume {folder}` goes on with it"

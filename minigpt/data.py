@@ -65,13 +65,17 @@ def documents(sources: Sequence[str]) -> Iterator[str]:
              empty lines are passed over. Any other file is a document, and `-` is standard input.
              A byte order mark at the beginning of a file is no part of it.
 
-    That all files are there is seen before the first is read. Raises InputError, with the file,
-    and the line where there is one to blame: for a file that is absent or cannot be read, for
-    what is not UTF-8 or too long, and for a line that is no such object.
+    That all files are there is seen at once, before the first is read. Raises InputError, with the
+    file, and the line where there is one to blame: for a file that is absent or cannot be read,
+    for what is not UTF-8 or too long, and for a line that is no such object.
     """
     for source in sources:
         if source != "-":
             _require_file(source)
+    return _documents(sources)
+
+
+def _documents(sources: Sequence[str]) -> Iterator[str]:
     for source in sources:
         if source == "-":
             yield _whole_text(_stdin(), "standard input")

@@ -9,7 +9,7 @@
 Other fields may stand beside them. White space around a text is dropped, except in documents.
 What a model reads is the context, a space, and the continuation; or the query, a space and a
 choice, in between a new line with `Answer:` where the query begins with `Question:`, as those of
-PIQA and ARC do.
+PIQA and ARC do, and has none yet.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def _choice(value: dict[str, Any], where: str) -> Choice:
             f"from 0 to {len(choices) - 1}"
         )
     answers = tuple(_trimmed(choice, f"choice {n}", where) for n, choice in enumerate(choices))
-    between = "\nAnswer:" if query.startswith("Question:") else ""
+    asks = query.startswith("Question:") and not query.endswith("Answer:")
+    between = "\nAnswer:" if asks else ""
     return Choice(where, query + between, answers, gold)
 
 

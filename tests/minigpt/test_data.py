@@ -159,9 +159,9 @@ def test_a_missing_file_is_told_before_the_first_is_read(tmp_path, monkeypatch) 
     good = write(tmp_path / "a.txt", b"text")
     for bad in (str(tmp_path / "none.txt"), "zero\0byte"):
         with pytest.raises(InputError, match="cannot be read"):
-            next(documents([good, bad]))
+            documents([good, bad])
     with pytest.raises(InputError, match="is a folder; name the files in it"):
-        next(documents([good, str(tmp_path)]))
+        documents([good, str(tmp_path)])
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(InputError, match="standard input: is closed"):
         list(documents(["-"]))

@@ -40,10 +40,12 @@ def test_choices(tmp_path: Path) -> None:
         "gold": 0,
         "text": 1,
     }
-    name = write(tmp_path, CHOICE, plain)
+    asked = {**CHOICE, "query": "Question: Which?\nAnswer:"}
+    name = write(tmp_path, CHOICE, plain, asked)
     assert read_lines(name) == [
         Choice(f"{name}, line 1", "Question: Which?\nAnswer:", ("this", "that"), 1),
         Choice(f"{name}, line 2", "He opened", ("a door", "the sea", "\u00e9"), 0),
+        Choice(f"{name}, line 3", "Question: Which?\nAnswer:", ("this", "that"), 1),
     ]
 
 
