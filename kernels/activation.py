@@ -67,8 +67,14 @@ _SILU_FAR = _F(200)  # beyond it SiLU's slope is 0 or 1
 @jit
 def exp(x):
     """eˣ of each lane to 2 units in the last place; 0 for x < −87.3, inf for x > 88.3."""
+    y = exp_below(select_less(splat(_EXP_HIGHEST), x, splat(_EXP_HIGHEST), x))
+    return select_less(splat(_EXP_HIGHEST), x, splat(_INFINITY), y)
+
+
+@jit
+def exp_below(x):
+    """The same, to the bit, for x that are not above 88.3: with fewer steps, for softmax."""
     safe = select_less(x, splat(_EXP_LOWEST), splat(_EXP_LOWEST), x)
-    safe = select_less(splat(_EXP_HIGHEST), safe, splat(_EXP_HIGHEST), safe)
     n = vround(safe * splat(_LOG2_E))
     r = fma(n, splat(-_LN2_HIGH), safe)
     r = fma(n, splat(-_LN2_LOW), r)
@@ -77,8 +83,7 @@ def exp(x):
     p = fma(p, r, splat(_EXP_3))
     p = fma(p, r, splat(_EXP_2))
     p = fma(p, r * r, r) + splat(_ONE)
-    y = select_less(x, splat(_EXP_LOWEST), splat(_ZERO), p * power_of_two(n))
-    return select_less(splat(_EXP_HIGHEST), x, splat(_INFINITY), y)
+    return select_less(x, splat(_EXP_LOWEST), splat(_ZERO), p * power_of_two(n))
 
 
 @jit
@@ -94,7 +99,7 @@ def _normal(x):
     g = splat(_TAIL[10])
     for power in range(9, -1, -1):
         g = fma(g, q, splat(_TAIL[power]))
-    bell = exp(t * t * splat(-_HALF))
+    bell = exp_below(t * t * splat(-_HALF))
     tail = bell * g * a * inverse
     return select_less(x, splat(_ZERO), tail, splat(_ONE) - tail), bell
 

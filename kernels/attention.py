@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .activation import exp
+from .activation import exp, exp_below
 from .jit import jit
 from .layout import GROUP, KEYS, LANES, padded
 from .packing import pack_rows
@@ -265,23 +265,34 @@ def _exponentials(part, record, e, s, row, visible, wide):
         store(splat(_MINUS_INFINITY), part, record)
         store(splat(np.float32(0)), part, record + LANES)
         return
-    lanes, limit, minus_infinity = (
-        lane_numbers(), splat(np.float32(visible)), splat(_MINUS_INFINITY)
-    )  # fmt: skip
-    greatest = minus_infinity
-    for t in range(0, visible, LANES):
-        here = lanes + splat(np.float32(t))
-        greatest = vmax(greatest, select_less(here, limit, load(s, row + t), minus_infinity))
+    whole = visible - visible % LANES
+    greatest = splat(_MINUS_INFINITY)
+    for t in range(0, whole, LANES):
+        greatest = vmax(greatest, load(s, row + t))
+    if whole < visible:
+        greatest = vmax(greatest, _first_scores(s, row + whole, visible - whole))
     m = splat(vgreatest(greatest))
     total = splat(np.float32(0))
-    for t in range(0, wide, LANES):
-        here = lanes + splat(np.float32(t))
-        score = select_less(here, limit, load(s, row + t), minus_infinity)
-        weight = exp(score - m)
+    for t in range(0, whole, LANES):
+        weight = exp_below(load(s, row + t) - m)
         store(weight, e, row + t)
         total = total + weight
+    if whole < visible:
+        weight = exp_below(_first_scores(s, row + whole, visible - whole) - m)
+        store(weight, e, row + whole)
+        total = total + weight
+        whole += LANES
+    for t in range(whole, wide, LANES):
+        store(splat(np.float32(0)), e, row + t)
     store(m, part, record)
     store(total, part, record + LANES)
+
+
+@jit
+def _first_scores(s, i, count):
+    """The first `count` of sixteen scores, and −∞."""
+    lanes = splat(np.float32(count))
+    return select_less(lane_numbers(), lanes, load(s, i), splat(_MINUS_INFINITY))
 
 
 @jit
@@ -289,7 +300,7 @@ def _merge(total, it, part, ip, HSP):
     """The record `total` at it and the record `part` at ip into the former."""
     before, after = load(total, it), load(part, ip)
     m = vmax(before, after)
-    old, new = exp(before - m), exp(after - m)
+    old, new = exp_below(before - m), exp_below(after - m)
     store(m, total, it)
     for c in range(LANES, _O + HSP, LANES):
         store(load(total, it + c) * old + load(part, ip + c) * new, total, it + c)

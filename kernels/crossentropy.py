@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .activation import exp
+from .activation import exp, exp_below
 from .jit import jit
 from .layout import IGNORED, LANES, padded
 from .simd import lane_numbers, load_first, select_less, splat, store, vgreatest, vmax, vsum
@@ -44,7 +44,7 @@ def _log_sum_exp(x, i, n):
     greatest = vgreatest(most)
     total = splat(np.float32(0))
     for v in range(0, n, LANES):
-        total = total + exp(_or_minus_infinity(x, i, v, n) - splat(greatest))
+        total = total + exp_below(_or_minus_infinity(x, i, v, n) - splat(greatest))
     return greatest + np.log(vsum(total))
 
 
