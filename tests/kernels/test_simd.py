@@ -12,7 +12,9 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
+from minigpt.kernels import layout, reference
 from minigpt.kernels.jit import entry
+from minigpt.kernels.layout import CACHE_LINE, LANES, panels_size, scratch_for, unpacked, zeros
 from minigpt.kernels.simd import (
     array_at,
     fma,
@@ -25,6 +27,8 @@ from minigpt.kernels.simd import (
     splat,
     store,
     store_first,
+    turn_square,
+    turn_square_to_panel,
     vabs,
     vgreatest,
     vmax,
@@ -115,6 +119,44 @@ def sum_at(address, size, like):
     for value in array_at(address, size, like):
         total += value
     return total
+
+
+@entry
+def turned(x, y, panel):
+    turn_square(x, 3, 21, y, 2, 18)
+    turn_square_to_panel(x, 3, 21, panel, LANES * LANES)
+
+
+@pytest.mark.parametrize("to", [np.float32, np.uint16])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+def test_a_square_is_turned(rng, dtype, to):
+    """Of rows 21 apart from element 3 on, to rows 18 apart, and to rows 16 … 31 of a panel."""
+    x = rng.standard_normal((16, 21)).astype(np.float32)
+    held = x if dtype == np.float32 else reference.bfloat16(x)
+    flat = np.concatenate([np.zeros(3, dtype), held.ravel()])
+    y, panel = np.full(2 + 16 * 18, 7, to), np.full(panels_size(32, 16), 7, to)
+    turned(flat, y, panel)
+    expected = held[:, :16].T
+    if to != dtype:
+        wide = x if dtype == np.float32 else layout.widened(held)
+        expected = wide[:, :16].T if to == np.float32 else reference.bfloat16(x[:, :16].T)
+    rows = y[2:].reshape(16, 18)
+    np.testing.assert_array_equal(rows[:, :16], expected)
+    assert (y[:2] == 7).all()
+    assert (rows[:, 16:] == 7).all()
+    written = unpacked(panel, 32, 16)
+    np.testing.assert_array_equal(written[16:], expected)
+    assert (written[:16] == 7).all()
+
+
+def test_memory_begins_with_a_cache_line():
+    for size, kind in ((1, np.float32), (100, np.uint16), (7, np.int8), (1 << 20, np.float32)):
+        array = zeros(size, kind)
+        assert (array.size, array.dtype, array.any()) == (size, kind, False)
+        assert array.ctypes.data % CACHE_LINE == 0
+    rows = scratch_for(3, 17)
+    assert rows.shape == (3, 32)
+    assert all(row.ctypes.data % CACHE_LINE == 0 for row in rows)
 
 
 def test_an_address_is_an_array(rng):
