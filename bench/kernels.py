@@ -40,6 +40,8 @@ from minigpt.kernels.layout import (
     panels_size,
     row_stride,
     scales_size,
+    scratch_for,
+    zeros,
 )
 from minigpt.kernels.matmul import (
     MATMUL_SCRATCH,
@@ -153,6 +155,13 @@ def line(what: str, work: float, times: list[tuple[float, float]], limit: float 
     print(f"{what:<28}{work / ours / 1e9:>8.1f}{limit / theirs / 1e9:>9.1f}{ratio:>8.2f}")
 
 
+def in_lines(array: np.ndarray) -> np.ndarray:
+    """A copy, flat, that begins with a cache line, as what kernels work on does in a model."""
+    copy = zeros(array.size, array.dtype)
+    copy[:] = array.ravel()
+    return copy
+
+
 class Bench:
     """A team, its working memory, and random numbers to work on."""
 
@@ -160,9 +169,9 @@ class Bench:
         self.count = count
         self.team = Team(threads)
         size = max(MATMUL_SCRATCH, attention_scratch(128))
-        self.scratch = np.zeros((threads, size), np.float32)
+        self.scratch = scratch_for(threads, size)
         self.rng = np.random.default_rng(0)
-        self.memory = np.ones(MEMORY_BYTES // 4, np.float32)
+        self.memory = in_lines(np.ones(MEMORY_BYTES // 4, np.float32))
         self.sums = np.zeros(MEMORY_BYTES // 4 // CHUNK, np.float32)
 
     def random(self, *shape: int) -> np.ndarray:
@@ -180,9 +189,9 @@ class Bench:
         rows = np.zeros((padded(M, LANES), row_stride(K)), np.float32)
         rows[:M, :K] = x
         narrow = dtype == "bf16" and BF16_PRODUCTS
-        left = bfloat16(rows).ravel() if narrow else rows.ravel()
-        y = np.empty(M * N, np.float32)
-        right = panels(w, TYPES[dtype])
+        left = in_lines(bfloat16(rows) if narrow else rows)
+        y = zeros(M * N, np.float32)
+        right = in_lines(panels(w, TYPES[dtype]))
         nothing = np.empty(0, np.float32)
         return partial(
             self.run, matmul, y, N, left, row_stride(K), right, nothing, M, K, N
@@ -217,8 +226,8 @@ def whole_products(bench: Bench) -> None:
         print(f"\nx · w in {dtype}\n{'M, K, N':<28}{'ours':>8}{'bf16':>9}{'ratio':>8}   GFLOP/s")
         for M, K, N in SHAPES[1:-1]:
             x, w = bench.random(M, K), bench.random(K, N)
-            right = Codes(*codes(*quantized(w, dtype)))
-            nothing, y = np.empty(0, np.float32), np.empty(M * N, np.float32)
+            right = Codes(*map(in_lines, codes(*quantized(w, dtype))))
+            nothing, y = np.empty(0, np.float32), zeros(M * N, np.float32)
             room = make_rows(M, K)
             ours = partial(
                 bench.run, matmul_whole, y, N, room, x.ravel(), K, right, nothing, M, K, N

@@ -27,7 +27,7 @@ from machine import machine
 from minigpt.kernels import reference
 from minigpt.kernels.activation import GELU, activate
 from minigpt.kernels.jit import entry, jit
-from minigpt.kernels.layout import GROUP, LANES, padded
+from minigpt.kernels.layout import GROUP, LANES, padded, scratch_for
 from minigpt.kernels.matmul import (
     MATMUL_SCRATCH,
     NO_ACTIVATION,
@@ -340,7 +340,7 @@ class Crew:
 
     def __init__(self, threads: int) -> None:
         self.team = Team(threads)
-        self.scratch = np.zeros((threads, MATMUL_SCRATCH), np.float32)
+        self.scratch = scratch_for(threads, MATMUL_SCRATCH)
 
     def run(self, kernel: Any, *arguments: Any) -> None:
         self.team.run(kernel, self.scratch, *arguments)
