@@ -138,6 +138,8 @@ def perplexity(
 
 def together(results: Sequence[Perplexity]) -> Perplexity:
     """One result for several texts (at least one) that one model was scored on the same way."""
+    if len(results) == 1:  # to the last digit, which a sum made of its mean may miss
+        return results[0]
     return _perplexity(
         results[0].dtype,
         results[0].window,
