@@ -25,8 +25,8 @@ from minigpt.kernels.simd.amx import (
     _amx_load_a,
     _amx_load_b,
     _amx_multiply,
-    amx_begin,
-    amx_end,
+    amx_configure_tiles,
+    amx_release_tiles,
 )
 
 K, ROUNDS = 256, 40_000
@@ -36,19 +36,19 @@ SHIFT = 16 // 2  # bfloat16 in 16 bytes, which is how NumPy's own arrays lie
 
 @entry
 def products_alone(a, b, start):
-    amx_begin()
+    amx_configure_tiles()
     for _ in range(ROUNDS * K // AMX_K):
         _amx_multiply(0, 0)
         _amx_multiply(0, 1)
         _amx_multiply(1, 0)
         _amx_multiply(1, 1)
-    amx_end()
+    amx_release_tiles()
 
 
 @entry
 def products_of_tiles(a, b, start):
     """32 rows of `a`, K apart, times two panels: all of it 48 KiB or less."""
-    amx_begin()
+    amx_configure_tiles()
     for _ in range(ROUNDS):
         for k in range(0, K, AMX_K):
             _amx_load_b(0, b, start + k * AMX_ROWS, AMX_K)
@@ -59,7 +59,7 @@ def products_of_tiles(a, b, start):
             _amx_multiply(0, 1)
             _amx_multiply(1, 0)
             _amx_multiply(1, 1)
-    amx_end()
+    amx_release_tiles()
 
 
 def flops_per_s(kernel: Callable[..., Any], start: int) -> float:

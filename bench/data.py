@@ -17,7 +17,9 @@ from pathlib import Path
 from machine import machine
 
 from minigpt import GPTTokenizer
-from minigpt.data import batch, documents, read_header, read_tokens, write_tokens
+from minigpt.texts import documents
+from minigpt.training.batches import batch
+from minigpt.training.token_file import read_header, read_tokens, write_tokens
 
 STEPS = 200  # batches that are timed
 

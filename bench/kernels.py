@@ -22,35 +22,35 @@ import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from minigpt.kernels.attention import (
-    QUERIES,
+    QUERY_BLOCK,
     attention_forward,
     attention_scratch,
-    cache_write,
     partials_size,
 )
-from minigpt.kernels.codes import Codes, make_rows
+from minigpt.kernels.gemm.quantized import QuantizedMatrix, make_quantized_activations
 from minigpt.kernels.jit import entry
+from minigpt.kernels.kv_cache import kv_cache_write
 from minigpt.kernels.layernorm import layernorm_forward
 from minigpt.kernels.layout import (
-    HELD,
-    KEYS,
+    KEY_BLOCK,
     LANES,
-    numbers_size,
+    STORAGE_DTYPE,
     padded,
     panels_size,
+    qweight_size,
     row_stride,
     scales_size,
-    scratch_for,
+    thread_scratch,
     zeros,
 )
 from minigpt.kernels.matmul import (
     MATMUL_SCRATCH,
     NO_ACTIVATION,
     SET,
-    left_factor,
     matmul_forward,
+    prepare_activations,
 )
-from minigpt.kernels.reading import CHUNK, read_forward
+from minigpt.kernels.memory_read import CHUNK, read_forward
 from minigpt.kernels.reference import bfloat16, codes, panels, quantized
 from minigpt.kernels.simd import BF16_PRODUCTS
 from minigpt.kernels.team import Team
@@ -74,7 +74,7 @@ SHAPES = [
 ROWS_OF_WEIGHTS = [(768, 768), (768, 3072), (3072, 768), (2048, 8192)]
 MEMORY_BYTES = 1 << 28
 TYPES = {"f32": np.float32, "bf16": np.uint16}
-WHOLE = ("int8", "int4")
+QUANTIZED = ("int8", "int4")
 ONE = np.float32(1)
 
 
@@ -85,20 +85,20 @@ def matmul(team, y, ldy, x, ldx, w, bias, M, K, N):
 
 @entry
 def matmul_whole(team, y, ldy, room, x, ldx, w, bias, M, K, N):
-    left, ld = left_factor(team, room, x, ldx, w, M, K)
+    left, ld = prepare_activations(team, room, x, ldx, w, M, K)
     matmul_forward(team, y, ldy, left, ld, w, bias, M, K, N, SET, NO_ACTIVATION, ONE)
 
 
 @entry
 def matmul_whole_each(team, y, room, x, ldx, memory, bias, K, N, size, scales):
-    """As matmul_each, of Codes: `size` bytes of numbers, then their `scales` bfloat16, and so on.
+    """As matmul_each, of quantized matrices: `size` bytes, then `scales` bfloat16, and so on.
 
     Each is one piece of memory, as in a model; that the two alternate changes nothing."""
     step = size + 2 * scales
     for i in range(memory.size // step):
         numbers = memory[i * step : i * step + size]
-        w = Codes(numbers, memory[i * step + size : (i + 1) * step].view(np.uint16))
-        left, ld = left_factor(team, room, x, ldx, w, 1, K)
+        w = QuantizedMatrix(numbers, memory[i * step + size : (i + 1) * step].view(np.uint16))
+        left, ld = prepare_activations(team, room, x, ldx, w, 1, K)
         matmul_forward(team, y, N, left, ld, w, bias, 1, K, N, SET, NO_ACTIVATION, ONE)
 
 
@@ -118,7 +118,7 @@ def normalise(team, y, x, ld, weight, bias, M, C):
 @entry
 def write_cache(team, cache, qkv, ldq, slots, positions, M, capacity, NH, HS):
     keys, values = cache
-    cache_write(team, keys, values, qkv, ldq, slots, positions, M, 0, 1, capacity, NH, HS)
+    kv_cache_write(team, keys, values, qkv, ldq, slots, positions, M, 0, 1, capacity, NH, HS)
 
 
 @entry
@@ -169,7 +169,7 @@ class Bench:
         self.count = count
         self.team = Team(threads)
         size = max(MATMUL_SCRATCH, attention_scratch(128))
-        self.scratch = scratch_for(threads, size)
+        self.scratch = thread_scratch(threads, size)
         self.rng = np.random.default_rng(0)
         self.memory = in_lines(np.ones(MEMORY_BYTES // 4, np.float32))
         self.sums = np.zeros(MEMORY_BYTES // 4 // CHUNK, np.float32)
@@ -222,13 +222,13 @@ def products(bench: Bench, torch: Any) -> None:
 
 def whole_products(bench: Bench) -> None:
     """Many rows, weights of 8 and 4 bits against ours in bfloat16: GFLOP/s."""
-    for dtype in WHOLE:
+    for dtype in QUANTIZED:
         print(f"\nx · w in {dtype}\n{'M, K, N':<28}{'ours':>8}{'bf16':>9}{'ratio':>8}   GFLOP/s")
         for M, K, N in SHAPES[1:-1]:
             x, w = bench.random(M, K), bench.random(K, N)
-            right = Codes(*map(in_lines, codes(*quantized(w, dtype))))
+            right = QuantizedMatrix(*map(in_lines, codes(*quantized(w, dtype))))
             nothing, y = np.empty(0, np.float32), zeros(M * N, np.float32)
-            room = make_rows(M, K)
+            room = make_quantized_activations(M, K)
             ours = partial(
                 bench.run, matmul_whole, y, N, room, x.ravel(), K, right, nothing, M, K, N
             )  # fmt: skip
@@ -251,12 +251,12 @@ def streams(bench: Bench) -> None:
             )  # fmt: skip
             work = memory.size // size * size * memory.itemsize
             bench.compare(f"{dtype}, {K}, {N}", work, ours, plain, MEMORY_BYTES)
-    for dtype in WHOLE:
-        memory = bench.memory.view(HELD[dtype])
+    for dtype in QUANTIZED:
+        memory = bench.memory.view(STORAGE_DTYPE[dtype])
         for K, N in ROWS_OF_WEIGHTS:
             x, y, nothing = np.ones(K, np.float32), bench.random(N), np.empty(0, np.float32)
-            sizes = numbers_size(K, N, dtype), scales_size(K, N, dtype)
-            room = make_rows(bench.team.size, K)
+            sizes = qweight_size(K, N, dtype), scales_size(K, N, dtype)
+            room = make_quantized_activations(bench.team.size, K)
             ours = partial(
                 bench.run, matmul_whole_each, y, room, x, K, memory, nothing, K, N, *sizes
             )  # fmt: skip
@@ -270,12 +270,12 @@ def attention(bench: Bench, torch: Any) -> None:
     print(f"\nattention in f32\n{'T, heads, size':<28}{'ours':>8}{'other':>9}{'ratio':>8}")
     plain = partial(bench.run, read_forward, bench.sums, bench.memory, 1)
     for T, NH, HS in ((512, 12, 64), (2048, 12, 64), (2048, 16, 128)):
-        C, capacity = NH * HS, padded(T, KEYS)
+        C, capacity = NH * HS, padded(T, KEY_BLOCK)
         qkv, out = bench.random(T * 3 * C), np.empty(T * C, np.float32)
         cache = tuple(np.zeros(NH * capacity * HS, np.float32) for _ in range(2))
         everyone, positions = np.zeros(T, np.int64), np.arange(T)
         bench.run(write_cache, cache, qkv, 3 * C, everyone, positions, T, capacity, NH, HS)
-        blocks = [(0, r, min(QUERIES, T - r), r) for r in range(0, T, QUERIES)]
+        blocks = [(0, r, min(QUERY_BLOCK, T - r), r) for r in range(0, T, QUERY_BLOCK)]
         sizes = capacity, NH, HS, np.float32(HS**-0.5)
         partials = np.empty(partials_size(1, NH, HS, capacity), np.float32)
 

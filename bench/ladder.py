@@ -6,7 +6,7 @@ Each step is a kernel that runs. Two ladders: many rows, y[M, N] = x[M, K] · w[
 arithmetic; and one row of a large w, bound by memory. The steps take turns and each keeps its
 best round, since whatever disturbs a measurement only makes it slower. A chart needs matplotlib.
 
-Arrays are flat. N is a multiple of GROUP, and x and y have room for rows up to a multiple of
+Arrays are flat. N is a multiple of N_BLOCK, and x and y have room for rows up to a multiple of
 every tile's, so that no loop of a step has to end early; those of minigpt.kernels do.
 """
 
@@ -27,25 +27,25 @@ from machine import machine
 from minigpt.kernels import reference
 from minigpt.kernels.activation import GELU, activate
 from minigpt.kernels.jit import entry, jit
-from minigpt.kernels.layout import GROUP, LANES, padded, scratch_for
+from minigpt.kernels.layout import LANES, N_BLOCK, padded, thread_scratch
 from minigpt.kernels.matmul import (
     MATMUL_SCRATCH,
     NO_ACTIVATION,
     SET,
     matmul_forward,
 )
-from minigpt.kernels.reading import CHUNK, read_forward
+from minigpt.kernels.memory_read import CHUNK, read_forward
 from minigpt.kernels.simd import (
     TILE_ROWS,
     TILE_VECTORS,
     fma,
     get,
     load,
+    microkernel,
     splat,
     store,
-    sum_of_products,
 )
-from minigpt.kernels.team import Team, barrier, claim
+from minigpt.kernels.team import Team, barrier, next_task
 
 PROMPT = 512, 768, 3072  # M, K, N: a prompt through the first matrix of the MLP, in the 111M model
 TOKEN = 1, 768, 50304  # a token through the head: 155 MB, more than any cache holds
@@ -124,7 +124,7 @@ def six_rows(y, x, w, M, K, N):
                 store(total, y, (m + r) * N + n)
 
 
-tile = sum_of_products(TILE_ROWS, TILE_VECTORS, ahead=False)
+tile = microkernel(TILE_ROWS, TILE_VECTORS, ahead=False)
 WIDTH = TILE_VECTORS * LANES
 
 
@@ -151,10 +151,10 @@ def k_blocks(y, x, w, M, K, N):
 @jit
 def one_task(y, x, w, first, rows, n, K, N):
     for m in range(first, first + rows):
-        y[m * N + n : m * N + n + GROUP] = 0
+        y[m * N + n : m * N + n + N_BLOCK] = 0
     depth = padded(K)
     for k in range(0, K, K_BLOCK):
-        for p in range(n, n + GROUP, WIDTH):
+        for p in range(n, n + N_BLOCK, WIDTH):
             terms, block = min(K_BLOCK, K - k), p * depth + k * LANES
             for m in range(first, first + rows, TILE_ROWS):
                 tile(y, m * N + p, N, x, m * K + k, K, w, block, depth * LANES, terms)
@@ -163,19 +163,19 @@ def one_task(y, x, w, first, rows, n, K, N):
 @entry
 def chunks(y, x, w, M, K, N):
     for first in range(0, M, ROWS):
-        for n in range(0, N, GROUP):
+        for n in range(0, N, N_BLOCK):
             one_task(y, x, w, first, min(ROWS, M - first), n, K, N)
 
 
 @entry
 def claimed(team, y, x, w, M, K, N):
-    groups = N // GROUP
+    groups = N // N_BLOCK
     tasks = groups * ((M + ROWS - 1) // ROWS)
-    task = claim(team)
+    task = next_task(team)
     while task < tasks:
-        first, n = task // groups * ROWS, task % groups * GROUP
+        first, n = task // groups * ROWS, task % groups * N_BLOCK
         one_task(y, x, w, first, min(ROWS, M - first), n, K, N)
-        task = claim(team)
+        task = next_task(team)
     barrier(team)
 
 
@@ -190,12 +190,12 @@ def many_rows(team, y, x, w, M, K, N):
 @entry
 def two_passes(team, y, x, w, bias, M, K, N):
     matmul_forward(team, y, N, x, K, w, bias[:0], M, K, N, SET, NO_ACTIVATION, ONE)
-    m = claim(team)
+    m = next_task(team)
     while m < M:
         for n in range(0, N, LANES):
             value = load(y, m * N + n) + load(bias, n)
             store(activate(value, GELU), y, m * N + n)
-        m = claim(team)
+        m = next_task(team)
     barrier(team)
 
 
@@ -312,7 +312,7 @@ class Problem:
 
     def __init__(self, M: int, K: int, N: int) -> None:
         rng = np.random.default_rng(0)
-        rows, columns = padded(M, ROW_UNIT), padded(N, GROUP)
+        rows, columns = padded(M, ROW_UNIT), padded(N, N_BLOCK)
         x, w = np.zeros((rows, K), np.float32), np.zeros((K, columns), np.float32)
         x[:M] = rng.standard_normal((M, K), np.float32)
         w[:, :N] = rng.standard_normal((K, N), np.float32)
@@ -340,7 +340,7 @@ class Crew:
 
     def __init__(self, threads: int) -> None:
         self.team = Team(threads)
-        self.scratch = scratch_for(threads, MATMUL_SCRATCH)
+        self.scratch = thread_scratch(threads, MATMUL_SCRATCH)
 
     def run(self, kernel: Any, *arguments: Any) -> None:
         self.team.run(kernel, self.scratch, *arguments)
@@ -415,7 +415,7 @@ def rates(runs: list[Run], rounds: int) -> Rates:
 
 def compile_all(crews: Crews) -> None:
     """Run everything once, on little data."""
-    small = Problem(1, GROUP, GROUP)
+    small = Problem(1, N_BLOCK, N_BLOCK)
     limits = arithmetic_limit(crews) + memory_limit(np.zeros(CHUNK, np.float32), crews)
     for run in limits + runs(MANY_ROWS + ONE_ROW, small, crews):
         run.call()

@@ -63,7 +63,7 @@ WIDTHS = {
     "int4": [("minigpt", "int4"), ("llama.cpp", "q4_0")],
 }
 # of a weight, with its part of scales
-BITS = {
+BITS_PER_WEIGHT = {
     "f32": 32,
     "bf16": 16,
     "f16": 16,
@@ -113,7 +113,7 @@ def random_ids(count: int) -> np.ndarray:
 def weights_bytes(size: str, dtype: str) -> int:
     """The bytes of all weights, all in the same type."""
     count = sum(int(np.prod(shape)) for shape in shapes_of(size).values())
-    return int(BITS[dtype] / 8 * count)
+    return int(BITS_PER_WEIGHT[dtype] / 8 * count)
 
 
 # ---- one engine -----------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def prepare(setting: Setting, result: dict[str, Any]) -> None:
 
 def own_bench(setting: Setting, dtype: str, depth: int) -> dict[str, Any]:
     """`minigpt bench --json`, in this process."""
-    from minigpt.bench import measure
+    from minigpt.benchmark import measure
 
     folder, size, threads, rounds, _ = setting
     found = measure(folder, PROMPT, WRITTEN, depth=depth, reps=rounds, dtype=dtype, threads=threads)

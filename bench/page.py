@@ -218,11 +218,11 @@ def panels_of_training(report: Report) -> Iterator[tuple[str, dict[str, float]]]
 def draw(axis: plt.Axes, speeds: dict[str, float]) -> None:
     """One panel: a bar for each engine, a gap before each of ours, which begins a width."""
     ours = [name.startswith("minigpt") for name in speeds]
-    places = [i + 0.6 * gap for i, gap in enumerate(np.cumsum(ours))]
+    offsets = [i + 0.6 * gap for i, gap in enumerate(np.cumsum(ours))]
     colours = [BLUE if our else GREY for our in ours]
-    bars = axis.barh(places, list(speeds.values()), color=colours, height=0.75)
+    bars = axis.barh(offsets, list(speeds.values()), color=colours, height=0.75)
     axis.bar_label(bars, [number(speed) for speed in speeds.values()], padding=3, fontsize=8)
-    axis.set_yticks(places, list(speeds))
+    axis.set_yticks(offsets, list(speeds))
     axis.invert_yaxis()
     axis.set_xlim(0, 1.15 * max(speeds.values()))
     axis.set_xticks([])

@@ -25,7 +25,7 @@ import numpy as np
 from machine import machine
 from processes import Worker, ask, start, stop
 
-from minigpt.presets import PRESETS
+from minigpt.training.presets import PRESETS
 
 VOCABULARY = 50257
 LR, BETAS, EPS, DECAY, CLIP = 1e-4, (0.9, 0.95), 1e-8, 0.1, 1.0
@@ -55,8 +55,8 @@ def tokens(batch: int, context: int) -> tuple[np.ndarray, np.ndarray]:
 def make_ours(size: str, dtype: str, batch: int, context: int, threads: int) -> None:
     """In the worker: minigpt's Learner."""
     from minigpt.config import GPTConfig
-    from minigpt.initial import random_tensors
-    from minigpt.learner import Learner
+    from minigpt.model.learner import Learner
+    from minigpt.training.initial import random_tensors
 
     config = GPTConfig.from_dict(sizes(size), size)
     learner = Learner(config, random_tensors(config, 0), threads, dtype)

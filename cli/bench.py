@@ -18,7 +18,7 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
-    from ..bench import Result
+    from ..benchmark import Result
 
 
 @click.command(
@@ -65,7 +65,7 @@ def bench(
     Making a token reads every weight once. So the same threads also just read memory, and what
     part of that speed the making of tokens reaches is told, too.
     """
-    from ..bench import measure
+    from ..benchmark import measure
 
     end_at_once_on_interrupt()
     result = measure(source, prompt_tokens, gen_tokens, depth, reps, dtype, threads, show_line)

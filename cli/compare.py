@@ -27,7 +27,7 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
-    from ..evaluate import Comparison
+    from ..evaluation.perplexity import Comparison
 
 
 @click.command(
@@ -77,7 +77,7 @@ def compare(
 
     tokenizers = [GPTTokenizer.from_pretrained(source) for source in (a, b)]
 
-    from .. import evaluate
+    from ..evaluation import perplexity as evaluate
 
     ids = evaluate.common_ids(*tokenizers, text)
     check_enough(ids, name)

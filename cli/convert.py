@@ -17,7 +17,7 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
-    from ..convert import Progress
+    from ..conversion.convert import Progress
 
 # Those of convert.py and gguf.py, which are too heavy for --help; the first of each is the default.
 DTYPES = {"folder": ("int8", "int4", "bf16", "f32"), "gguf": ("f16", "q8_0", "f32")}
@@ -75,8 +75,8 @@ def convert(
             f"Invalid value for '--calibrate': it is for int4, not {dtype}",
             click.get_current_context(),
         )
-    from ..convert import convert as write_folder
-    from ..gguf import save_gguf
+    from ..conversion.convert import convert as write_folder
+    from ..conversion.gguf_export import save_gguf
 
     text = None if calibrate is None else read_file(str(calibrate))
     line = progress_line(str(target), lambda rate: f"{rate / 1e6:.0f} MB/s")

@@ -24,9 +24,9 @@ from .terminal import (
 
 if TYPE_CHECKING:
     from .. import GPTModel, GPTTokenizer
-    from ..evaluate import Perplexity, Progress
-    from ..questions import Choice, LastWord, Lines
-    from ..tasks import ChoiceAccuracy, WordAccuracy
+    from ..evaluation.perplexity import Perplexity, Progress
+    from ..evaluation.task_files import Choice, LastWord, Lines
+    from ..evaluation.tasks import ChoiceAccuracy, WordAccuracy
 
     Result: TypeAlias = Perplexity | WordAccuracy | ChoiceAccuracy
 
@@ -107,8 +107,8 @@ class Tokens(NamedTuple):
 
 def _read(file: str | None) -> tuple[str, Lines]:
     """(name, what is in it) of a file, or of stdin for - or None."""
-    from ..data import holds_objects
-    from ..questions import Document, read_lines
+    from ..evaluation.task_files import Document, read_lines
+    from ..texts import holds_objects
 
     if file is not None and holds_objects(file):
         return click.format_filename(file), read_lines(file)
@@ -118,7 +118,7 @@ def _read(file: str | None) -> tuple[str, Lines]:
 
 def _tokenised(tokenizer: GPTTokenizer, lines: Lines) -> list[Tokens] | Lines:
     """Texts as tokens, so that too short a one is found before a model is loaded; tasks as is."""
-    from ..questions import Document
+    from ..evaluation.task_files import Document
 
     texts = [line for line in lines if isinstance(line, Document)]
     tokens = [Tokens(tokenizer.encode(text), len(text.encode())) for _, text in texts]
@@ -136,8 +136,8 @@ def _result(
     stride: int | None,
 ) -> Result:
     """The result for one file; a line on stderr tells how far it is."""
-    from ..questions import Choice, LastWord
-    from ..tasks import choices, last_words
+    from ..evaluation.task_files import Choice, LastWord
+    from ..evaluation.tasks import choices, last_words
 
     progress = progress_line(name, tokens_per_s)
     result: Result
@@ -159,7 +159,7 @@ def _perplexity(
     progress: Progress,
 ) -> Perplexity:
     """That of all texts together, each of its own."""
-    from ..evaluate import perplexity, together
+    from ..evaluation.perplexity import perplexity, together
 
     total = sum(len(text.ids) - 1 for text in texts)
     before, results = 0, []
@@ -183,7 +183,7 @@ def _json(source: str, results: list[tuple[str, Result]]) -> str:
 
 def _total(results: list[tuple[str, Result]]) -> Perplexity | None:
     """What was found of all texts together; None where there are only tasks."""
-    from ..evaluate import Perplexity, together
+    from ..evaluation.perplexity import Perplexity, together
 
     texts = [result for _, result in results if isinstance(result, Perplexity)]
     return together(texts) if texts else None
@@ -191,7 +191,7 @@ def _total(results: list[tuple[str, Result]]) -> Perplexity | None:
 
 def _tables(source: str, results: list[tuple[str, Result]]) -> str:
     """The results for a person: a table for each kind there is."""
-    from ..evaluate import Perplexity
+    from ..evaluation.perplexity import Perplexity
 
     total = _total(results)
     head = f"{source}: {results[0][1].dtype}"
@@ -219,8 +219,8 @@ CHOICE_TITLES = (
 
 def _line(found: Result) -> tuple[tuple[str, str], str]:
     """The titles of the table a result stands in, and its line there."""
-    from ..evaluate import Perplexity
-    from ..tasks import WordAccuracy
+    from ..evaluation.perplexity import Perplexity
+    from ..evaluation.tasks import WordAccuracy
 
     speed = f"{found.tokens_per_s:>9.1f}"
     if isinstance(found, Perplexity):

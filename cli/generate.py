@@ -107,7 +107,7 @@ def generate(
     loaded = perf_counter()
     end_at_once_on_interrupt()
 
-    from ..text import TextStream
+    from ..generation.text_stream import TextStream
 
     seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
     stream = TextStream(

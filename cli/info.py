@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from ..box import BOX
+from ..bundled import BUNDLED_MODEL
 from .terminal import complete_source, write
 
 
 @click.command(short_help="Tell what a model source is.")
-@click.argument("source", default=str(BOX), shell_complete=complete_source)
+@click.argument("source", default=str(BUNDLED_MODEL), shell_complete=complete_source)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(source: str, as_json: bool) -> None:
     """Tells what SOURCE is: sizes, dtype, memory needed.
@@ -30,24 +30,17 @@ def info(source: str, as_json: bool) -> None:
 
 def _facts(folder: Path) -> dict[str, Any]:
     """Everything `info` tells, under the names that --json shows; sizes in bytes."""
-    from ..cache import state_bytes
     from ..checkpoint import open_checkpoint
     from ..config import GPTConfig
-    from ..weights import (
-        HEAD,
-        checked_converted,
-        checked_names,
-        converted_to,
-        parameter_count,
-        tensor_shapes,
-        weights_bytes,
-    )
+    from ..model.kv_cache import state_bytes
+    from ..weights.checks import checked_names, checked_quantized, quantized_dtype
+    from ..weights.table import HEAD, parameter_count, tensor_shapes, weights_bytes
 
     config = GPTConfig.from_source(folder)
     checkpoint = open_checkpoint(folder)
-    held = converted_to(checkpoint)
+    held = quantized_dtype(checkpoint)
     if held:
-        _, names, shapes = checked_converted(checkpoint, config, held)
+        _, names, shapes = checked_quantized(checkpoint, config, held)
         dtypes, tied = [held], HEAD not in shapes
     else:
         _, names = checked_names(checkpoint, config)

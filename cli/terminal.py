@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import click
 from click.shell_completion import CompletionItem
 
-from ..box import BOX
+from ..bundled import BUNDLED_MODEL
 from ..errors import InputError, MinigptError
 
 # Those of weights.py and api.py, which are too heavy to be imported for --help.
@@ -59,7 +59,7 @@ model_option = click.option(
     "--model",
     "source",
     shell_complete=complete_source,
-    default=str(BOX),
+    default=str(BUNDLED_MODEL),
     show_default="the model in the box",
     metavar="SOURCE",
     help="A folder in Hugging Face layout, a GGUF file, or a hub id such as "
@@ -170,14 +170,14 @@ def progress_line(label: str, rate: Callable[[float], str]) -> Callable[[int, in
 
         glinda_of_oz.txt   43 %   812 tokens/s   1:05 left
     """
-    start = shown = perf_counter()
+    start = short_repr = perf_counter()
 
     def show(done: int, total: int) -> None:
-        nonlocal shown
+        nonlocal short_repr
         now = perf_counter()
-        if not done or now - shown < 0.1:  # no eye reads faster
+        if not done or now - short_repr < 0.1:  # no eye reads faster
             return
-        shown = now
+        short_repr = now
         speed = done / (now - start)
         left = f"{clock((total - done) / speed)} left"
         show_line(f"{label}   {100 * done // total} %   {rate(speed)}   {left}")
@@ -196,8 +196,8 @@ def fail(message: str, code: int) -> int:
     """Prints `message` as the one line of a failure; gives back `code`."""
     show_line("")  # where a progress line stands, its place is taken
     line = " ".join(message.split())
-    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
-    _tell(f"Error: {shown}")
+    short_repr = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
+    _tell(f"Error: {short_repr}")
     return code
 
 

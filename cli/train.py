@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..box import BOX
+from ..bundled import BUNDLED_MODEL
 from .terminal import (
     Text,
     clock,
@@ -24,7 +24,7 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
-    from ..train import Report
+    from ..training.train import Report
 
 # Those of presets.py, which is too heavy to be imported for --help.
 PRESETS = ("tiny", "small", "medium", "111M", "256M", "590M", "1.3B", "2.7B", "6.7B", "13B")
@@ -178,7 +178,7 @@ def train(
     given = {name: value for name, value in chosen.items() if value not in (None, ())}
     _check_usage(texts, out, resume, given)
 
-    from ..train import Limits
+    from ..training.train import Limits
 
     if resume:
         folder, steps = resume, given.get("steps")
@@ -228,15 +228,15 @@ def _begin(
 ) -> None:
     """Makes the folder of a new run."""
     from .. import GPTTokenizer
-    from ..begin import begin_run, check_new
-    from ..data import documents
+    from ..texts import documents
+    from ..training.create import check_new, create_run
 
     source, held_out = given.pop("source", None), given.pop("held_out", None)
     # before a model is loaded: a name that is wrong is found at once
     check_new(out)
     learned = documents(texts)
     judged = documents(held_out) if held_out else None
-    tokenizer = GPTTokenizer.from_pretrained(given.pop("tokenizer", source or BOX))
+    tokenizer = GPTTokenizer.from_pretrained(given.pop("tokenizer", source or BUNDLED_MODEL))
     given.setdefault("dtype", _best_dtype())
     if source:
         config, tensors, settings = _of_model(source, given)
@@ -244,16 +244,16 @@ def _begin(
         config, tensors, settings = _of_preset(tokenizer, given)
 
     if minutes and not {"steps", "epochs"} & given.keys():
-        from ..pace import updates_in
+        from ..training.throughput import steps_in
 
         show_line(f"{out}   timing")
-        most = updates_in(minutes, config, tensors, settings, threads)
+        most = steps_in(minutes, config, tensors, settings, threads)
         settings = replace(settings, most_steps=most)
 
     def progress(text_bytes: int, tokens: int) -> None:
         show_line(f"{out}   reading   {text_bytes / 1e6:.1f} MB   {tokens:,} tokens")
 
-    begin_run(
+    create_run(
         out,
         learned,
         judged,
@@ -273,8 +273,8 @@ def _best_dtype() -> str:
 
 def _of_model(source: str, given: dict[str, Any]) -> tuple[Any, ...]:
     """(config, tensors, settings) of a run that begins with a model."""
-    from ..initial import model_tensors
-    from ..presets import FINE_TUNING
+    from ..training.initial import model_tensors
+    from ..training.presets import FINE_TUNING
 
     config, tensors = model_tensors(source)
     context = min(FINE_TUNING.context, config.n_positions)
@@ -283,8 +283,8 @@ def _of_model(source: str, given: dict[str, Any]) -> tuple[Any, ...]:
 
 def _of_preset(tokenizer: Any, given: dict[str, Any]) -> tuple[Any, ...]:
     """(config, tensors, settings) of a run that begins with a new model."""
-    from ..initial import random_tensors
-    from ..presets import PRESETS, new_config
+    from ..training.initial import random_tensors
+    from ..training.presets import PRESETS, new_config
 
     preset = PRESETS[given.pop("preset", "small")]
     shape = {name: given.pop(name, getattr(preset, name)) for name in _SHAPE}
@@ -305,7 +305,7 @@ def _lengths(given: dict[str, Any]) -> dict[str, Any]:
 
 def _go_on(folder: Path, limits: Any, threads: int | None, verbose: bool) -> None:
     """Trains, and says how it goes."""
-    from ..train import train as go_on
+    from ..training.train import train as go_on
 
     show_line(f"{folder}   preparing")
     interrupted = _interrupts()
@@ -337,15 +337,15 @@ def _interrupts() -> Callable[[], bool]:
 
 def _shower(verbose: bool) -> Callable[[Report], None]:
     """Shows a report in a line that goes, and now and then in one that stays."""
-    shown = 0.0
+    short_repr = 0.0
 
     def show(report: Report) -> None:
-        nonlocal shown
+        nonlocal short_repr
         if report.milestone:
             show_line("")
             note(_line(report), verbose)
-        elif perf_counter() - shown > 0.1:  # no eye reads faster
-            shown = perf_counter()
+        elif perf_counter() - short_repr > 0.1:  # no eye reads faster
+            short_repr = perf_counter()
             show_line(_line(report))
 
     return show

@@ -42,8 +42,8 @@ def train_tokenizer(sources: tuple[str, ...], vocab_size: int, out: Path) -> Non
     tokenizer_config.json, which minigpt, transformers and the tokenizers library read.
     """
     from ..checkpoint.atomic import creating_folder
-    from ..data import documents
-    from ..tokenizer_training import train_tokenizer
+    from ..texts import documents
+    from ..tokenizer.training import train_tokenizer
 
     with creating_folder(out) as folder:
         tokenizer = train_tokenizer(_shown(documents(sources)), vocab_size, _show_merges)

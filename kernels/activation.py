@@ -22,7 +22,7 @@ from .simd import (
     vmin,
     vround,
 )
-from .team import barrier, claim
+from .team import barrier, next_task
 
 GELU, GELU_TANH, RELU, SILU = np.arange(4)  # typed numbers, as in matmul.py
 
@@ -67,12 +67,12 @@ _SILU_FAR = _F(200)  # beyond it SiLU's slope is 0 or 1
 @jit
 def exp(x):
     """eˣ of each lane to 2 units in the last place; 0 for x < −87.3, inf for x > 88.3."""
-    y = exp_below(select_less(splat(_EXP_HIGHEST), x, splat(_EXP_HIGHEST), x))
+    y = exp_bounded(select_less(splat(_EXP_HIGHEST), x, splat(_EXP_HIGHEST), x))
     return select_less(splat(_EXP_HIGHEST), x, splat(_INFINITY), y)
 
 
 @jit
-def exp_below(x):
+def exp_bounded(x):
     """The same, to the bit, for x that are not above 88.3: with fewer steps, for softmax."""
     safe = select_less(x, splat(_EXP_LOWEST), splat(_EXP_LOWEST), x)
     n = vround(safe * splat(_LOG2_E))
@@ -99,7 +99,7 @@ def _normal(x):
     g = splat(_TAIL[10])
     for power in range(9, -1, -1):
         g = fma(g, q, splat(_TAIL[power]))
-    bell = exp_below(t * t * splat(-_HALF))
+    bell = exp_bounded(t * t * splat(-_HALF))
     tail = bell * g * a * inverse
     return select_less(x, splat(_ZERO), tail, splat(_ONE) - tail), bell
 
@@ -130,7 +130,7 @@ def activate(x, kind):
 
 
 @jit
-def slope(x, kind):
+def activation_derivative(x, kind):
     """The derivative of the activation `kind` at each lane:
 
     GELU       Φ(x) + x · φ(x), φ the density of the normal distribution
@@ -145,15 +145,15 @@ def slope(x, kind):
         x = vmax(splat(-_FAR), vmin(splat(_FAR), x))  # where it is 0 or 1: x · x² stays finite
         xx = x * x
         z_slope = fma(xx, splat(_THREE * _TANH_B), splat(_TANH_A))
-        return _sigmoid_slope(x, x * fma(xx, splat(_TANH_B), splat(_TANH_A)), z_slope)
+        return _sigmoid_derivative(x, x * fma(xx, splat(_TANH_B), splat(_TANH_A)), z_slope)
     if kind == SILU:
         x = vmax(splat(-_SILU_FAR), vmin(splat(_SILU_FAR), x))
-        return _sigmoid_slope(x, x, splat(_ONE))
+        return _sigmoid_derivative(x, x, splat(_ONE))
     return select_less(splat(_ZERO), x, splat(_ONE), splat(_ZERO))
 
 
 @jit
-def _sigmoid_slope(x, z, z_slope):
+def _sigmoid_derivative(x, z, z_slope):
     """The derivative of x · σ(z): σ + x · σ (1 − σ) · z'"""
     s = splat(_ONE) / (splat(_ONE) + exp(splat(_ZERO) - z))
     return fma(x * s, (splat(_ONE) - s) * z_slope, s)
@@ -162,25 +162,25 @@ def _sigmoid_slope(x, z, z_slope):
 @jit
 def activation_forward(team, y, x, ld, M, C, kind):
     """y[m, :] = activate(x[m, :]), for [M, C], rows `ld` apart."""
-    m = claim(team)
+    m = next_task(team)
     while m < M:
         for c in range(0, C, LANES):
             lanes = min(LANES, C - c)
             i = m * ld + c
             store_first(activate(load_first(x, i, lanes), kind), y, i, lanes)
-        m = claim(team)
+        m = next_task(team)
     barrier(team)
 
 
 @jit
 def activation_backward(team, dx, dy, x, ld, M, C, kind):
     """dx[m, :] = dy[m, :] · slope(x[m, :]), for [M, C], rows `ld` apart; dx may be dy."""
-    m = claim(team)
+    m = next_task(team)
     while m < M:
         for c in range(0, C, LANES):
             lanes = min(LANES, C - c)
             i = m * ld + c
-            d = load_first(dy, i, lanes) * slope(load_first(x, i, lanes), kind)
+            d = load_first(dy, i, lanes) * activation_derivative(load_first(x, i, lanes), kind)
             store_first(d, dx, i, lanes)
-        m = claim(team)
+        m = next_task(team)
     barrier(team)

@@ -8,8 +8,8 @@ import numpy as np
 
 from .jit import entry
 from .layout import LANES
-from .simd import fma, load_first, splat, store_first, vsqrt, vsum
-from .team import barrier, claim
+from .simd import fma, load_first, reduce_sum, splat, store_first, vsqrt
+from .team import barrier, next_task
 
 BLOCK_SIZE = 1 << 14  # elements of a task; their squares are summed together
 
@@ -39,27 +39,27 @@ class AdamWStep(NamedTuple):
 @entry
 def clear(team, g):
     """g = 0, flat float32."""
-    task = claim(team)
+    task = next_task(team)
     while task * BLOCK_SIZE < g.size:
         end = min(g.size, (task + 1) * BLOCK_SIZE)
         for i in range(task * BLOCK_SIZE, end, LANES):
             store_first(splat(np.float32(0)), g, i, min(LANES, end - i))
-        task = claim(team)
+        task = next_task(team)
     barrier(team)
 
 
 @entry
 def sum_squares(team, sums, g):
     """sums[i] = Σ g² over the i-th BLOCK_SIZE elements of g, flat float32."""
-    task = claim(team)
+    task = next_task(team)
     while task * BLOCK_SIZE < g.size:
         total = splat(np.float32(0))
         end = min(g.size, (task + 1) * BLOCK_SIZE)
         for i in range(task * BLOCK_SIZE, end, LANES):
             x = load_first(g, i, min(LANES, end - i))
             total = fma(x, x, total)
-        sums[task] = vsum(total)
-        task = claim(team)
+        sums[task] = reduce_sum(total)
+        task = next_task(team)
     barrier(team)
 
 
@@ -73,7 +73,7 @@ def adamw(team, w, g, m, v, step):
 
     step  an AdamWStep
     """
-    task = claim(team)
+    task = next_task(team)
     while task * BLOCK_SIZE < w.size:
         end = min(w.size, (task + 1) * BLOCK_SIZE)
         for i in range(task * BLOCK_SIZE, end, LANES):
@@ -87,5 +87,5 @@ def adamw(team, w, g, m, v, step):
             store_first(vi, v, i, lanes)
             wi = load_first(w, i, lanes) * splat(step.keep)
             store_first(fma(splat(-step.lr), change, wi), w, i, lanes)
-        task = claim(team)
+        task = next_task(team)
     barrier(team)

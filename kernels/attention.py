@@ -1,4 +1,5 @@
-"""Causal attention, fused: scores, softmax and the weighted sum of values, KEYS keys at a time.
+"""Causal attention, fused: scores, softmax and the weighted sum of values, KEY_BLOCK keys at a
+time.
 
 No T × T matrix exists. A block of keys yields, for a query, the greatest score m, the sum
 l = Σ e^(s − m) and the vector o = Σ e^(s − m) · v; two such triples merge into one (Milakov &
@@ -9,11 +10,7 @@ or alone with its blocks spread over all threads.
 A triple of one query is a record of 32 + HSP float32: m and l as vectors of sixteen (m sixteen
 times, l as sixteen partial sums), then o.
 
-The cache of keys and values is laid out as these products read them, as panels (layout.py):
-  keys    [L, slots, NH, capacity / KEYS]  of kᵀ [HS, KEYS]
-  values  [L, slots, NH, capacity / KEYS]  of v  [KEYS, HS]
-each of KEYS · HSP elements, HSP = padded(HS). A slot is the place of one sequence; capacity is a
-multiple of KEYS. What is not written is zero.
+kv_cache.py describes the layout of keys and values.
 """
 
 from __future__ import annotations
@@ -22,118 +19,47 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .activation import exp, exp_below
+from .activation import exp, exp_bounded
+from .gemm.gemm import as_a_operand, as_b_operand, configure_tiles, gemm_accumulate, release_tiles
+from .gemm.packing import pack_rows
 from .jit import jit
-from .layout import GROUP, KEYS, LANES, padded
-from .packing import pack_rows
-from .products import add_products, as_left_factor, as_panels, begin_products, end_products
+from .layout import KEY_BLOCK, LANES, N_BLOCK, padded
 from .simd import (
-    get,
-    lane_numbers,
+    lane_ids,
     load,
     load_first,
-    place,
-    put,
+    reduce_max,
+    reduce_sum,
     select_less,
     splat,
     store,
     store_first,
     store_two,
-    turn_square,
-    turn_square_to_panel,
-    vgreatest,
+    transpose_16x16,
     vmax,
-    vsum,
 )
-from .team import barrier, claim
+from .team import barrier, next_task
 
-QUERIES = 48  # queries that one task takes through the keys: a multiple of every tile's rows
+QUERY_BLOCK = 48  # queries that one task takes through the keys: a multiple of every tile's rows
 _O = 2 * LANES  # where o begins in a record
-_START, _ONE, _AT_O, _KEYS = np.array([0, 1, _O, KEYS])  # typed numbers, as in matmul.py
+_START, _ONE, _AT_O, _KEYS = np.array([0, 1, _O, KEY_BLOCK])  # typed numbers, as in matmul.py
 _UNSCALED = np.float32(1)
 _MINUS_INFINITY = np.float32(-np.inf)
 
 
 def attention_scratch(HS: int) -> int:
     """float32 elements of scratch that a thread needs here."""
-    return QUERIES * (padded(HS) + 2 * KEYS + 2 * record_size(HS))
+    return QUERY_BLOCK * (padded(HS) + 2 * KEY_BLOCK + 2 * softmax_state_size(HS))
 
 
-def record_size(HS: int) -> int:
+def softmax_state_size(HS: int) -> int:
     """float32 elements of one query's m, l and o."""
     return _O + padded(HS)
 
 
 def partials_size(queries: int, NH: int, HS: int, capacity: int) -> int:
     """float32 elements for the records of `queries` single queries, of all heads and blocks."""
-    return queries * NH * (capacity // KEYS) * record_size(HS)
-
-
-@jit
-def cache_write(
-    team, keys, values, qkv, ldq, slots, positions, M, layer, n_slots, capacity, NH, HS
-):
-    """Put the keys and values of M new tokens into the cache.
-
-    keys, values      the cache, flat (see above)
-    qkv               query, key, value [3C] of each token, `ldq` apart
-    slots, positions  int64 [M]: whose token it is, and its place in the sequence
-    """
-    C, HSP = NH * HS, padded(HS)
-    m = claim(team)
-    while m < M:
-        t = positions[m]
-        first = m - t % LANES
-        together = _fill_lanes(slots, positions, first, M)
-        for h in range(NH):
-            head = (layer * n_slots + slots[m]) * NH + h
-            block = (head * capacity + t // KEYS * KEYS) * HSP
-            key = m * ldq + C + h * HS
-            if not together:
-                _write_token(keys, values, block, qkv, key, key + C, t % KEYS, HS, HSP)
-            elif m == first:
-                _write_lanes(keys, values, block, qkv, key, key + C, ldq, t % KEYS, HS, HSP)
-        m = claim(team)
-    barrier(team)
-
-
-@jit
-def _fill_lanes(slots, positions, first, M):
-    """Whether the rows from `first` on are tokens that fill the lanes of a panel of keys."""
-    if first < 0 or first + LANES > M or positions[first] % LANES:
-        return False
-    for i in range(1, LANES):
-        same = slots[first + i] == slots[first]
-        if not same or positions[first + i] != positions[first] + i:
-            return False
-    return True
-
-
-@jit
-def _write_token(keys, values, block, qkv, key, value, t, HS, HSP):
-    """One token's key and value, at elements of qkv, to place t of a block of the cache."""
-    column = block + t // LANES * LANES * HSP
-    for d in range(HS):
-        put(get(qkv, key + d), keys, column + place(keys, d, t % LANES))
-        row = d // LANES * LANES * KEYS + place(values, t, d % LANES)
-        put(get(qkv, value + d), values, block + row)
-
-
-@jit
-def _write_lanes(keys, values, block, qkv, key, value, ldq, t, HS, HSP):
-    """The same for sixteen tokens, `ldq` apart, from place t on."""
-    column = block + t * HSP
-    whole = HS - HS % LANES
-    for d in range(0, whole, LANES):
-        turn_square_to_panel(qkv, key + d, ldq, keys, column + d * LANES)
-    for d in range(whole, HS):
-        for i in range(LANES):
-            put(get(qkv, key + i * ldq + d), keys, column + place(keys, d, i))
-    for i in range(0, LANES, 2):
-        for d in range(0, HS, LANES):
-            here, lanes = value + i * ldq + d, min(LANES, HS - d)
-            first, second = load_first(qkv, here, lanes), load_first(qkv, here + ldq, lanes)
-            store_two(first, second, values, block + d * KEYS + (t + i) * LANES)
+    return queries * NH * (capacity // KEY_BLOCK) * softmax_state_size(HS)
 
 
 @jit
@@ -149,19 +75,19 @@ def attention_forward(
     qkv           [M, 3C], rows `ldq` apart, of which the queries are read
     keys, values  the cache, flat; the tokens' own keys and values are in it
     partials      float32, of `partials_size`, where each block is a single query
-    blocks        int64 [n_blocks · 4]: slot, first row, number of rows ≤ QUERIES, position of the
-                  first; the rows of a block are consecutive tokens of one sequence
+    blocks        int64 [n_blocks · 4]: slot, first row, number of rows ≤ QUERY_BLOCK, position of
+                  the first; the rows of a block are consecutive tokens of one sequence
     """
     HSP = padded(HS)
     record = _O + HSP
     q, e, s, part, total = _places(team.scratch, keys, HSP)
-    begin_products(q)
+    configure_tiles(q)
     single = n_blocks == M
     parts = _ONE
     if single:  # every block of keys is a task
         for block in range(n_blocks):
-            parts = max(parts, blocks[4 * block + 3] // KEYS + 1)
-    task = claim(team)
+            parts = max(parts, blocks[4 * block + 3] // KEY_BLOCK + 1)
+    task = next_task(team)
     while task < n_blocks * NH * parts:
         index, number = task // parts, task % parts
         block, h = index // NH * 4, index % NH
@@ -171,13 +97,13 @@ def attention_forward(
         head = ((layer * n_slots + slot) * NH + h) * capacity * HSP
         first, end = 0, position + rows
         if single:
-            first = number * KEYS
-            end = min(end, first + KEYS)
+            first = number * KEY_BLOCK
+            end = min(end, first + KEY_BLOCK)
         if first < end:
             _read_rows(q, _START, qkv, row * ldq + h * HS, ldq, rows, rows, HS, HSP, scale)
             if not single:
                 _clear(total, rows * record, record)
-            for start in range(first, end, KEYS):
+            for start in range(first, end, KEY_BLOCK):
                 visible = position - start + 1
                 _block(part, q, e, s, keys, values, head + start * HSP, rows, visible, HSP)
                 if not single:
@@ -191,8 +117,8 @@ def attention_forward(
                     _finish(total, r * record, out, (row + r) * ldo + h * HS, HS)
                     if norms.size:
                         norms[(row + r) * NH + h] = _norm(total, r * record)
-        task = claim(team)
-    end_products(q)
+        task = next_task(team)
+    release_tiles(q)
     barrier(team)
     if single:
         _merge_partials(team, out, ldo, norms, partials, parts, blocks, n_blocks, NH, HS, HSP)
@@ -201,14 +127,15 @@ def attention_forward(
 @jit
 def _places(scratch, keys, HSP):
     """The thread's scratch as arrays: queries and exponentials as left factors of their products
-    [QUERIES, HSP] and [QUERIES, KEYS], scores [QUERIES, KEYS], and two times records [QUERIES]."""
-    size = QUERIES * HSP
-    q = as_left_factor(scratch[:size], keys)
-    e = as_left_factor(scratch[size : size + QUERIES * KEYS], keys)
-    size += QUERIES * KEYS
-    s = scratch[size : size + QUERIES * KEYS]
-    size += QUERIES * KEYS
-    records = QUERIES * (_O + HSP)
+    [QUERY_BLOCK, HSP] and [QUERY_BLOCK, KEY_BLOCK], scores [QUERY_BLOCK, KEY_BLOCK], and two times
+    records [QUERY_BLOCK]."""
+    size = QUERY_BLOCK * HSP
+    q = as_a_operand(scratch[:size], keys)
+    e = as_a_operand(scratch[size : size + QUERY_BLOCK * KEY_BLOCK], keys)
+    size += QUERY_BLOCK * KEY_BLOCK
+    s = scratch[size : size + QUERY_BLOCK * KEY_BLOCK]
+    size += QUERY_BLOCK * KEY_BLOCK
+    records = QUERY_BLOCK * (_O + HSP)
     return q, e, s, scratch[size : size + records], scratch[size + records : size + 2 * records]
 
 
@@ -236,23 +163,24 @@ def _block(part, q, e, s, keys, values, block, rows, visible, HSP):
     """The records of some queries and one block of keys, of which the first query sees `visible`
     and each further one sees one more."""
     record = _O + HSP
-    seen = min(KEYS, visible + rows - 1)
-    wide = (seen + GROUP - 1) // GROUP * GROUP
+    seen = min(KEY_BLOCK, visible + rows - 1)
+    wide = (seen + N_BLOCK - 1) // N_BLOCK * N_BLOCK
     # pass 1: scores
     for r in range(rows):
-        s[r * KEYS : r * KEYS + wide] = 0
-    add_products(
+        s[r * KEY_BLOCK : r * KEY_BLOCK + wide] = 0
+    gemm_accumulate(
         s, _START, _KEYS, q, _START, HSP, keys, block, LANES * HSP, rows, wide // LANES, HSP
     )  # fmt: skip
     # pass 2: m, l, and the exponentials
     for r in range(rows):
-        _exponentials(part, r * record, e, s, r * KEYS, min(KEYS, visible + r), wide)
+        _exponentials(part, r * record, e, s, r * KEY_BLOCK, min(KEY_BLOCK, visible + r), wide)
     # pass 3: the sum of values
     for r in range(rows):
         for d in range(_O, record, LANES):
             store(splat(np.float32(0)), part, r * record + d)
-    add_products(
-        part, _AT_O, record, e, _START, _KEYS, values, block, LANES * KEYS, rows, HSP // LANES, wide
+    gemm_accumulate(
+        part, _AT_O, record, e, _START, _KEYS, values, block, LANES * KEY_BLOCK,
+        rows, HSP // LANES, wide,
     )  # fmt: skip
 
 
@@ -271,14 +199,14 @@ def _exponentials(part, record, e, s, row, visible, wide):
         greatest = vmax(greatest, load(s, row + t))
     if whole < visible:
         greatest = vmax(greatest, _first_scores(s, row + whole, visible - whole))
-    m = splat(vgreatest(greatest))
+    m = splat(reduce_max(greatest))
     total = splat(np.float32(0))
     for t in range(0, whole, LANES):
-        weight = exp_below(load(s, row + t) - m)
+        weight = exp_bounded(load(s, row + t) - m)
         store(weight, e, row + t)
         total = total + weight
     if whole < visible:
-        weight = exp_below(_first_scores(s, row + whole, visible - whole) - m)
+        weight = exp_bounded(_first_scores(s, row + whole, visible - whole) - m)
         store(weight, e, row + whole)
         total = total + weight
         whole += LANES
@@ -292,7 +220,7 @@ def _exponentials(part, record, e, s, row, visible, wide):
 def _first_scores(s, i, count):
     """The first `count` of sixteen scores, and −∞."""
     lanes = splat(np.float32(count))
-    return select_less(lane_numbers(), lanes, load(s, i), splat(_MINUS_INFINITY))
+    return select_less(lane_ids(), lanes, load(s, i), splat(_MINUS_INFINITY))
 
 
 @jit
@@ -300,7 +228,7 @@ def _merge(total, it, part, ip, HSP):
     """The record `total` at it and the record `part` at ip into the former."""
     before, after = load(total, it), load(part, ip)
     m = vmax(before, after)
-    old, new = exp_below(before - m), exp_below(after - m)
+    old, new = exp_bounded(before - m), exp_bounded(after - m)
     store(m, total, it)
     for c in range(LANES, _O + HSP, LANES):
         store(load(total, it + c) * old + load(part, ip + c) * new, total, it + c)
@@ -309,7 +237,7 @@ def _merge(total, it, part, ip, HSP):
 @jit
 def _finish(total, it, out, target, HS):
     """o / l of one record to the output."""
-    weight = splat(vsum(load(total, it + LANES)))
+    weight = splat(reduce_sum(load(total, it + LANES)))
     for d in range(0, HS, LANES):
         store_first(load(total, it + _O + d) / weight, out, target + d, min(LANES, HS - d))
 
@@ -317,7 +245,7 @@ def _finish(total, it, out, target, HS):
 @jit
 def _norm(total, it):
     """m + log l of one record: softmax is e^(score − norm)."""
-    return vgreatest(load(total, it)) + np.log(vsum(load(total, it + LANES)))
+    return reduce_max(load(total, it)) + np.log(reduce_sum(load(total, it + LANES)))
 
 
 @jit
@@ -325,16 +253,16 @@ def _merge_partials(team, out, ldo, norms, partials, parts, blocks, n_blocks, NH
     """The records of single queries, `parts` for each, to the output."""
     record = _O + HSP
     total = team.scratch
-    task = claim(team)
+    task = next_task(team)
     while task < n_blocks * NH:
         row, position = blocks[task // NH * 4 + 1], blocks[task // NH * 4 + 3]
         _clear(total, record, record)
-        for number in range(position // KEYS + 1):
+        for number in range(position // KEY_BLOCK + 1):
             _merge(total, _START, partials, (task * parts + number) * record, HSP)
         _finish(total, _START, out, row * ldo + task % NH * HS, HS)
         if norms.size:
             norms[row * NH + task % NH] = _norm(total, _START)
-        task = claim(team)
+        task = next_task(team)
     barrier(team)
 
 
@@ -422,8 +350,8 @@ def attention_backward(
     """
     C, HSP, TP = NH * HS, padded(HS), padded(T, SQUARE)
     head, queries, square = _backward_places(team.scratch, like, TP, HSP)
-    begin_products(head.k)
-    task = claim(team)
+    configure_tiles(head.k)
+    task = next_task(team)
     while task < B * NH:
         row, column = task // NH * T, task % NH * HS
         _read_head(head, qkv, row * ldq + column, ldq, C, T, TP, HS, HSP)
@@ -447,11 +375,11 @@ def attention_backward(
             )
         for t in range(T):
             for d in range(0, HS, LANES):
-                place, lanes = (row + t) * lddq + column + d, min(LANES, HS - d)
-                store_first(load(head.dk, t * HSP + d), dqkv, place + C, lanes)
-                store_first(load(head.dv, t * HSP + d), dqkv, place + 2 * C, lanes)
-        task = claim(team)
-    end_products(head.k)
+                offset, lanes = (row + t) * lddq + column + d, min(LANES, HS - d)
+                store_first(load(head.dk, t * HSP + d), dqkv, offset + C, lanes)
+                store_first(load(head.dv, t * HSP + d), dqkv, offset + 2 * C, lanes)
+        task = next_task(team)
+    release_tiles(head.k)
     barrier(team)
 
 
@@ -460,9 +388,9 @@ def _backward_places(scratch, like, TP, HSP):
     """The thread's scratch, cut into a _Head, _Queries and a _Square."""
     n, i = TP * HSP, np.int64(0)
     head = _Head(
-        as_left_factor(scratch[:n], like),
-        as_left_factor(scratch[n : 2 * n], like),
-        as_left_factor(scratch[2 * n : 3 * n], like),
+        as_a_operand(scratch[:n], like),
+        as_a_operand(scratch[n : 2 * n], like),
+        as_a_operand(scratch[2 * n : 3 * n], like),
         scratch[3 * n : 4 * n],
         scratch[4 * n : 5 * n],
     )
@@ -470,10 +398,10 @@ def _backward_places(scratch, like, TP, HSP):
     queries = _Queries(
         scratch[i : i + n],
         scratch[i + n : i + 2 * n],
-        as_panels(scratch[i + 2 * n : i + 3 * n], like),
-        as_panels(scratch[i + 3 * n : i + 4 * n], like),
-        as_panels(scratch[i + 4 * n : i + 5 * n], like),
-        as_panels(scratch[i + 5 * n : i + 6 * n], like),
+        as_b_operand(scratch[i + 2 * n : i + 3 * n], like),
+        as_b_operand(scratch[i + 3 * n : i + 4 * n], like),
+        as_b_operand(scratch[i + 4 * n : i + 5 * n], like),
+        as_b_operand(scratch[i + 5 * n : i + 6 * n], like),
         scratch[i + 6 * n : i + 7 * n],
         scratch[i + 7 * n : i + 7 * n + SQUARE],
         scratch[i + 7 * n + SQUARE : i + 7 * n + 2 * SQUARE],
@@ -482,9 +410,9 @@ def _backward_places(scratch, like, TP, HSP):
     square = _Square(
         scratch[i : i + n],
         scratch[i + n : i + 2 * n],
-        as_left_factor(scratch[i + 2 * n : i + 3 * n], like),
-        as_left_factor(scratch[i + 3 * n : i + 4 * n], like),
-        as_panels(scratch[i + 4 * n : i + 5 * n], like),
+        as_a_operand(scratch[i + 2 * n : i + 3 * n], like),
+        as_a_operand(scratch[i + 3 * n : i + 4 * n], like),
+        as_b_operand(scratch[i + 4 * n : i + 5 * n], like),
     )
     return head, queries, square
 
@@ -501,7 +429,7 @@ def _read_head(head, qkv, source, ldq, C, T, TP, HS, HSP):
             _read_rows(to, t * HSP, qkv, here, ldq, rows, _SQUARE, HS, HSP, _UNSCALED)
     for t in range(0, TP, LANES):
         for d in range(0, HSP, LANES):
-            turn_square(head.k, t * HSP + d, HSP, head.kt, d * TP + t, TP)
+            transpose_16x16(head.k, t * HSP + d, HSP, head.kt, d * TP + t, TP)
 
 
 @jit
@@ -525,7 +453,7 @@ def _read_norms(queries, norms, i, stride, out, io, ldo, rows, HS, HSP):
             for d in range(0, HS, LANES):
                 o = load_first(out, io + r * ldo + d, min(LANES, HS - d))
                 total = total + o * load(queries.drows, r * HSP + d)
-            queries.deltas[r] = vsum(total)
+            queries.deltas[r] = reduce_sum(total)
 
 
 @jit
@@ -533,7 +461,7 @@ def _write_queries(dqkv, i, lddq, dqt, turned, rows, HS, HSP, scale):
     """dq from ∂loss/∂(scale · q), which is transposed: turned first, [SQUARE, HSP]."""
     for d in range(0, HSP, LANES):
         for r in range(0, SQUARE, LANES):
-            turn_square(dqt, d * SQUARE + r, _SQUARE, turned, r * HSP + d, HSP)
+            transpose_16x16(dqt, d * SQUARE + r, _SQUARE, turned, r * HSP + d, HSP)
     for r in range(rows):
         for d in range(0, HS, LANES):
             dq = load(turned, r * HSP + d) * splat(scale)
@@ -550,10 +478,10 @@ def _square_backward(head, queries, square, key, ahead, TP, HSP):
     square.s[:] = 0
     square.dp[:] = 0
     # pass 1: scores, and what their softmax should have been
-    add_products(
+    gemm_accumulate(
         square.s, _START, n, head.k, key * HSP, HSP, queries.qt, _START, panel, n, _PANELS, HSP
     )
-    add_products(
+    gemm_accumulate(
         square.dp, _START, n, head.v, key * HSP, HSP, queries.dot, _START, panel, n, _PANELS, HSP
     )
     # pass 2: p and ds
@@ -563,15 +491,15 @@ def _square_backward(head, queries, square, key, ahead, TP, HSP):
             second = _p_and_ds(queries, square, r + 1, c, ahead)
             store_two(first, second, square.dsp, c * SQUARE + r * LANES)
     # pass 3: what follows for values, keys and queries
-    add_products(
+    gemm_accumulate(
         head.dv, key * HSP, HSP, square.p, _START, n,
         queries.do, _START, LANES * n, n, HSP // LANES, n,
     )  # fmt: skip
-    add_products(
+    gemm_accumulate(
         head.dk, key * HSP, HSP, square.ds, _START, n,
         queries.q, _START, LANES * n, n, HSP // LANES, n,
     )  # fmt: skip
-    add_products(
+    gemm_accumulate(
         queries.dqt, _START, n, head.kt, key, TP, square.dsp, _START, LANES * n, HSP, _PANELS, n
     )
 
@@ -582,7 +510,7 @@ def _p_and_ds(queries, square, r, c, ahead):
     i, zero = r * SQUARE + c, splat(np.float32(0))
     p = exp(load(square.s, i) - load(queries.norms, c))
     # a query sees no key that comes after it
-    query = lane_numbers() + splat(np.float32(c))
+    query = lane_ids() + splat(np.float32(c))
     p = select_less(query, splat(np.float32(r + ahead)), zero, p)
     ds = p * (load(square.dp, i) - load(queries.deltas, c))
     store(p, square.p, i)

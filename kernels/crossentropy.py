@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from .activation import exp, exp_below
+from .activation import exp, exp_bounded
 from .jit import jit
 from .layout import IGNORED, LANES, padded
-from .simd import lane_numbers, load_first, select_less, splat, store, vgreatest, vmax, vsum
-from .team import barrier, claim
+from .simd import lane_ids, load_first, reduce_max, reduce_sum, select_less, splat, store, vmax
+from .team import barrier, next_task
 
 _MINUS_INFINITY = np.float32(-np.inf)
 
@@ -25,13 +25,13 @@ def crossentropy_forward(team, losses, norms, logits, ld, targets, M, V):
     logits         float32 [M, V], rows `ld` apart
     targets        int64 [M], from 0 to V − 1, or IGNORED
     """
-    m = claim(team)
+    m = next_task(team)
     while m < M:
         norms[m] = _log_sum_exp(logits, m * ld, V)
         losses[m] = 0
         if targets[m] != IGNORED:
             losses[m] = norms[m] - logits[m * ld + targets[m]]
-        m = claim(team)
+        m = next_task(team)
     barrier(team)
 
 
@@ -41,18 +41,18 @@ def _log_sum_exp(x, i, n):
     most = splat(_MINUS_INFINITY)
     for v in range(0, n, LANES):
         most = vmax(most, _or_minus_infinity(x, i, v, n))
-    greatest = vgreatest(most)
+    greatest = reduce_max(most)
     total = splat(np.float32(0))
     for v in range(0, n, LANES):
-        total = total + exp_below(_or_minus_infinity(x, i, v, n) - splat(greatest))
-    return greatest + np.log(vsum(total))
+        total = total + exp_bounded(_or_minus_infinity(x, i, v, n) - splat(greatest))
+    return greatest + np.log(reduce_sum(total))
 
 
 @jit
 def _or_minus_infinity(x, i, v, n):
     """Elements v … v + 15 of n from i on, and −∞ beyond the end."""
     here = load_first(x, i + v, min(LANES, n - v))
-    return select_less(lane_numbers(), splat(np.float32(n - v)), here, splat(_MINUS_INFINITY))
+    return select_less(lane_ids(), splat(np.float32(n - v)), here, splat(_MINUS_INFINITY))
 
 
 @jit
@@ -60,10 +60,10 @@ def crossentropy_backward(team, dlogits, ldd, logits, ld, norms, targets, M, fir
     """dlogits[m, v] = share · (e^(logits[m, v] − norms[m]) − [v = targets[m]]) of some columns.
 
     dlogits  [M, count], rows `ldd` apart: the columns from `first` on; zeros follow up to a
-             multiple of PAD; rows that do not count are zero
+             multiple of K_ALIGN; rows that do not count are zero
     share    the weight of each row in the loss
     """
-    m = claim(team)
+    m = next_task(team)
     while m < M:
         weight = np.float32(0) if targets[m] == IGNORED else share
         row, norm, target = m * ld + first, norms[m], targets[m] - first
@@ -76,7 +76,7 @@ def crossentropy_backward(team, dlogits, ldd, logits, ld, norms, targets, M, fir
             v = target - target % LANES
             p = _less_at(_softmax(logits, row, v, count, norm), np.float32(target - v))
             store(p * splat(weight), dlogits, m * ldd + v)
-        m = claim(team)
+        m = next_task(team)
     barrier(team)
 
 
@@ -89,6 +89,6 @@ def _softmax(logits, i, v, n, norm):
 @jit
 def _less_at(p, lane):
     """p − 1 in one of the sixteen lanes."""
-    lanes, zero, one = lane_numbers(), splat(np.float32(0)), splat(np.float32(1))
+    lanes, zero, one = lane_ids(), splat(np.float32(0)), splat(np.float32(1))
     here = select_less(lanes, splat(lane), zero, one)
     return p - select_less(lanes, splat(lane + np.float32(1)), here, zero)

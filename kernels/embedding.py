@@ -6,7 +6,7 @@ from .jit import jit
 from .layout import LANES
 from .matmul import weight
 from .simd import get, load_first, put, splat, store_first
-from .team import barrier, claim
+from .team import barrier, next_task
 
 
 @jit
@@ -18,24 +18,24 @@ def embedding_forward(team, x, ldx, ids, positions, wte, wpe, M, C, scale):
     wte             wteᵀ [C, V], as the head multiplies with it
     wpe             [n_positions · C]
     """
-    m = claim(team)
+    m = next_task(team)
     while m < M:
         for c in range(C):
             put(
                 (weight(wte, c, ids[m], C) + get(wpe, positions[m] * C + c)) * scale, x, m * ldx + c
             )
-        m = claim(team)
+        m = next_task(team)
     barrier(team)
 
 
 @jit
 def rows_forward(team, x, ldx, ids, positions, wte, wpe, M, C, scale):
     """embedding_forward from tables as they are trained: wte, wpe float32, flat [V, C], [.., C]."""
-    m = claim(team)
+    m = next_task(team)
     while m < M:
         for c in range(C):
             x[m * ldx + c] = (wte[ids[m] * C + c] + wpe[positions[m] * C + c]) * scale
-        m = claim(team)
+        m = next_task(team)
     barrier(team)
 
 
@@ -47,7 +47,7 @@ def rows_backward(team, dwte, dwpe, dx, ldx, ids, positions, M, C, scale):
 
     A task is some columns of all rows: nobody else adds to them, and each sum has its order.
     """
-    c = claim(team) * LANES
+    c = next_task(team) * LANES
     while c < C:
         lanes = min(LANES, C - c)
         for m in range(M):
@@ -55,7 +55,7 @@ def rows_backward(team, dwte, dwpe, dx, ldx, ids, positions, M, C, scale):
             token, position = ids[m] * C + c, positions[m] * C + c
             store_first(load_first(dwte, token, lanes) + d, dwte, token, lanes)
             store_first(load_first(dwpe, position, lanes) + d, dwpe, position, lanes)
-        c = claim(team) * LANES
+        c = next_task(team) * LANES
     barrier(team)
 
 
@@ -66,9 +66,9 @@ def gather_forward(team, y, x, ld, rows, N, C):
     y, x  float32 [N, C], [M, C], rows `ld` apart
     rows  int64 [N], each < M
     """
-    n = claim(team)
+    n = next_task(team)
     while n < N:
         for c in range(C):
             y[n * ld + c] = x[rows[n] * ld + c]
-        n = claim(team)
+        n = next_task(team)
     barrier(team)

@@ -25,7 +25,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -37,8 +36,8 @@ from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 from numba.core.runtime import rtsys
 
-from .folder import private_folder
-from .permission import amx_allowed
+from .amx_permission import amx_allowed
+from .cache_dir import private_folder
 
 # Numba numbers the functions that it compiles, in each process from 1 on, and LLVM takes two of one
 # name, types and number, the one compiled here and the other come from the disk, for the same.
@@ -82,18 +81,22 @@ def must_compile() -> bool:
 
 @cache
 def _fingerprint() -> str:
-    """A short hash of everything compiled code depends on beyond its own text.
+    """A short hash of what all compiled code depends on.
 
-    The text of the kernels, and of model.py and backward.py, which string them together; whether
-    the system gives AMX's tiles, and whether bounds are checked. Numba adds the processor and its
-    own version.
+    The text of the kernels, whether the system permits AMX, and whether bounds are checked. Numba
+    adds the processor and its own version.
     """
-    here = Path(__file__).resolve().parent
-    package = Path(sys.modules[__name__.split(".")[0]].__file__ or __file__).parent
-    files = [*sorted(here.rglob("*.py")), package / "model.py", package / "backward.py"]
-    text = b"".join(file.read_bytes() for file in files if file.is_file())
-    chosen = repr((amx_allowed(), numba.config.BOUNDSCHECK)).encode()
-    return hashlib.sha256(text + chosen).hexdigest()[:16]
+    chosen = repr((amx_allowed(), numba.config.BOUNDSCHECK))
+    return hashlib.sha256((_text_below(Path(__file__).parent) + chosen).encode()).hexdigest()[:16]
+
+
+@cache
+def _text_below(folder: Path) -> str:
+    """A hash of every Python file in a folder and its subfolders."""
+    texts = hashlib.sha256()
+    for file in sorted(folder.resolve().rglob("*.py")):
+        texts.update(file.read_bytes())
+    return texts.hexdigest()
 
 
 class _KernelLocator(_CacheLocator):
@@ -107,8 +110,9 @@ class _KernelLocator(_CacheLocator):
         return str(cache_folder())
 
     def get_source_stamp(self) -> str:
-        # the kernels are in the folder's name; the function itself may be of another program
-        return hashlib.sha256(Path(self._file).read_bytes()).hexdigest()
+        # The folder's name covers the kernels. An entry elsewhere (minigpt/model/forward.py)
+        # may call functions of the files beside it, so the stamp covers these, too.
+        return _text_below(Path(self._file).parent)
 
     def get_disambiguator(self) -> str:
         return str(self._line)

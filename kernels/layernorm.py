@@ -8,16 +8,16 @@ from .jit import jit
 from .layout import LANES
 from .simd import (
     fma,
-    lane_numbers,
+    lane_ids,
     load,
     load_first,
+    reduce_sum,
     select_less,
     splat,
     store,
     store_first,
-    vsum,
 )
-from .team import barrier, claim
+from .team import barrier, next_task
 
 _ROWS_PER_TASK = 8
 _ROWS_PER_SUM = 32
@@ -34,12 +34,12 @@ def layernorm_forward(team, y, x, ld, weight, bias, M, C, eps):
     which cancels).
     """
     tasks = (M + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK
-    task = claim(team)
+    task = next_task(team)
     while task < tasks:
         first = task * _ROWS_PER_TASK
         for m in range(first, min(M, first + _ROWS_PER_TASK)):
             _normalise(y, x, m * ld, weight, bias, C, eps)
-        task = claim(team)
+        task = next_task(team)
     barrier(team)
 
 
@@ -71,7 +71,7 @@ def _mean_and_rstd(x, i, C, eps):
         total = total + load(x, i + c)
     if rest:
         total = total + load_first(x, i + whole, rest)
-    mean = splat(np.float32(vsum(total) / np.float32(C)))
+    mean = splat(np.float32(reduce_sum(total) / np.float32(C)))
 
     # pass 2: variance; the lanes beyond the row's end count as no difference
     total = zero
@@ -80,9 +80,9 @@ def _mean_and_rstd(x, i, C, eps):
         total = fma(d, d, total)
     if rest:
         d = load_first(x, i + whole, rest) - mean
-        d = select_less(lane_numbers(), splat(np.float32(rest)), d, zero)
+        d = select_less(lane_ids(), splat(np.float32(rest)), d, zero)
         total = fma(d, d, total)
-    return mean, splat(np.float32(1) / np.sqrt(vsum(total) / np.float32(C) + eps))
+    return mean, splat(np.float32(1) / np.sqrt(reduce_sum(total) / np.float32(C) + eps))
 
 
 def layernorm_partials(M: int, C: int) -> int:
@@ -105,31 +105,31 @@ def layernorm_backward(team, dx, dweight, dbias, dy, x, ld, weight, partials, M,
     partials               float32, of layernorm_partials: the sums of _ROWS_PER_SUM rows each,
                            which are added up in their order
     """
-    task = claim(team)
+    task = next_task(team)
     while task * _ROWS_PER_SUM < M:
-        place = task * 2 * C
-        partials[place : place + 2 * C] = 0
+        offset = task * 2 * C
+        partials[offset : offset + 2 * C] = 0
         first = task * _ROWS_PER_SUM
         for m in range(first, min(M, first + _ROWS_PER_SUM)):
-            _denormalise(dx, partials, place, dy, x, m * ld, weight, C, eps)
-        task = claim(team)
+            _denormalise(dx, partials, offset, dy, x, m * ld, weight, C, eps)
+        task = next_task(team)
     barrier(team)
-    c = claim(team) * LANES
+    c = next_task(team) * LANES
     while c < C:
         lanes = min(LANES, C - c)
         scale, shift = load_first(dweight, c, lanes), load_first(dbias, c, lanes)
         for block in range((M + _ROWS_PER_SUM - 1) // _ROWS_PER_SUM):
-            place = block * 2 * C
-            scale = scale + load_first(partials, place + c, lanes)
-            shift = shift + load_first(partials, place + C + c, lanes)
+            offset = block * 2 * C
+            scale = scale + load_first(partials, offset + c, lanes)
+            shift = shift + load_first(partials, offset + C + c, lanes)
         store_first(scale, dweight, c, lanes)
         store_first(shift, dbias, c, lanes)
-        c = claim(team) * LANES
+        c = next_task(team) * LANES
     barrier(team)
 
 
 @jit
-def _denormalise(dx, partials, place, dy, x, i, weight, C, eps):
+def _denormalise(dx, partials, offset, dy, x, i, weight, C, eps):
     """One row, at element i, to dx and to the sums of dweight and dbias at `place`."""
     mean, rstd = _mean_and_rstd(x, i, C, eps)
     sum_dn, sum_dn_n = splat(np.float32(0)), splat(np.float32(0))
@@ -140,13 +140,13 @@ def _denormalise(dx, partials, place, dy, x, i, weight, C, eps):
         dn = dyc * load_first(weight, c, lanes)
         sum_dn = sum_dn + dn
         sum_dn_n = fma(dn, n, sum_dn_n)
-        dweight = fma(dyc, n, load_first(partials, place + c, lanes))
-        store_first(dweight, partials, place + c, lanes)
+        dweight = fma(dyc, n, load_first(partials, offset + c, lanes))
+        store_first(dweight, partials, offset + c, lanes)
         store_first(
-            load_first(partials, place + C + c, lanes) + dyc, partials, place + C + c, lanes
+            load_first(partials, offset + C + c, lanes) + dyc, partials, offset + C + c, lanes
         )
-    mean_dn = splat(vsum(sum_dn) / np.float32(C))
-    mean_dn_n = splat(vsum(sum_dn_n) / np.float32(C))
+    mean_dn = splat(reduce_sum(sum_dn) / np.float32(C))
+    mean_dn_n = splat(reduce_sum(sum_dn_n) / np.float32(C))
     for c in range(0, C, LANES):
         lanes = min(LANES, C - c)
         n = (load_first(x, i + c, lanes) - mean) * rstd

@@ -22,24 +22,30 @@ from numba.core import types
 from numba.extending import overload
 
 from .activation import activate
-from .codes import Codes, add_code_products, code_at, codes_at, quantize_rows
+from .gemm.gemm import configure_tiles, gemm_accumulate, release_tiles
+from .gemm.packing import copy_rows, pack_operand, transpose_rows
+from .gemm.quantized import (
+    QuantizedMatrix,
+    dequantized_element,
+    gemm_accumulate_int,
+    quantize_activations,
+    quantized_at,
+)
 from .jit import jit
-from .layout import GROUP, LANES, numbers_stride, padded, panels_size, row_stride
-from .packing import copy_rows, pack_factor, transpose_rows
-from .products import add_products, begin_products, end_products
+from .layout import LANES, N_BLOCK, padded, panels_size, qx_stride, row_stride
 from .simd import (
     AMX,
-    AMX_WHOLE_SCRATCH,
+    AMX_INT_SCRATCH,
     array_at,
     get,
     load,
     load_first,
-    place,
+    panel_offset,
     splat,
     store,
     store_first,
 )
-from .team import barrier, claim
+from .team import barrier, next_task
 
 # Terms that are summed at a time. A panel's block, 48 KiB of float32, then passes from L2 through
 # the L1 cache for every tile's rows: that costs less than sums that come and go more often. Two
@@ -49,14 +55,14 @@ K_BLOCK = 512 if AMX else 768
 # Typed numbers, so that Numba compiles one function for all of them and not one for each.
 NO_ACTIVATION = np.int64(-1)
 SET, ADD = np.int64(0), np.int64(1)  # what happens to y: y = …, y += …
-_START, _ONE, _GROUP, _PANELS = np.array([0, 1, GROUP, GROUP // LANES])
+_START, _ONE, _GROUP, _PANELS = np.array([0, 1, N_BLOCK, N_BLOCK // LANES])
 
 _ROW_UNIT = 96  # a multiple of every tile's rows
 _ROWS = 2 * _ROW_UNIT  # rows of x that pass each block of a panel
 
-_SUMS = _ROWS * GROUP
+_SUMS = _ROWS * N_BLOCK
 # float32 elements of scratch that a thread needs here: the sums of one task, and AMX's own
-MATMUL_SCRATCH = _SUMS + AMX_WHOLE_SCRATCH
+MATMUL_SCRATCH = _SUMS + AMX_INT_SCRATCH
 
 
 @jit
@@ -64,28 +70,28 @@ def matmul_forward(team, y, ldy, x, ldx, w, bias, M, K, N, mode, activation, sca
     """y = scale · x · w + bias in mode SET, y += … in mode ADD; then the activation, if any.
 
     y     [M, N], rows `ldy` apart
-    x     [M, K], rows `ldx` apart: what left_factor returns
-    w     [K, N]: panels, or Codes
+    x     [M, K], rows `ldx` apart: what prepare_activations returns
+    w     [K, N]: panels, or QuantizedMatrix
     bias  [N], or empty for none
     activation  a number of activation.py, or NO_ACTIVATION
 
-    A task is GROUP columns of some rows. x and w are read through the caches: K_BLOCK of a panel
+    A task is N_BLOCK columns of some rows. x and w are read through the caches: K_BLOCK of a panel
     stay near while the task's rows pass.
     """
-    groups = (N + GROUP - 1) // GROUP
+    groups = (N + N_BLOCK - 1) // N_BLOCK
     chunk = _chunk(M)
     tasks = groups * ((M + chunk - 1) // chunk)
     sums = team.scratch
-    begin_products(x)
-    task = claim(team)
+    configure_tiles(x)
+    task = next_task(team)
     while task < tasks:
         m, group = task // groups * chunk, task % groups
         rows = min(chunk, M - m)
-        sums[: rows * GROUP] = 0
+        sums[: rows * N_BLOCK] = 0
         _add_group(sums, sums[_SUMS:], x, m, ldx, w, group, rows, K)
-        _finish(sums, y, ldy, m, group * GROUP, bias, rows, N, mode, activation, scale)
-        task = claim(team)
-    end_products(x)
+        _finish(sums, y, ldy, m, group * N_BLOCK, bias, rows, N, mode, activation, scale)
+        task = next_task(team)
+    release_tiles(x)
     barrier(team)
 
 
@@ -115,13 +121,13 @@ def matmul_backward(team, dx, lddx, dw, dbias, dy, lddy, x, ldx, w, room, M, K, 
     no_bias, one = dw[:0], np.float32(1)
     bias_backward(team, dbias, dy, lddy, M, dbias.size)
     transpose_rows(team, room.rows, row_stride(M), x, ldx, M, K)
-    pack_factor(team, room.panels, dy, _START, M, N, lddy, _ONE)
+    pack_operand(team, room.panels, dy, _START, M, N, lddy, _ONE)
     matmul_forward(
         team, dw, N, room.rows, row_stride(M), room.panels, no_bias, K, M, N,
         ADD, NO_ACTIVATION, one,
     )  # fmt: skip
-    pack_factor(team, room.panels, w, _START, N, K, _ONE, N)
-    left = rounded_factor(team, room.rows, dy, lddy, M, N)
+    pack_operand(team, room.panels, w, _START, N, K, _ONE, N)
+    left = cast_activations(team, room.rows, dy, lddy, M, N)
     matmul_forward(
         team, dx, lddx, left, lddy, room.panels, no_bias, M, N, K,
         SET, NO_ACTIVATION, one,
@@ -131,26 +137,26 @@ def matmul_backward(team, dx, lddx, dw, dbias, dy, lddy, x, ldx, w, room, M, K, 
 @jit
 def bias_backward(team, dbias, dy, lddy, M, N):
     """dbias[n] += Σ_m dy[m, n], for each n in the order of m."""
-    task = claim(team)
-    while task * GROUP < N:
-        for n in range(task * GROUP, min(N, (task + 1) * GROUP), LANES):
+    task = next_task(team)
+    while task * N_BLOCK < N:
+        for n in range(task * N_BLOCK, min(N, (task + 1) * N_BLOCK), LANES):
             lanes = min(LANES, N - n)
             total = splat(np.float32(0))
             for m in range(M):
                 total = total + load_first(dy, m * lddy + n, lanes)
             store_first(load_first(dbias, n, lanes) + total, dbias, n, lanes)
-        task = claim(team)
+        task = next_task(team)
     barrier(team)
 
 
 @jit
-def _add_float_products(sums, x, m, ldx, w, group, rows, K):
-    """sums[rows, GROUP] += x[m : m + rows, :] · GROUP columns of w."""
+def _accumulate_float(sums, x, m, ldx, w, group, rows, K):
+    """sums[rows, N_BLOCK] += x[m : m + rows, :] · N_BLOCK columns of w."""
     depth = padded(K)
     for k in range(0, K, K_BLOCK):
-        add_products(
+        gemm_accumulate(
             sums, _START, _GROUP, x, m * ldx + k, ldx,
-            w, group * GROUP * depth + k * LANES, depth * LANES,
+            w, group * N_BLOCK * depth + k * LANES, depth * LANES,
             rows, _PANELS, min(K_BLOCK, K - k),
         )  # fmt: skip
 
@@ -166,74 +172,74 @@ def _chunk(M):
 def _finish(sums, y, ldy, m, n, bias, rows, N, mode, activation, scale):
     """From a task's sums to its part of y, in one pass."""
     for row in range(rows):
-        for c in range(0, min(GROUP, N - n), LANES):
+        for c in range(0, min(N_BLOCK, N - n), LANES):
             lanes = min(LANES, N - n - c)
-            place = (m + row) * ldy + n + c
-            value = load(sums, row * GROUP + c) * splat(scale)
+            offset = (m + row) * ldy + n + c
+            value = load(sums, row * N_BLOCK + c) * splat(scale)
             if bias.size:
                 value = value + load_first(bias, n + c, lanes)
             if mode == ADD:
-                value = value + load_first(y, place, lanes)
+                value = value + load_first(y, offset, lanes)
             if activation != NO_ACTIVATION:
                 value = activate(value, activation)
             if lanes == LANES:
-                store(value, y, place)
+                store(value, y, offset)
             else:
-                store_first(value, y, place, lanes)
+                store_first(value, y, offset, lanes)
 
 
-# ---- floats and Codes: who compiles a kernel for one does not compile the other --------------
+# ---- float or quantized weights: compiling a kernel for one does not compile the other -------
 
 
-def _are_codes(w: Any) -> bool:
-    return isinstance(w, types.NamedTuple) and w.instance_class is Codes
+def _is_quantized(w: Any) -> bool:
+    return isinstance(w, types.NamedTuple) and w.instance_class is QuantizedMatrix
 
 
 def _add_group(
     sums: Any, scratch: Any, x: Any, m: Any, ldx: Any, w: Any, group: Any, rows: Any, K: Any
 ) -> None:
-    """sums[rows, GROUP] += x[m : m + rows, :] · GROUP columns of w, of floats or Codes."""
+    """sums[rows, N_BLOCK] += x[m : m + rows, :] · N_BLOCK columns of w."""
     raise NotImplementedError("for compiled code")
 
 
 @overload(_add_group)
 def _add_group_for(sums, scratch, x, m, ldx, w, group, rows, K):
-    if not _are_codes(w):
-        return lambda sums, scratch, x, m, ldx, w, group, rows, K: _add_float_products(
+    if not _is_quantized(w):
+        return lambda sums, scratch, x, m, ldx, w, group, rows, K: _accumulate_float(
             sums, x, m, ldx, w, group, rows, K
         )
-    return lambda sums, scratch, x, m, ldx, w, group, rows, K: add_code_products(
+    return lambda sums, scratch, x, m, ldx, w, group, rows, K: gemm_accumulate_int(
         sums, _START, _GROUP, x, m, w, group, rows, K, scratch
     )
 
 
-def left_factor(team: Any, room: Any, x: Any, ldx: Any, w: Any, M: Any, K: Any) -> Any:
+def prepare_activations(team: Any, room: Any, x: Any, ldx: Any, w: Any, M: Any, K: Any) -> Any:
     """(x, ldx) as matmul_forward multiplies them with w: as they are, or made whole in `room`.
 
     x     [M, K], rows `ldx` apart: float32; bfloat16 where the processor multiplies that (see
           products.py)
-    room  Rows, as quantize_rows wants them
+    room  Rows, as quantize_activations wants them
     """
     raise NotImplementedError("for compiled code")
 
 
-@overload(left_factor)
-def _left_factor(team, room, x, ldx, w, M, K):
-    if not _are_codes(w):
+@overload(prepare_activations)
+def _prepare_activations(team, room, x, ldx, w, M, K):
+    if not _is_quantized(w):
         return lambda team, room, x, ldx, w, M, K: (x, ldx)
     return lambda team, room, x, ldx, w, M, K: (
-        quantize_rows(team, room, x, ldx, M, K),
-        numbers_stride(K),
+        quantize_activations(team, room, x, ldx, M, K),
+        qx_stride(K),
     )
 
 
-def rounded_factor(team: Any, room: Any, x: Any, ldx: Any, M: Any, K: Any) -> Any:
+def cast_activations(team: Any, room: Any, x: Any, ldx: Any, M: Any, K: Any) -> Any:
     """x [M, K] as a left factor of the type of `room`: itself, or a copy in `room`, rounded."""
     raise NotImplementedError("for compiled code")
 
 
-@overload(rounded_factor)
-def _rounded_factor(team, room, x, ldx, M, K):
+@overload(cast_activations)
+def _cast_activations(team, room, x, ldx, M, K):
     if room.dtype == x.dtype:
         return lambda team, room, x, ldx, M, K: x
 
@@ -245,15 +251,15 @@ def _rounded_factor(team, room, x, ldx, M, K):
 
 
 def matrix_at(address: Any, scales: Any, K: Any, N: Any, like: Any) -> Any:
-    """The weights [K, N] at an address, of the kind of `like`; scales: where those of Codes are."""
+    """The weights [K, N] at an address, of the type of `like`; `scales` is 0 for float weights."""
     raise NotImplementedError("for compiled code")
 
 
 @overload(matrix_at)
 def _matrix_at(address, scales, K, N, like):
-    if not _are_codes(like):
+    if not _is_quantized(like):
         return lambda address, scales, K, N, like: array_at(address, panels_size(K, N), like)
-    return lambda address, scales, K, N, like: codes_at(address, scales, K, N, like)
+    return lambda address, scales, K, N, like: quantized_at(address, scales, K, N, like)
 
 
 def weight(w: Any, k: Any, n: Any, K: Any) -> Any:
@@ -263,6 +269,6 @@ def weight(w: Any, k: Any, n: Any, K: Any) -> Any:
 
 @overload(weight)
 def _weight(w, k, n, K):
-    if _are_codes(w):
-        return lambda w, k, n, K: code_at(w, k, n, K)
-    return lambda w, k, n, K: get(w, n // LANES * LANES * padded(K) + place(w, k, n % LANES))
+    if _is_quantized(w):
+        return lambda w, k, n, K: dequantized_element(w, k, n, K)
+    return lambda w, k, n, K: get(w, n // LANES * LANES * padded(K) + panel_offset(w, k, n % LANES))

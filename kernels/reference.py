@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from .layout import BLOCK, GROUP, IGNORED, LANES, padded, widened
+from .layout import IGNORED, LANES, N_BLOCK, QUANT_BLOCK, bf16_to_f32, padded
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -29,7 +29,7 @@ def layernorm(x, weight, bias, eps):
 def panels(w, dtype):
     """[K, N] → the same in panels (layout.py), flat: float32, or the bits of bfloat16 in uint16"""
     K, N = w.shape
-    whole = np.zeros((padded(K), padded(N, GROUP)), np.float32)
+    whole = np.zeros((padded(K), padded(N, N_BLOCK)), np.float32)
     whole[:K, :N] = w
     if dtype == np.float32:
         return whole.reshape(len(whole), -1, LANES).transpose(1, 0, 2).ravel()
@@ -44,17 +44,18 @@ def bfloat16(x):
 
 
 def quantized(w, dtype):
-    """[K, N] → whole numbers [K, N] and scales (in int4: scales, offsets), each [K / BLOCK, N];
+    """[K, N] → whole numbers [K, N] and scales (in int4: scales, offsets), each [K / QUANT_BLOCK,
+    N];
     "int8": the largest of a block and column is 127; "int4": least and greatest are 0 and 15"""
     K, N = w.shape
-    blocks = np.zeros((padded(K, BLOCK) // BLOCK, BLOCK, N), np.float32)
+    blocks = np.zeros((padded(K, QUANT_BLOCK) // QUANT_BLOCK, QUANT_BLOCK, N), np.float32)
     blocks.reshape(-1, N)[:K] = w
     if dtype == "int8":
         least, most, offset = -127, 127, np.zeros((len(blocks), N), np.float32)
-        scale = widened(bfloat16(np.abs(blocks).max(1) / np.float32(127)))
+        scale = bf16_to_f32(bfloat16(np.abs(blocks).max(1) / np.float32(127)))
     else:
-        least, most, offset = 0, 15, widened(bfloat16(blocks.min(1)))
-        scale = widened(bfloat16((blocks.max(1) - blocks.min(1)) / np.float32(15)))
+        least, most, offset = 0, 15, bf16_to_f32(bfloat16(blocks.min(1)))
+        scale = bf16_to_f32(bfloat16((blocks.max(1) - blocks.min(1)) / np.float32(15)))
     q = (blocks - offset[:, None]) / np.where(scale == 0, 1, scale)[:, None]
     q = np.clip(np.rint(q), least, most).reshape(-1, N)[:K].astype(np.int64)
     return (q, scale) if dtype == "int8" else (q, scale, offset)
@@ -63,10 +64,10 @@ def quantized(w, dtype):
 def codes(q, scale, offset=None):
     """What `quantized` returns → numbers and scales as layout.py tells, flat"""
     K, N = q.shape
-    whole = np.zeros((padded(K, BLOCK), padded(N, GROUP)), np.int64)
+    whole = np.zeros((padded(K, QUANT_BLOCK), padded(N, N_BLOCK)), np.int64)
     whole[:K, :N] = q
     parts = [scale] if offset is None else [scale, offset]
-    wide = np.zeros((len(parts), len(whole) // BLOCK, padded(N, GROUP)), np.float32)
+    wide = np.zeros((len(parts), len(whole) // QUANT_BLOCK, padded(N, N_BLOCK)), np.float32)
     wide[:, :, :N] = parts
     scales = wide.reshape(*wide.shape[:2], -1, LANES).transpose(2, 1, 0, 3)
     if offset is None:
@@ -77,17 +78,18 @@ def codes(q, scale, offset=None):
     return pairs.transpose(2, 0, 3, 1).astype(np.uint8).ravel(), bfloat16(scales).ravel()
 
 
-def dequantized(q, scale, offset=None):
+def dequantize_panels(q, scale, offset=None):
     """What `quantized` returns → the weights [K, N] that they stand for"""
-    rows = np.arange(len(q)) // BLOCK
+    rows = np.arange(len(q)) // QUANT_BLOCK
     return q * scale[rows] + (0 if offset is None else offset[rows])
 
 
 def quantized_rows(x):
-    """[M, K] → whole numbers [M, K] and what 1 of each is worth [M, K / BLOCK]; the largest of a
+    """[M, K] → whole numbers [M, K] and what 1 of each is worth [M, K / QUANT_BLOCK]; the largest
+    of a
     row's block is 127"""
     M, K = x.shape
-    blocks = np.zeros((M, padded(K, BLOCK) // BLOCK, BLOCK), np.float32)
+    blocks = np.zeros((M, padded(K, QUANT_BLOCK) // QUANT_BLOCK, QUANT_BLOCK), np.float32)
     blocks.reshape(M, -1)[:, :K] = x
     span = np.abs(blocks).max(-1)
     per_unit = np.where(span > 0, np.float32(127) / np.where(span > 0, span, 1), 0)

@@ -69,7 +69,7 @@ class Member(NamedTuple):
 
 
 @inline
-def claim(team):
+def next_task(team):
     """The number of the next task that nobody has taken yet in this phase."""
     return atomic_add(team.sync, _NEXT, 1)
 

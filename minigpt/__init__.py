@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .api import GPTModel
     from .config import GPTConfig
     from .errors import MinigptError
-    from .tokenizer import GPTTokenizer
+    from .tokenizer.tokenizer import GPTTokenizer
 
 __version__ = "0.1.0"
 __all__ = ["GPTConfig", "GPTModel", "GPTTokenizer", "MinigptError"]
@@ -22,14 +22,15 @@ __all__ = ["GPTConfig", "GPTModel", "GPTTokenizer", "MinigptError"]
 _HOME = {
     "GPTConfig": ".config",
     "GPTModel": ".api",
-    "GPTTokenizer": ".tokenizer",
+    "GPTTokenizer": ".tokenizer.tokenizer",
     "MinigptError": ".errors",
 }
 
-# In a checkout, kernels/ and cli/ lie beside this folder and not inside it: there, and only
-# there, the checkout's root joins the places where subpackages are looked for.
+# In a checkout, kernels/ and cli/ lie at its root, and symbolic links put them into this folder.
+# Where the file system has no links (Git on Windows writes text files in their place), the root
+# joins the folders in which Python looks for subpackages.
 _ROOT = Path(__file__).resolve().parent.parent
-if (_ROOT / "setup.cfg").is_file() and (_ROOT / "kernels" / "jit.py").is_file():
+if not (_ROOT / "minigpt" / "kernels").is_dir() and (_ROOT / "kernels" / "jit.py").is_file():
     __path__.append(str(_ROOT))
 
 

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import generate as generation
-from .box import BOX
-from .cache import State
+from .bundled import BUNDLED_MODEL
 from .checkpoint import open_checkpoint, resolve
 from .config import GPTConfig
-from .errors import InputError, SourceError, shown
-from .loading import load_weights
-from .model import Engine
-from .sampler import is_integer
-from .save import save_model
-from .weights import checkpoint_name
+from .conversion.saving import save_model
+from .errors import InputError, SourceError, short_repr
+from .generation import generate as generation
+from .generation.sampler import is_integer
+from .model.engine import Engine
+from .model.kv_cache import State
+from .weights.loading import load_weights
+from .weights.table import checkpoint_name
 
 if TYPE_CHECKING:
-    from .learner import Learner
+    from .model.learner import Learner
 
 MAX_THREADS = 256
 
@@ -58,7 +58,10 @@ class GPTModel:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike[str] = BOX, dtype: str = "auto", threads: int | None = None
+        cls,
+        source: str | os.PathLike[str] = BUNDLED_MODEL,
+        dtype: str = "auto",
+        threads: int | None = None,
     ) -> GPTModel:
         """The model of a source: a folder in Hugging Face layout, a GGUF file, or a hub id; by
         default the one in the box.
@@ -91,11 +94,11 @@ class GPTModel:
         return Output(logits.reshape(B, T, -1))
 
     def generate(self, ids: Any, **options: Any) -> Any:
-        """Continue sequences; see minigpt.generate.generate for the options."""
+        """Continue sequences; see minigpt.generation.generate.generate for the options."""
         return generation.generate(self, ids, **options)
 
     def stream(self, ids: Any, **options: Any) -> Iterator[int]:
-        """Continue one sequence, token by token; see minigpt.generate.stream for the options."""
+        """Continue one sequence, token by token; the options are those of generate.stream."""
         return generation.stream(self, ids, **options)
 
     def loss_and_grad(self, ids: Any, targets: Any) -> tuple[float, dict[str, np.ndarray]]:
@@ -126,7 +129,7 @@ class GPTModel:
         }
 
     def _new_learner(self) -> Learner:
-        from .learner import Learner
+        from .model.learner import Learner
 
         tensors = self._engine.weights.float32_copies()
         dtype = "bf16" if self.dtype == "bf16" else "f32"
@@ -159,7 +162,9 @@ def checked_threads(threads: int | None) -> int:
     if threads is None:
         return _processors()
     if not (is_integer(threads) and 1 <= threads <= MAX_THREADS):
-        raise InputError(f"threads {shown(threads)}: must be an integer from 1 to {MAX_THREADS}")
+        raise InputError(
+            f"threads {short_repr(threads)}: must be an integer from 1 to {MAX_THREADS}"
+        )
     return int(threads)
 
 

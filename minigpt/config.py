@@ -191,8 +191,10 @@ class _Reader:
         return self.data.get(_OLDER_NAME.get(key, key)) if value is None else value
 
     def wrong(self, key: str, value: object, right: str) -> ConfigError:
-        shown = repr(value) if isinstance(value, (str, int, float, type(None))) else "of that type"
-        return ConfigError(f"{self.where}: {key} cannot be {shown[:80]}; it must be {right}")
+        short_repr = (
+            repr(value) if isinstance(value, (str, int, float, type(None))) else "of that type"
+        )
+        return ConfigError(f"{self.where}: {key} cannot be {short_repr[:80]}; it must be {right}")
 
     def size(self, key: str, at_most: int = _MAX_SIZE) -> int:
         value = self.get(key)

@@ -27,7 +27,7 @@ class InputError(MinigptError, ValueError):
     """An argument is wrong: ids, targets, an option out of its range, a prompt too long."""
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """A value as a message may show it: quoted, on one line, not too long, whatever it is."""
     try:
         text = " ".join(line.strip() for line in repr(value).splitlines())

@@ -10,18 +10,18 @@ from numba.core import cgutils, types
 from numba.core.extending import intrinsic
 
 from ..jit import inline, jit
-from ..layout import BLOCK, LANES, numbers_stride, padded, units_stride
-from .llvm import V16I, V64B, call, element, load_vector, store_vector
-from .memory import check, prefetch
-from .whole import (
+from ..layout import LANES, QUANT_BLOCK, activation_scales_stride, padded, qx_stride
+from .int_tiles import (
     LINE,
+    activation_scales,
     all_lanes,
     rows_of_line,
     scales_of_block,
-    scales_of_panel,
-    units_of_row,
+    weight_scales,
     worth,
 )
+from .llvm import V16I, V64B, call, element, load_vector, store_vector
+from .memory import check, prefetch
 
 # Eight tiles of 16 rows × 64 bytes. A product reads bfloat16 A [16, 32] and B, half a panel's
 # block [32, 16] in pairs of rows, and adds to float32 C [16, 16]. Tiles are named by number:
@@ -48,8 +48,8 @@ def _tile_memory(context, builder, kind, array, index, stride) -> tuple[Any, Any
 
 
 @intrinsic
-def amx_begin(typingctx):
-    """Set up this thread's tiles; `amx_end` gives them back."""
+def amx_configure_tiles(typingctx):
+    """Set up this thread's tiles; `amx_release_tiles` gives them back."""
 
     def codegen(context, builder, signature, arguments):
         shapes = cgutils.global_constant(builder, "amx_shapes", cgutils.make_bytearray(_AMX_SHAPES))
@@ -60,7 +60,7 @@ def amx_begin(typingctx):
 
 
 @intrinsic
-def amx_end(typingctx):
+def amx_release_tiles(typingctx):
     def codegen(context, builder, signature, arguments):
         call(builder, "llvm.x86.tilerelease", ir.VoidType())
 
@@ -75,8 +75,8 @@ def _amx_move(name: str, first: int) -> Any:
         tile = first + number.literal_value
 
         def codegen(context, builder, signature, arguments):
-            _, *place = arguments
-            address, step = _tile_memory(context, builder, signature.args[1], *place)
+            _, *offset = arguments
+            address, step = _tile_memory(context, builder, signature.args[1], *offset)
             call(builder, name, ir.VoidType(), _tile_number(tile), address, step)
 
         return types.void(number, array, types.intp, types.intp), codegen
@@ -103,8 +103,8 @@ def _amx_multiply(typingctx, row, column):
 
 
 @jit
-def amx_add_products_32(c, ic, ldc, a, ia, lda, b, ib, panel, K):
-    """As the function of `sum_of_products`, for 32 rows × 2 panels of bfloat16; K % 32 = 0."""
+def amx_microkernel_32(c, ic, ldc, a, ia, lda, b, ib, panel, K):
+    """As the function of `microkernel`, for 32 rows × 2 panels of bfloat16; K % 32 = 0."""
     _check_amx(c, ic, ldc, a, ia, lda, b, ib, panel, K, 2 * AMX_ROWS)
     below_a, below_c = AMX_ROWS * lda, AMX_ROWS * ldc
     _amx_load_c(0, c, ic, ldc)
@@ -127,7 +127,7 @@ def amx_add_products_32(c, ic, ldc, a, ia, lda, b, ib, panel, K):
 
 
 @jit
-def amx_add_products_16(c, ic, ldc, a, ia, lda, b, ib, panel, K):
+def amx_microkernel_16(c, ic, ldc, a, ia, lda, b, ib, panel, K):
     """The same for 16 rows × 2 panels, asking for what comes next of b meanwhile."""
     _check_amx(c, ic, ldc, a, ia, lda, b, ib, panel, K, AMX_ROWS)
     _amx_load_c(0, c, ic, ldc)
@@ -155,7 +155,7 @@ def _check_amx(c, ic, ldc, a, ia, lda, b, ib, panel, K, rows):
     check(c, ic, ic + (rows - 1) * ldc + 2 * LANES - 1)
 
 
-def _amx_multiply_whole(name: str) -> Any:
+def _amx_int_multiply(name: str) -> Any:
     """As _amx_multiply, for bytes; sums are int32."""
 
     @intrinsic(prefer_literal=True)
@@ -171,8 +171,8 @@ def _amx_multiply_whole(name: str) -> Any:
     return multiply
 
 
-_amx_multiply_signed = _amx_multiply_whole("llvm.x86.tdpbssd")
-_amx_multiply_unsigned = _amx_multiply_whole("llvm.x86.tdpbsud")  # A signed, B not
+_amx_multiply_signed = _amx_int_multiply("llvm.x86.tdpbssd")
+_amx_multiply_unsigned = _amx_int_multiply("llvm.x86.tdpbsud")  # A signed, B not
 
 
 @intrinsic(prefer_literal=True)
@@ -186,16 +186,16 @@ def _amx_zero(typingctx, number):
 
 
 @intrinsic
-def _halves_of_bytes(typingctx, source, index, target, place):
+def _halves_of_bytes(typingctx, source, index, target, offset):
     """64 bytes of pairs to 128: the low halves of all, then the high halves."""
 
     def codegen(context, builder, signature, arguments):
-        source, index, target, place = arguments
+        source, index, target, offset = arguments
         address = element(context, builder, signature.args[0], source, index)
         line = builder.load(builder.bitcast(address, V64B.as_pointer()), align=1)
         high = builder.lshr(builder.bitcast(line, V16I), all_lanes(V16I, 4))
         for n, half in enumerate((line, builder.bitcast(high, V64B))):
-            start = builder.add(place, place.type(n * LINE))
+            start = builder.add(offset, offset.type(n * LINE))
             address = element(context, builder, signature.args[2], target, start)
             value = builder.and_(half, all_lanes(V64B, 15))
             builder.store(value, builder.bitcast(address, V64B.as_pointer()), align=1)
@@ -205,16 +205,16 @@ def _halves_of_bytes(typingctx, source, index, target, place):
 
 
 @intrinsic
-def _add_whole(typingctx, sums, index, c, ic, units, iu, b, scales, isc):
-    """c[16] += what sixteen int32 of `sums` are worth, as _whole_tile_add_to does it."""
+def _accumulate_dequantized(typingctx, sums, index, c, ic, units, iu, b, scales, isc):
+    """c[16] += what sixteen int32 of `sums` are worth, as _int_tile_accumulate does it."""
 
     def codegen(context, builder, signature, arguments):
         sums, index, c, ic, units, iu, _, scales, isc = arguments
         kind, _, kind_c, _, kind_u, _, kind_b, kind_s, _ = signature.args
         address = element(context, builder, kind, sums, index)
         whole = builder.load(builder.bitcast(address, V16I.as_pointer()), align=4)
-        row = units_of_row(context, builder, kind_u, units, iu)
-        column = scales_of_panel(context, builder, kind_s, scales, isc, kind_b)
+        row = activation_scales(context, builder, kind_u, units, iu)
+        column = weight_scales(context, builder, kind_s, scales, isc, kind_b)
         target = element(context, builder, kind_c, c, ic)
         value = worth(builder, whole, row, column, load_vector(builder, kind_c, target))
         store_vector(builder, kind_c, value, target)
@@ -223,29 +223,33 @@ def _add_whole(typingctx, sums, index, c, ic, units, iu, b, scales, isc):
     return types.void(sums, n, c, n, units, n, b, scales, n), codegen
 
 
-AMX_WHOLE_SCRATCH = (2 * BLOCK * LANES + 4 * 4 * AMX_ROWS * LANES) // 4  # float32
+AMX_INT_SCRATCH = (2 * QUANT_BLOCK * LANES + 4 * 4 * AMX_ROWS * LANES) // 4  # float32
 
 
-def _amx_whole_products(multiply: Any, pairs: bool) -> Any:
+def _amx_int_microkernel(multiply: Any, pairs: bool) -> Any:
     """c [rows, 32] += x[m : m + rows, :] · two panels of w, from number `panel` on.
 
     pairs  w is int4: each block of a panel is first spread to bytes
     """
 
     @jit
-    def add_products(c, ic, ldc, x, m, w, panel, rows, K, scratch):
+    def gemm_accumulate(c, ic, ldc, x, m, w, panel, rows, K, scratch):
         """
         c        float32 at ic, rows `ldc` apart
-        x, w     Rows and Codes of K terms; x has room for whole tiles of rows
-        scratch  float32 [AMX_WHOLE_SCRATCH]
+        x, w     Rows and QuantizedMatrix of K terms; x has room for whole tiles of rows
+        scratch  float32 [AMX_INT_SCRATCH]
         """
-        lines, step = BLOCK // rows_of_line(w.numbers), scales_of_block(w.numbers)
-        ld, ldu, blocks = numbers_stride(K), units_stride(K), (K + BLOCK - 1) // BLOCK
+        lines, step = QUANT_BLOCK // rows_of_line(w.numbers), scales_of_block(w.numbers)
+        ld, ldu, blocks = (
+            qx_stride(K),
+            activation_scales_stride(K),
+            (K + QUANT_BLOCK - 1) // QUANT_BLOCK,
+        )
         size, size_of_scales = blocks * lines * LINE, blocks * step
-        whole = BLOCK * LANES
+        whole = QUANT_BLOCK * LANES
         spread = scratch[: 2 * whole // 4].view(w.numbers.dtype)
-        sums = scratch[2 * whole // 4 : AMX_WHOLE_SCRATCH].view(np.int32)
-        check(x.numbers, m * ld, (m + padded(rows, AMX_ROWS) - 1) * ld + blocks * BLOCK - 1)
+        sums = scratch[2 * whole // 4 : AMX_INT_SCRATCH].view(np.int32)
+        check(x.numbers, m * ld, (m + padded(rows, AMX_ROWS) - 1) * ld + blocks * QUANT_BLOCK - 1)
         check(w.numbers, panel * size, (panel + 2) * size - 1)
         check(w.scales, panel * size_of_scales, (panel + 2) * size_of_scales - 1)
         check(c, ic, ic + (rows - 1) * ldc + 2 * LANES - 1)
@@ -256,15 +260,15 @@ def _amx_whole_products(multiply: Any, pairs: bool) -> Any:
                     here = ib + line * LINE
                     _halves_of_bytes(w.numbers, here, spread, 2 * line * LINE)
                     _halves_of_bytes(w.numbers, here + size, spread, whole + 2 * line * LINE)
-                _amx_load_b(0, spread, 0, BLOCK)
-                _amx_load_b(1, spread, whole, BLOCK)
+                _amx_load_b(0, spread, 0, QUANT_BLOCK)
+                _amx_load_b(1, spread, whole, QUANT_BLOCK)
             else:
-                _amx_load_b(0, w.numbers, ib, BLOCK)
-                _amx_load_b(1, w.numbers, ib + size, BLOCK)
+                _amx_load_b(0, w.numbers, ib, QUANT_BLOCK)
+                _amx_load_b(1, w.numbers, ib + size, QUANT_BLOCK)
             isc = panel * size_of_scales + block * step
             row = 0
             while row < rows:
-                ia = (m + row) * ld + block * BLOCK
+                ia = (m + row) * ld + block * QUANT_BLOCK
                 _amx_zero(0)
                 _amx_zero(1)
                 _amx_load_a(0, x.numbers, ia, ld)
@@ -284,15 +288,17 @@ def _amx_whole_products(multiply: Any, pairs: bool) -> Any:
                     iu = (m + row + r) * ldu + 2 * block
                     here = ic + (row + r) * ldc
                     at = r * 2 * LANES
-                    _add_whole(sums, at, c, here, x.units, iu, w.numbers, w.scales, isc)
-                    _add_whole(
+                    _accumulate_dequantized(
+                        sums, at, c, here, x.units, iu, w.numbers, w.scales, isc
+                    )
+                    _accumulate_dequantized(
                         sums, at + LANES, c, here + LANES, x.units, iu,
                         w.numbers, w.scales, isc + size_of_scales,
                     )  # fmt: skip
                 row += 2 * AMX_ROWS
 
-    return add_products
+    return gemm_accumulate
 
 
-amx_add_products_of_int8 = _amx_whole_products(_amx_multiply_signed, pairs=False)
-amx_add_products_of_int4 = _amx_whole_products(_amx_multiply_unsigned, pairs=True)
+amx_microkernel_int8 = _amx_int_microkernel(_amx_multiply_signed, pairs=False)
+amx_microkernel_int4 = _amx_int_microkernel(_amx_multiply_unsigned, pairs=True)

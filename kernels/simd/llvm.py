@@ -9,8 +9,8 @@ from numba.core import cgutils, types
 from numba.core.extending import models, register_model
 from numba.core.registry import cpu_target
 
+from ..amx_permission import amx_allowed
 from ..layout import LANES
-from ..permission import amx_allowed
 
 F32 = ir.FloatType()
 I8 = ir.IntType(8)
@@ -105,7 +105,7 @@ def as_stored(builder: Any, array_type: Any, value: Any) -> Any:
     return narrow(builder, value) if array_type.dtype == types.uint16 else value
 
 
-def store_whole(builder: Any, value: Any, address: Any) -> None:
+def store_int8(builder: Any, value: Any, address: Any) -> None:
     """Sixteen whole numbers −128 … 127, as float32, to int8."""
     whole = builder.trunc(builder.fptosi(value, V16I), V16B)
     builder.store(whole, builder.bitcast(address, V16B.as_pointer()), align=1)

@@ -9,7 +9,7 @@ from numba.core import cgutils, config, types
 from numba.core.extending import intrinsic, register_jitable
 
 from ..jit import inline
-from ..layout import LANES, numbers_stride, padded, panels_size, row_stride, units_stride
+from ..layout import LANES, activation_scales_stride, padded, panels_size, qx_stride, row_stride
 from .llvm import (
     I32,
     V16F,
@@ -23,13 +23,13 @@ from .llvm import (
     load_scalar,
     load_vector,
     narrow,
+    store_int8,
     store_vector,
-    store_whole,
     vector_type,
 )
 
 # What NumPy and compiled code count with alike.
-for _function in (padded, row_stride, numbers_stride, units_stride, panels_size):
+for _function in (padded, row_stride, qx_stride, activation_scales_stride, panels_size):
     register_jitable(_function)
 
 
@@ -60,8 +60,8 @@ def _load(typingctx, array, index):
 @intrinsic
 def _store(typingctx, vector, array, index):
     def codegen(context, builder, signature, arguments):
-        value, target, place = arguments
-        address = element(context, builder, signature.args[1], target, place)
+        value, target, offset = arguments
+        address = element(context, builder, signature.args[1], target, offset)
         store_vector(builder, signature.args[1], value, address)
 
     return types.void(vector, array, types.intp), codegen
@@ -70,8 +70,8 @@ def _store(typingctx, vector, array, index):
 @intrinsic
 def _load_first(typingctx, array, index, count):
     def codegen(context, builder, signature, arguments):
-        source, place, count = arguments
-        address = element(context, builder, signature.args[0], source, place)
+        source, offset, count = arguments
+        address = element(context, builder, signature.args[0], source, offset)
         return load_lanes(builder, signature.args[0], address, count)
 
     return vector_type(array, types.intp, types.intp), codegen
@@ -80,8 +80,8 @@ def _load_first(typingctx, array, index, count):
 @intrinsic
 def _store_first(typingctx, vector, array, index, count):
     def codegen(context, builder, signature, arguments):
-        value, target, place, lanes = arguments
-        address = element(context, builder, signature.args[1], target, place)
+        value, target, offset, lanes = arguments
+        address = element(context, builder, signature.args[1], target, offset)
         narrow = array.dtype == types.uint16
         value = as_stored(builder, signature.args[1], value)
         pointer = builder.bitcast(address, value.type.as_pointer())
@@ -132,8 +132,8 @@ def _get(typingctx, array, index):
 @intrinsic
 def _put(typingctx, value, array, index):
     def codegen(context, builder, signature, arguments):
-        value, target, place = arguments
-        address = element(context, builder, signature.args[1], target, place)
+        value, target, offset = arguments
+        address = element(context, builder, signature.args[1], target, offset)
         builder.store(as_stored(builder, signature.args[1], value), address)
 
     return types.void(types.float32, array, types.intp), codegen
@@ -154,7 +154,7 @@ def put(value, array, index):
 
 
 @inline
-def place(array, k, lane):
+def panel_offset(array, k, lane):
     """Where in a panel of the array's type the element in row k and column `lane` lies."""
     if array.itemsize == 2:
         return (k - k % 2) * LANES + 2 * lane + k % 2
@@ -195,9 +195,9 @@ def store_two(first, second, array, index):
 @intrinsic
 def _store_numbers(typingctx, vector, array, index):
     def codegen(context, builder, signature, arguments):
-        value, target, place = arguments
-        address = element(context, builder, signature.args[1], target, place)
-        store_whole(builder, value, address)
+        value, target, offset = arguments
+        address = element(context, builder, signature.args[1], target, offset)
+        store_int8(builder, value, address)
 
     return types.void(vector, array, types.intp), codegen
 
@@ -212,12 +212,12 @@ def store_numbers(vector, array, index):
 @intrinsic
 def _store_bytes(typingctx, a, b, c, d, array, index):
     def codegen(context, builder, signature, arguments):
-        *vectors, target, place = arguments
+        *vectors, target, offset = arguments
         whole = ir.Constant(V16I, [0] * LANES)
         for byte, vector in enumerate(vectors):
             bits = builder.and_(builder.fptosi(vector, V16I), ir.Constant(V16I, [255] * LANES))
             whole = builder.or_(whole, builder.shl(bits, ir.Constant(V16I, [8 * byte] * LANES)))
-        address = element(context, builder, signature.args[4], target, place)
+        address = element(context, builder, signature.args[4], target, offset)
         builder.store(whole, builder.bitcast(address, V16I.as_pointer()), align=1)
 
     return types.void(a, b, c, d, array, types.intp), codegen

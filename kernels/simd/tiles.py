@@ -158,11 +158,11 @@ def _tile_two(typingctx, tile, a, ia, lda, b, ib, panel):
     def codegen(context, builder, signature, arguments):
         if paired:
             return _add_pairs(context, builder, tile, signature.args, arguments)
-        _, *places = arguments
+        _, *offsets = arguments
         acc = _add_row(context, builder, tile, signature.args, arguments, 0)
         if b.dtype == types.uint16:
             _read_again(builder)
-        return _add_row(context, builder, tile, signature.args, [acc, *places], 1)
+        return _add_row(context, builder, tile, signature.args, [acc, *offsets], 1)
 
     n = types.intp
     return tile(tile, a, n, n, b, n, n), codegen
@@ -178,7 +178,7 @@ def _tile_one(typingctx, tile, a, ia, lda, b, ib, panel):
 
 
 @intrinsic
-def _tile_add_to(typingctx, tile, c, ic, ldc):
+def _tile_accumulate(typingctx, tile, c, ic, ldc):
     def codegen(context, builder, signature, arguments):
         acc, c, ic, ldc = arguments
         kind = signature.args[1]
@@ -193,7 +193,7 @@ def _tile_add_to(typingctx, tile, c, ic, ldc):
     return types.void(tile, c, types.intp, types.intp), codegen
 
 
-def sum_of_products(rows: int, vectors: int, ahead: bool) -> Any:
+def microkernel(rows: int, vectors: int, ahead: bool) -> Any:
     """c[r, v] += Σ_k a[r, k] · b[k, v]: a function for tiles of rows × (16 · vectors) elements.
 
     Each sum is one chain of multiply-adds in the order of k, begun with 0. With `ahead`, the
@@ -201,7 +201,7 @@ def sum_of_products(rows: int, vectors: int, ahead: bool) -> Any:
     """
 
     @jit
-    def add_products(c, ic, ldc, a, ia, lda, b, ib, panel, K):
+    def gemm_accumulate(c, ic, ldc, a, ia, lda, b, ib, panel, K):
         """
         c  float32 [rows, vectors · 16] at ic, rows `ldc` apart
         a  [rows, K] at ia, rows `lda` apart
@@ -218,6 +218,6 @@ def sum_of_products(rows: int, vectors: int, ahead: bool) -> Any:
             acc = _tile_two(acc, a, ia + k, lda, b, ib + k * LANES, panel)
         if K % 2:
             acc = _tile_one(acc, a, ia + K - 1, lda, b, ib + (K - 1) * LANES, panel)
-        _tile_add_to(acc, c, ic, ldc)
+        _tile_accumulate(acc, c, ic, ldc)
 
-    return add_products
+    return gemm_accumulate

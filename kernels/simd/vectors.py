@@ -34,7 +34,7 @@ def splat(typingctx, scalar):
 
 
 @intrinsic
-def lane_numbers(typingctx):
+def lane_ids(typingctx):
     """0, 1, …, 15."""
 
     def codegen(context, builder, signature, arguments):
@@ -150,7 +150,7 @@ def _halving(builder: Any, value: Any, combine: Any) -> Any:
 
 
 @intrinsic
-def vsum(typingctx, a):
+def reduce_sum(typingctx, a):
     """The sum of the sixteen lanes, a float32."""
 
     def codegen(context, builder, signature, arguments):
@@ -160,7 +160,7 @@ def vsum(typingctx, a):
 
 
 @intrinsic
-def vgreatest(typingctx, a):
+def reduce_max(typingctx, a):
     """The greatest of the sixteen lanes, a float32."""
 
     def codegen(context, builder, signature, arguments):

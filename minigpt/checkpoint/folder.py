@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import CheckpointError, SourceError, shown
+from ..errors import CheckpointError, SourceError, short_repr
 from .files import map_file
 from .named import Checkpoint
 from .safetensors import read_safetensors
@@ -81,12 +81,14 @@ def _open_shards(folder: Path, index: Path, reader: _Reader) -> Checkpoint:
         tensors = reader(_open(folder / shard))
         missing = names_by_shard[shard] - tensors.keys()
         if missing:
-            flaw = f"lacks {shown(min(missing))}, which {index.name} says it holds"
+            flaw = f"lacks {short_repr(min(missing))}, which {index.name} says it holds"
             raise CheckpointError(f"{folder / shard}: {flaw}")
         twice = stored.keys() & tensors.keys()
         if twice:
             other = stored[min(twice)].file.path.name
-            raise CheckpointError(f"{folder / shard}: {shown(min(twice))} is in {other} as well")
+            raise CheckpointError(
+                f"{folder / shard}: {short_repr(min(twice))} is in {other} as well"
+            )
         stored |= tensors
     return _checkpoint(folder, sorted(names_by_shard), stored)
 
@@ -99,7 +101,7 @@ def _read_index(index: Path) -> dict[str, set[str]]:
     names_by_shard: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
         if type(shard) is not str or not _is_plain_name(shard):
-            flaw = f"tensor {shown(name)} is in {shown(shard)}"
+            flaw = f"tensor {short_repr(name)} is in {short_repr(shard)}"
             raise CheckpointError(f"{index}: {flaw}; only files of the same folder are read")
         names_by_shard.setdefault(shard, set()).add(name)
     if len(names_by_shard) > _MAX_SHARDS:
@@ -121,5 +123,5 @@ def _nothing_found(folder: Path) -> str:
         return f"{folder}: holds .gguf files; name the one that is meant"
     others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_KINDS)
     if others:
-        return f"{folder}: holds {shown(others[0])}, which is not read; needed: {looked_for}"
+        return f"{folder}: holds {short_repr(others[0])}, which is not read; needed: {looked_for}"
     return f"{folder}: holds no weights; needed: {looked_for}"

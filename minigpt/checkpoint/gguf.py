@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, short_repr
 from .blocks import ENCODINGS, EncodedTensor
 from .tensors import MappedFile, TensorInfo, check_elements
 
@@ -127,7 +127,7 @@ def read_gguf(file: MappedFile) -> GGUF:
     for _ in range(value_count):
         key = header.text("a key")
         if key in values:
-            raise header.error(f"the key {shown(key)} occurs twice")
+            raise header.error(f"the key {short_repr(key)} occurs twice")
         values[key] = _value(header, key)
     entries = [_entry(header) for _ in range(tensor_count)]
     return GGUF(file, values, _tensors(header, entries, _alignment(header, values)))
@@ -217,16 +217,16 @@ def _value(header: _Header, key: str) -> Value:
 
 def _number_form(header: _Header, key: str, type_number: int) -> str:
     if type_number == ARRAY:  # only reached from inside an array
-        raise header.error(f"{shown(key)} is an array of arrays, which no model needs")
+        raise header.error(f"{short_repr(key)} is an array of arrays, which no model needs")
     if type_number not in NUMBERS:
-        raise header.error(f"{shown(key)} is of the type {type_number}, which does not exist")
+        raise header.error(f"{short_repr(key)} is of the type {type_number}, which does not exist")
     return NUMBERS[type_number]
 
 
 def _alignment(header: _Header, values: dict[str, Value]) -> int:
     value = values.get("general.alignment", ALIGNMENT)
     if type(value) is not int or value <= 0 or value & (value - 1):
-        raise header.error(f"general.alignment is {shown(value)}; it must be a power of two")
+        raise header.error(f"general.alignment is {short_repr(value)}; it must be a power of two")
     return value
 
 
@@ -244,7 +244,7 @@ def _entry(header: _Header) -> _Entry:
     name = header.text("a tensor's name")
     count = header.number(_U32)
     if not 1 <= count <= _MAX_DIMENSIONS:
-        flaw = f"tensor {shown(name)} has {count} dimensions"
+        flaw = f"tensor {short_repr(name)} has {count} dimensions"
         raise header.error(f"{flaw}; there must be 1 to {_MAX_DIMENSIONS}")
     dimensions = tuple(header.number(_U64) for _ in range(count))
     return _Entry(name, dimensions, header.number(_U32), header.number(_U64))
@@ -256,18 +256,18 @@ def _tensors(header: _Header, entries: list[_Entry], alignment: int) -> dict[str
     tensors: dict[str, EncodedTensor] = {}
     for entry in entries:
         if entry.name in tensors:
-            raise header.error(f"the tensor {shown(entry.name)} occurs twice")
+            raise header.error(f"the tensor {short_repr(entry.name)} occurs twice")
         tensors[entry.name] = _tensor(header, entry, start, alignment)
     end = start
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
         if tensor.offset < end:
-            raise header.error(f"tensor {shown(tensor.info.name)} overlaps the one before it")
+            raise header.error(f"tensor {short_repr(tensor.info.name)} overlaps the one before it")
         end = tensor.offset + tensor.info.nbytes
     return tensors
 
 
 def _tensor(header: _Header, entry: _Entry, start: int, alignment: int) -> EncodedTensor:
-    where = f"tensor {shown(entry.name)}"
+    where = f"tensor {short_repr(entry.name)}"
     shape = entry.dimensions[::-1]
     if entry.type not in ENCODINGS:
         name = _UNREAD_TYPES.get(entry.type, f"number {entry.type}")
@@ -276,7 +276,9 @@ def _tensor(header: _Header, entry: _Entry, start: int, alignment: int) -> Encod
     encoding = ENCODINGS[entry.type]
     if min(shape) < 1 or shape[-1] % encoding.length:
         right = f"of at least 1, the last a multiple of {encoding.length}"
-        raise header.error(f"{where} has the shape {shown(list(shape))}; sizes must be {right}")
+        raise header.error(
+            f"{where} has the shape {short_repr(list(shape))}; sizes must be {right}"
+        )
     check_elements(shape, f"{header.file.path}: {where}")
     nbytes = math.prod(shape) // encoding.length * encoding.block.itemsize
     if entry.offset % alignment:

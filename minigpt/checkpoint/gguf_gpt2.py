@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError, ConfigError, TokenizerError, shown
+from ..errors import CheckpointError, ConfigError, TokenizerError, short_repr
 from .blocks import EncodedTensor
 from .files import map_file
 from .gguf import GGUF, read_gguf
@@ -67,11 +67,11 @@ def open_gguf(path: Path) -> GGUF:
     gguf = read_gguf(MappedFile(path, map_file(path)))
     architecture = gguf.values.get("general.architecture")
     if architecture != "gpt2":
-        flaw = f"general.architecture is {shown(architecture)}; only 'gpt2' is run here"
+        flaw = f"general.architecture is {short_repr(architecture)}; only 'gpt2' is run here"
         raise CheckpointError(f"{path}: {flaw}")
     parts = gguf.values.get("split.count", 1)
     if parts not in (0, 1):
-        flaw = f"is one of {shown(parts)} parts; join them: llama-gguf-split --merge"
+        flaw = f"is one of {short_repr(parts)} parts; join them: llama-gguf-split --merge"
         raise CheckpointError(f"{path}: {flaw}")
     return gguf
 
@@ -88,7 +88,7 @@ def gguf_checkpoint(path: Path) -> Checkpoint:
     for theirs, tensor in open_gguf(path).tensors.items():
         name = _our_name(theirs)
         if name is None:
-            raise CheckpointError(f"{path}: tensor {shown(theirs)} is none that a GPT-2 has")
+            raise CheckpointError(f"{path}: tensor {short_repr(theirs)} is none that a GPT-2 has")
         flipped = is_flipped(name) and len(tensor.info.shape) == 2
         shape = tensor.info.shape[::-1] if flipped else tensor.info.shape
         info = replace(tensor.info, name=name, shape=shape)
@@ -150,7 +150,7 @@ def _value(gguf: GGUF, key: str, kind: type, default: object = None) -> Any:
     value = gguf.values.get(key, default)
     if type(value) is not kind:
         what = {int: "an integer", float: "a float", str: "a text", bool: "true or false"}[kind]
-        found = "missing" if value is None else shown(value)
+        found = "missing" if value is None else short_repr(value)
         raise ConfigError(f"{gguf.file.path}: {key} is {found}; it must be {what}")
     return value
 
@@ -184,7 +184,7 @@ def gguf_tokenizer(path: Path) -> dict[str, bytes]:
     ids = {token: token_id for token_id, token in enumerate(tokens)}
     if len(ids) != len(tokens):
         twice = next(token for token_id, token in enumerate(tokens) if ids[token] != token_id)
-        raise TokenizerError(f"{path}: token {shown(twice)} occurs twice")
+        raise TokenizerError(f"{path}: token {short_repr(twice)} occurs twice")
     lines = "".join(f"{merge}\n" for merge in merges)
     return {
         "vocab.json": json.dumps(ids).encode(),
@@ -196,11 +196,13 @@ def gguf_tokenizer(path: Path) -> dict[str, bytes]:
 def _check_kind(gguf: GGUF) -> None:
     model = gguf.values.get("tokenizer.ggml.model")
     if model != "gpt2":
-        flaw = f"tokenizer.ggml.model is {shown(model)}; only 'gpt2' is read"
+        flaw = f"tokenizer.ggml.model is {short_repr(model)}; only 'gpt2' is read"
         raise TokenizerError(f"{gguf.file.path}: {flaw}")
     splitter = gguf.values.get("tokenizer.ggml.pre", "default")
     if splitter not in PRE_TOKENIZERS:
-        flaw = f"tokenizer.ggml.pre is {shown(splitter)}, another split into words than GPT-2's"
+        flaw = (
+            f"tokenizer.ggml.pre is {short_repr(splitter)}, another split into words than GPT-2's"
+        )
         raise TokenizerError(f"{gguf.file.path}: {flaw}; read are {', '.join(PRE_TOKENIZERS)}")
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ..errors import SourceError, shown
+from ..errors import SourceError, short_repr
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
@@ -49,7 +49,7 @@ def resolve(source: str | os.PathLike[str]) -> Path:
     Raises SourceError when `source` is neither, or when it cannot be fetched.
     """
     if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
-        raise SourceError(f"a model source is a folder or a hub id, not {shown(source)}")
+        raise SourceError(f"a model source is a folder or a hub id, not {short_repr(source)}")
     path = Path(source)
     try:
         if path.is_dir():
@@ -63,7 +63,7 @@ def resolve(source: str | os.PathLike[str]) -> Path:
         raise SourceError(f"{path}: is a file; name the folder that it lies in, or a .gguf file")
     if isinstance(source, str) and _HUB_ID.fullmatch(source) and ".." not in source:
         return _fetch(source)
-    raise SourceError(f"{shown(str(source))}: no such folder, and not a hub id (owner/name)")
+    raise SourceError(f"{short_repr(str(source))}: no such folder, and not a hub id (owner/name)")
 
 
 def _only_gguf(folder: Path) -> Path | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, short_repr
 from .blocks import EncodedTensor
 from .files import release_pages
 from .tensors import StoredTensor, TensorInfo
@@ -52,7 +52,7 @@ class Checkpoint:
 
     def _tensor(self, name: str) -> StoredTensor | EncodedTensor:
         if name not in self.stored:
-            raise CheckpointError(f"{self.folder}: holds no tensor {shown(name)}")
+            raise CheckpointError(f"{self.folder}: holds no tensor {short_repr(name)}")
         return self.stored[name]
 
     def release(self) -> None:

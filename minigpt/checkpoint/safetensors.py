@@ -27,7 +27,7 @@ from .tensors import (
     by_name,
     checked_nbytes,
     packed_strides,
-    shown,
+    short_repr,
 )
 
 _MAX_HEADER = 100_000_000
@@ -51,7 +51,7 @@ def read_safetensors(file: MappedFile) -> dict[str, StoredTensor]:
     for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.info.nbytes)):
         if tensor.offset != expected:
             kind = "overlaps" if tensor.offset < expected else "leaves a gap after"
-            flaw = f"{shown(tensor.info.name)} {kind} the tensor before it"
+            flaw = f"{short_repr(tensor.info.name)} {kind} the tensor before it"
             raise CheckpointError(f"{where}: {flaw}; tensors must lie end to end")
         expected += tensor.info.nbytes
     if expected != len(file.data):
@@ -77,13 +77,15 @@ def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
 
 
 def _tensor(file: MappedFile, name: str, entry: Any, start: int) -> StoredTensor:
-    where = f"{file.path}: tensor {shown(name)}"
+    where = f"{file.path}: tensor {short_repr(name)}"
     if type(entry) is not dict or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where}: must have dtype, shape and data_offsets, and nothing else")
     dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
     if type(dtype) is not str or dtype not in NUMPY_DTYPE:
         known = ", ".join(NUMPY_DTYPE)
-        raise CheckpointError(f"{where}: its dtype {shown(dtype)} is not one that is read: {known}")
+        raise CheckpointError(
+            f"{where}: its dtype {short_repr(dtype)} is not one that is read: {known}"
+        )
     if not _sizes(shape) or len(shape) > _MAX_DIMENSIONS:
         raise CheckpointError(f"{where}: its shape must be a list of a few whole numbers >= 0")
     if not _sizes(span) or len(span) != 2 or not span[0] <= span[1] <= len(file.data) - start:
@@ -155,4 +157,4 @@ def _described(path: Path, name: str, array: np.ndarray) -> TensorInfo:
     for dtype, stored_as in NUMPY_DTYPE.items():
         if array.dtype == stored_as:
             return TensorInfo(name, dtype, array.shape, array.nbytes)
-    raise CheckpointError(f"{path}: tensor {shown(name)} cannot be stored as {array.dtype}")
+    raise CheckpointError(f"{path}: tensor {short_repr(name)} cannot be stored as {array.dtype}")

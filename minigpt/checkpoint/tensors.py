@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, short_repr
 
 # safetensors' names of the dtypes. NumPy has no bfloat16: its bits come as uint16.
 NUMPY_DTYPE: dict[str, np.dtype[Any]] = {
@@ -108,7 +108,9 @@ def check_elements(shape: Sequence[int], where: str) -> None:
     those beside a zero too, as int64.
     """
     if math.prod(max(n, 1) for n in shape) > _MAX_ELEMENTS:
-        raise CheckpointError(f"{where}: its shape {shown(list(shape))} is too large to be real")
+        raise CheckpointError(
+            f"{where}: its shape {short_repr(list(shape))} is too large to be real"
+        )
 
 
 def by_name(tensors: list[StoredTensor], file: MappedFile) -> dict[str, StoredTensor]:

@@ -26,7 +26,7 @@ from .tensors import (
     TensorInfo,
     by_name,
     checked_nbytes,
-    shown,
+    short_repr,
 )
 from .unpickle import MAX_PICKLE, Storage, Tensor, read_pickle
 from .zip_entries import ZIP_MAGIC, read_zip_entries
@@ -119,13 +119,13 @@ def _legacy_places(
     for key in keys:
         # Only a tensor's storage has a known element size, so where an unknown one ends is not.
         if key not in storages or key in places:
-            raise CheckpointError(f"{file.path}: {shown(key)} is the storage of no tensor")
+            raise CheckpointError(f"{file.path}: {short_repr(key)} is the storage of no tensor")
         storage = storages[key]
         count = int.from_bytes(file.data[position : position + 8], "little")
         size = count * NUMPY_DTYPE[storage.dtype].itemsize
         position += 8
         if count != storage.numel or size > len(file.data) - position:
-            flaw = f"storage {shown(key)} of {storage.numel} elements is cut short or damaged"
+            flaw = f"storage {short_repr(key)} of {storage.numel} elements is cut short or damaged"
             raise CheckpointError(f"{file.path}: {flaw}; download or save the file again")
         places[key] = (position, size)
         position += size
@@ -151,11 +151,11 @@ def _place(
     file: MappedFile, name: str, tensor: Tensor, places: dict[str, tuple[int, int]]
 ) -> StoredTensor:
     """Finds a tensor's bytes, and checks that all of its elements lie inside its storage."""
-    where = f"{file.path}: tensor {shown(name)}"
+    where = f"{file.path}: tensor {short_repr(name)}"
     storage = tensor.storage
     itemsize = NUMPY_DTYPE[storage.dtype].itemsize
     if storage.key not in places:
-        raise CheckpointError(f"{where}: its storage {shown(storage.key)} is not in the file")
+        raise CheckpointError(f"{where}: its storage {short_repr(storage.key)} is not in the file")
     offset, size = places[storage.key]
     if size != storage.numel * itemsize:
         flaw = f"its storage has {size} bytes and {storage.numel} elements of {storage.dtype}"

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, short_repr
 
 MAX_PICKLE = 2 * 2**20  # bytes; a 13B model's is 0.1 MB
 
@@ -246,7 +246,7 @@ def _put_items(machine: _Machine, flat: list[Any]) -> None:
         if type(key) not in (str, int):  # hashing a nested tuple would be recursive
             raise machine.error("a key of a dict is neither text nor a number")
         if key in target:
-            raise machine.error(f"the key {shown(key)} occurs twice in one dict")
+            raise machine.error(f"the key {short_repr(key)} occurs twice in one dict")
         target[key] = value
 
 
@@ -272,7 +272,9 @@ def _persistent(machine: _Machine) -> Storage:
     match machine.pop():
         case (str("storage"), Name(module, kind), str(key), str(), int(numel), *view):
             if module not in ("torch", "torch.cuda") or kind not in _STORAGE_DTYPE:
-                flaw = f"the storage class {shown(f'{module}.{kind}')} is not one of torch's plain"
+                flaw = (
+                    f"the storage class {short_repr(f'{module}.{kind}')} is none of torch's plain"
+                )
                 raise machine.error(f"{flaw} ones: {', '.join(_STORAGE_DTYPE)}")
             if any(part is not None for part in view[:1]) or len(view) > 1:
                 raise machine.error("a storage is a view of another, which is not read")
@@ -294,7 +296,7 @@ def _reduce(machine: _Machine) -> Any:
             return _rebuild_tensor(machine, arguments)
         case "torch._utils", "_rebuild_parameter", (Tensor() as tensor, bool(), _):
             return tensor
-    name = shown(f"{function.module}.{function.attribute}")
+    name = short_repr(f"{function.module}.{function.attribute}")
     raise machine.error(f"it calls {name} in a way that no plain state dict does; {_READ}")
 
 

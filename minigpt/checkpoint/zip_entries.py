@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, short_repr
 from .tensors import MappedFile
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -41,7 +41,7 @@ def read_zip_entries(file: MappedFile) -> dict[str, tuple[int, int]]:
     for _ in range(count):
         name, header, size, position = _entry(file, position, end)
         if name in headers:
-            raise _error(file, f"two entries are named {shown(name)}")
+            raise _error(file, f"two entries are named {short_repr(name)}")
         headers[name] = (header, size)
     if position != end:
         raise _error(file, "its directory is longer than its entries")
@@ -50,11 +50,13 @@ def read_zip_entries(file: MappedFile) -> dict[str, tuple[int, int]]:
     free_from = 0
     for name, (header, size) in sorted(headers.items(), key=lambda item: item[1]):
         if header < free_from:
-            raise _error(file, f"entry {shown(name)} overlaps another")
+            raise _error(file, f"entry {short_repr(name)} overlaps another")
         offset = _data_offset(file, name, header, start)
         free_from = offset + size
         if free_from > start:
-            raise _error(file, f"entry {shown(name)} of {size} bytes reaches into the directory")
+            raise _error(
+                file, f"entry {short_repr(name)} of {size} bytes reaches into the directory"
+            )
         entries[name] = (offset, size)
     return entries
 
@@ -110,11 +112,11 @@ def _entry(file: MappedFile, position: int, end: int) -> tuple[str, int, int, in
         raise _error(file, "the name of an entry is not UTF-8") from None
     if method or flags & 1:
         kind = "encrypted" if flags & 1 else "compressed"
-        raise _error(file, f"entry {shown(name)} is {kind} and only stored ones are read")
+        raise _error(file, f"entry {short_repr(name)} is {kind} and only stored ones are read")
     extra = file.data[position + name_length : position + name_length + extra_length]
     size, stored, header = _widened(file, name, extra, (size, stored, header))
     if size != stored or disk:
-        raise _error(file, f"entry {shown(name)} has two sizes, or lies on another disk")
+        raise _error(file, f"entry {short_repr(name)} has two sizes, or lies on another disk")
     return name, header, size, next_position
 
 
@@ -131,7 +133,7 @@ def _widened(file: MappedFile, name: str, extra: bytes, values: tuple[int, ...])
     for value in values:
         if value == 0xFFFFFFFF:
             if len(wide) < 8:
-                raise _error(file, f"entry {shown(name)} lacks its ZIP64 sizes")
+                raise _error(file, f"entry {short_repr(name)} lacks its ZIP64 sizes")
             value, wide = int.from_bytes(wide[:8], "little"), wide[8:]
         result.append(value)
     return tuple(result)
@@ -140,10 +142,10 @@ def _widened(file: MappedFile, name: str, extra: bytes, values: tuple[int, ...])
 def _data_offset(file: MappedFile, name: str, header: int, directory: int) -> int:
     """Where the bytes of an entry begin: behind its local header, which repeats its name."""
     if header + _LOCAL.size > directory:
-        raise _error(file, f"entry {shown(name)} begins past the archive's data")
+        raise _error(file, f"entry {short_repr(name)} begins past the archive's data")
     magic, name_length, extra_length = _LOCAL.unpack_from(file.data, header)
     name_start = header + _LOCAL.size
     local_name = file.data[name_start : name_start + name_length]
     if magic != ZIP_MAGIC or local_name != name.encode("utf-8"):
-        raise _error(file, f"entry {shown(name)} is not where the directory says")
+        raise _error(file, f"entry {short_repr(name)} is not where the directory says")
     return name_start + name_length + extra_length

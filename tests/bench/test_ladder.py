@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from minigpt.kernels import reference
-from minigpt.kernels.layout import unpacked
+from minigpt.kernels.layout import unpack_panels
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "bench" / "ladder.py"
@@ -37,7 +37,7 @@ STEPS = [(name, step) for name in ("MANY_ROWS", "ONE_ROW") for step in getattr(l
 
 @pytest.fixture(scope="module")
 def problem():
-    """Sizes that no tile, block, chunk or group divides."""
+    """Dims that no tile, block, chunk or group divides."""
     return ladder.Problem(ladder.ROWS + 7, ladder.K_BLOCK + 5, 70)
 
 
@@ -51,7 +51,7 @@ def product(problem, step):
     K, N = problem.K, problem.N
     w = problem.w["rows"].reshape(K, N)
     if step.w == "bf16":
-        w = (unpacked(problem.w["bf16"], K, N).astype(np.uint32) << 16).view(np.float32)
+        w = (unpack_panels(problem.w["bf16"], K, N).astype(np.uint32) << 16).view(np.float32)
     rows = problem.M if step in ladder.MANY_ROWS else 1
     y = problem.x.reshape(-1, K)[:rows].astype(np.float64) @ w
     return reference.gelu(y + problem.bias) if "GELU" in step.name else y

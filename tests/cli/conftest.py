@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigpt.bpe import byte_symbols
 from minigpt.checkpoint import write_safetensors
 from minigpt.config import GPTConfig
-from minigpt.weights import tensor_shapes
+from minigpt.tokenizer.bpe import byte_symbols
+from minigpt.weights.table import tensor_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "minigpt"]

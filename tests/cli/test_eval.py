@@ -31,7 +31,7 @@ def texts(tmp_path: Path) -> Path:
 
 def test_json_is_what_the_library_finds(run: Run, model: Path, texts: Path) -> None:
     from minigpt import GPTModel, GPTTokenizer
-    from minigpt.evaluate import perplexity
+    from minigpt.evaluation.perplexity import perplexity
 
     done = run("eval", "-m", model, "a.txt", *SHORT, "--json")
     assert (done.returncode, done.stderr) == (0, b"")
@@ -84,8 +84,8 @@ def tasks(texts: Path) -> Path:
 
 def test_tasks_are_what_the_library_finds(run: Run, model: Path, tasks: Path) -> None:
     from minigpt import GPTModel, GPTTokenizer
-    from minigpt.questions import read_lines
-    from minigpt.tasks import choices, last_words
+    from minigpt.evaluation.task_files import read_lines
+    from minigpt.evaluation.tasks import choices, last_words
 
     done = run("eval", "-m", model, "c.jsonl", "w.jsonl", "--threads", "1", "--json")
     assert (done.returncode, done.stderr) == (0, b"")

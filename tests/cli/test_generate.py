@@ -137,15 +137,15 @@ def test_a_terminal_gets_a_newline_and_the_notes(start: Start, model: Path, expe
     process = start("generate", "-m", model, "hello", "-n", "20", *GREEDY, stdout=slave)
     _, error = process.communicate(timeout=120)
     os.close(slave)
-    shown = os.read(master, 10_000).replace(b"\r\n", b"\n")
+    short_repr = os.read(master, 10_000).replace(b"\r\n", b"\n")
     os.close(master)
     assert error == b""  # stderr is a pipe here
-    assert shown.decode() == expected.replace("\r\n", "\n") + "\n"
+    assert short_repr.decode() == expected.replace("\r\n", "\n") + "\n"
 
 
 def test_dtypes_and_threads_are_the_librarys() -> None:
     from minigpt.api import MAX_THREADS
     from minigpt.cli import terminal
-    from minigpt.weights import DTYPES
+    from minigpt.weights.table import DTYPES
 
     assert (terminal.DTYPES, terminal.MAX_THREADS) == (DTYPES, MAX_THREADS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.gguf import save_gguf
+from minigpt.conversion.gguf_export import save_gguf
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 

@@ -29,12 +29,12 @@ def test_a_line_takes_the_place_of_the_one_before_and_goes_away(
     stderr = on_a_terminal(monkeypatch)
     for text in ("warm-up", "1 of 2", ""):
         terminal.show_line(text)
-    shown = stderr.getvalue()
-    assert "\n" not in shown
-    assert "\rwarm-up" in shown
-    assert "\r1 of 2 " in shown  # over the longer one before it
-    assert shown.rpartition("\r")[2] == ""
-    assert set(shown.split("\r")[-2]) == {" "}
+    short_repr = stderr.getvalue()
+    assert "\n" not in short_repr
+    assert "\rwarm-up" in short_repr
+    assert "\r1 of 2 " in short_repr  # over the longer one before it
+    assert short_repr.rpartition("\r")[2] == ""
+    assert set(short_repr.split("\r")[-2]) == {" "}
 
 
 def test_a_line_never_fills_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,12 +64,12 @@ def test_progress_is_told_as_seldom_as_it_can_be_read(
     now = 100.0
     monkeypatch.setattr(terminal, "perf_counter", lambda: now)
     show = terminal.progress_line("a.txt", lambda rate: f"{rate:.0f} tokens/s")
-    shown = []
+    short_repr = []
     for now in (100.0, 102.0, 102.05, 110.0):
         show(int(now - 100) * 50, 2000)
-        shown.append(stderr.getvalue().rpartition("\r")[2])
+        short_repr.append(stderr.getvalue().rpartition("\r")[2])
     first = "a.txt   5 %   50 tokens/s   0:38 left"
-    assert shown == ["", first, first, "a.txt   25 %   50 tokens/s   0:30 left"]
+    assert short_repr == ["", first, first, "a.txt   25 %   50 tokens/s   0:30 left"]
 
 
 def test_times_are_written_as_clocks_show_them() -> None:

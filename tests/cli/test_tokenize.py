@@ -36,8 +36,8 @@ def test_special_tokens_are_plain_text_unless_allowed(run: Run, model: Path) -> 
     assert len(plain) == len("<|endoftext|>")
     assert run("tokenize", "-m", model, "--special", "<|endoftext|>").stdout == b"261\n"
     assert run("tokenize", "-m", model, "--decode", "261,259").stdout == b"hello"
-    shown = run("tokenize", "-m", model, "--decode", "--special", "[261, 259]").stdout
-    assert shown == b"<|endoftext|>hello"
+    short_repr = run("tokenize", "-m", model, "--decode", "--special", "[261, 259]").stdout
+    assert short_repr == b"<|endoftext|>hello"
 
 
 def test_json(run: Run, model: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from minigpt.checkpoint import open_checkpoint
 from minigpt.cli import train as command
-from minigpt.presets import PRESETS
+from minigpt.training.presets import PRESETS
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 Fails = Callable[..., None]

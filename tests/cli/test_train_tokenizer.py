@@ -34,7 +34,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_folder_is_what_the_library_learns(run: Run, tmp_path: Path) -> None:
-    from minigpt.tokenizer_training import train_tokenizer
+    from minigpt.tokenizer.training import train_tokenizer
 
     done = run("train-tokenizer", "a.txt", "b.txt", *ENOUGH)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

@@ -18,7 +18,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
-from minigpt.tokenizer_training import train_tokenizer
+from minigpt.tokenizer.training import train_tokenizer
 
 HERE = Path(__file__).parent
 VOCAB_SIZE = 400

@@ -47,11 +47,11 @@ def slopes() -> Callable[..., np.ndarray]:
 
     def slopes(f: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-5) -> np.ndarray:
         found = np.empty_like(x)
-        for place in np.ndindex(x.shape):
+        for offset in np.ndindex(x.shape):
             moved = [x.copy(), x.copy()]
-            moved[0][place] += step
-            moved[1][place] -= step
-            found[place] = (f(moved[0]) - f(moved[1])) / (2 * step)
+            moved[0][offset] += step
+            moved[1][offset] -= step
+            found[offset] = (f(moved[0]) - f(moved[1])) / (2 * step)
         return found
 
     return slopes

@@ -98,8 +98,8 @@ def test_backward_is_the_twin(run, kind):
 @pytest.mark.parametrize("kind", SLOPES)
 def test_the_twins_slope_is_the_slope(kind):
     x, step = np.linspace(-8, 8, 1000), 1e-5
-    slope = (TWINS[kind](x + step) - TWINS[kind](x - step)) / (2 * step)
-    np.testing.assert_allclose(SLOPES[kind](x), slope, atol=1e-9)
+    activation_derivative = (TWINS[kind](x + step) - TWINS[kind](x - step)) / (2 * step)
+    np.testing.assert_allclose(SLOPES[kind](x), activation_derivative, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", SLOPES)

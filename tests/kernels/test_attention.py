@@ -9,13 +9,13 @@ import pytest
 
 from minigpt.kernels import reference
 from minigpt.kernels.attention import (
-    QUERIES,
+    QUERY_BLOCK,
     attention_backward,
     attention_forward,
-    cache_write,
     partials_size,
 )
-from minigpt.kernels.layout import KEYS, padded
+from minigpt.kernels.kv_cache import kv_cache_write
+from minigpt.kernels.layout import KEY_BLOCK, padded
 from minigpt.kernels.simd import BF16_PRODUCTS
 
 
@@ -26,7 +26,7 @@ class Sequence:
         self.T, self.NH, self.HS, self.C = T, NH, HS, NH * HS
         self.scale = np.float32(HS**-0.5 if scale is None else scale)
         self.qkv = rng.standard_normal((T, 3 * self.C)).astype(np.float32)
-        self.capacity = padded(T, KEYS)
+        self.capacity = padded(T, KEY_BLOCK)
         size = 2 * 3 * NH * self.capacity * padded(HS)
         self.keys, self.values = (np.zeros(size, dtype) for _ in range(2))
 
@@ -38,10 +38,10 @@ class Sequence:
         qkv = qkv.reshape(-1)
         slots, positions = np.full(M, slot), np.arange(start, end)
         cache = self.keys, self.values
-        place = layer, 3, self.capacity, self.NH, self.HS
-        run(cache_write, *cache, qkv, ldq, slots, positions, M, *place)
+        offset = layer, 3, self.capacity, self.NH, self.HS
+        run(kv_cache_write, *cache, qkv, ldq, slots, positions, M, *offset)
         blocks = np.array(
-            [(slot, r, min(QUERIES, M - r), start + r) for r in range(0, M, QUERIES)]
+            [(slot, r, min(QUERY_BLOCK, M - r), start + r) for r in range(0, M, QUERY_BLOCK)]
         ).ravel()
         partials = np.empty(partials_size(M, self.NH, self.HS, self.capacity), np.float32)
         ldo = self.C + 5
@@ -49,7 +49,7 @@ class Sequence:
         norms = np.full(M * self.NH, np.nan, np.float32)
         run(
             attention_forward, out.reshape(-1), ldo, norms, qkv, ldq, *cache, partials,
-            blocks, blocks.size // 4, M, *place, self.scale,
+            blocks, blocks.size // 4, M, *offset, self.scale,
         )  # fmt: skip
         assert np.isnan(out[:, self.C :]).all()
         assert np.isfinite(norms).all()
@@ -76,11 +76,23 @@ def test_is_the_twin(run, rng, T, NH, HS):
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16])
 def test_pieces_have_the_bits_of_the_whole(run, rng, dtype):
     """Single tokens, too, whose blocks of keys are spread over the threads."""
-    T = 2 * KEYS + 30
+    T = 2 * KEY_BLOCK + 30
     sequence, again = (Sequence(rng, T, 2, 20, dtype=dtype) for _ in range(2))
     whole = sequence.read(run, 0, T)
     again.qkv = sequence.qkv
-    borders = [0, 1, 2, 50, KEYS - 1, KEYS, KEYS + 1, KEYS + 2, 2 * KEYS, T - 1, T]
+    borders = [
+        0,
+        1,
+        2,
+        50,
+        KEY_BLOCK - 1,
+        KEY_BLOCK,
+        KEY_BLOCK + 1,
+        KEY_BLOCK + 2,
+        2 * KEY_BLOCK,
+        T - 1,
+        T,
+    ]
     pieces = [again.read(run, a, b) for a, b in pairwise(borders)]
     assert np.vstack(pieces).tobytes() == whole.tobytes()
 
@@ -126,18 +138,22 @@ def test_backward_is_the_twin(run, rng, B, T, NH, HS, dtype):
         np.full(M * NH, np.nan, np.float32),
     )
     out, dout = np.zeros((M, ld), np.float32), rng.standard_normal((M, ld)).astype(np.float32)
-    capacity = padded(T, KEYS)
+    capacity = padded(T, KEY_BLOCK)
     keys, values = (np.zeros(B * NH * capacity * padded(HS), dtype) for _ in range(2))
     slots, positions = np.repeat(np.arange(B), T), np.tile(np.arange(T), B)
-    place = 0, B, capacity, NH, HS
-    run(cache_write, keys, values, qkv.reshape(-1), ldq, slots, positions, M, *place)
+    offset = 0, B, capacity, NH, HS
+    run(kv_cache_write, keys, values, qkv.reshape(-1), ldq, slots, positions, M, *offset)
     blocks = np.array(
-        [(b, b * T + t, min(QUERIES, T - t), t) for b in range(B) for t in range(0, T, QUERIES)]
+        [
+            (b, b * T + t, min(QUERY_BLOCK, T - t), t)
+            for b in range(B)
+            for t in range(0, T, QUERY_BLOCK)
+        ]
     ).ravel()
     run(
         attention_forward, out.reshape(-1), ld, norms, qkv.reshape(-1), ldq, keys, values,
         np.empty(partials_size(M, NH, HS, capacity), np.float32), blocks, blocks.size // 4, M,
-        *place, scale,
+        *offset, scale,
     )  # fmt: skip
     dqkv = np.full((M, ldq), np.nan, np.float32)
     run(

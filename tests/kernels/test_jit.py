@@ -122,16 +122,28 @@ def test_a_change_in_any_kernel_changes_the_folder(tmp_path):
     """Numba alone would not see that a function which the compiled one calls has changed."""
     copy = tmp_path / "copy"
     for name in ("minigpt", "kernels"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
     shutil.copy(ROOT / "setup.cfg", copy)
     cache, path = str(tmp_path / "cache"), str(copy)
     before = run(tmp_path, MINIGPT_CACHE=cache, PYTHONPATH=path)[3]
     assert run(tmp_path, MINIGPT_CACHE=cache, PYTHONPATH=path)[3] == before
-    with (copy / "kernels" / "gelu.py").open("a") as file:
+    with (copy / "kernels" / "simd" / "vectors.py").open("a") as file:
         file.write("# changed\n")
     after = run(tmp_path, MINIGPT_CACHE=cache, PYTHONPATH=path)
     assert after[:3] == ["True", "0", "5"]
     assert after[3] != before
+
+
+def test_a_change_in_a_file_beside_the_entry_is_seen(tmp_path):
+    """An entry of minigpt/model may call functions of its neighbours."""
+    cache = str(tmp_path / "cache")
+    (tmp_path / "neighbour.py").write_text("VALUE = 1\n")
+    run(tmp_path, MINIGPT_CACHE=cache)
+    assert run(tmp_path, MINIGPT_CACHE=cache)[1:3] == ["1", "5"]
+    (tmp_path / "neighbour.py").write_text("VALUE = 2\n")
+    assert run(tmp_path, MINIGPT_CACHE=cache)[1:3] == ["0", "5"]
 
 
 def test_no_two_processes_give_a_function_the_same_name(tmp_path):

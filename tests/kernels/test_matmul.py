@@ -45,7 +45,7 @@ class Case:
             rng.standard_normal(shape).astype(np.float32) for shape in ((M, K), (K, N), (N,))
         )
         self.x, self.w = (
-            a if kind == np.float32 else widened(reference.bfloat16(a))
+            a if kind == np.float32 else bf16_to_f32(reference.bfloat16(a))
             for a, kind in ((x, left), (w, right))
         )
         self.ldx = row_stride(K)
@@ -73,7 +73,7 @@ class Case:
         return 8 * np.finfo(np.float32).eps * (np.abs(self.x).astype(float) @ np.abs(self.w) + 1)
 
 
-def widened(halves):
+def bf16_to_f32(halves):
     return (halves.astype(np.uint32) << 16).view(np.float32)
 
 

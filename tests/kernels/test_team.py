@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from minigpt.kernels.jit import entry
-from minigpt.kernels.team import Team, barrier, claim
+from minigpt.kernels.team import Team, barrier, next_task
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 @entry
 def count_tasks(team, done, phases):
     for _ in range(phases):
-        task = claim(team)
+        task = next_task(team)
         while task < done.size:
             done[task] += 1
-            task = claim(team)
+            task = next_task(team)
         barrier(team)
 
 
@@ -74,10 +74,10 @@ class Interrupted:
 
 
 @pytest.mark.parametrize("place", ["after a job was given out", "after one was done"])
-def test_after_an_interrupt_anywhere_the_team_works_again(place):
+def test_after_an_interrupt_anywhere_the_team_works_again(offset):
     team, done = Team(3), np.zeros(4, np.int64)
     jobs, results = team._jobs[0], team._done
-    if "given out" in place:
+    if "given out" in offset:
         team._jobs[0] = Interrupted(jobs)
     else:
         team._done = Interrupted(results)

@@ -1,8 +1,9 @@
-"""Lets the tests import what stands beside them: numpy_learner.py."""
+"""Lets the tests import what stands beside them: numpy_learner.py, tiny_run.py."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+for folder in ("model", "training"):
+    sys.path.insert(0, str(Path(__file__).parent / folder))

@@ -13,7 +13,7 @@ import pytest
 
 import minigpt
 from minigpt import GPTModel, MinigptError
-from minigpt.errors import InputError, SourceError, shown
+from minigpt.errors import InputError, SourceError, short_repr
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -65,13 +65,13 @@ def test_integers_of_every_kind_are_the_same_ids(model: GPTModel, ids: object) -
 @pytest.mark.parametrize(
     "ids",
     [[], [[1], [1, 2]], [1.0], [True], np.zeros((1, 1, 1), int), "1", None, [-1], [ENDLESS]],
-    ids=shown,
+    ids=short_repr,
 )
 def test_what_are_no_ids(model: GPTModel, ids: object) -> None:
     refused(InputError, lambda: model(ids))
 
 
-@pytest.mark.parametrize("value", NO_OPTIONS, ids=shown)
+@pytest.mark.parametrize("value", NO_OPTIONS, ids=short_repr)
 @pytest.mark.parametrize(
     "name",
     ["max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "eos_token_id"],
@@ -83,19 +83,21 @@ def test_an_option_of_any_nonsense_is_told_in_a_line(
     refused(InputError, lambda: model.stream([1], **{name: value}))
 
 
-@pytest.mark.parametrize("value", [*NO_OPTIONS, 0, -1, 257, 1.0, np.nan], ids=shown)
+@pytest.mark.parametrize("value", [*NO_OPTIONS, 0, -1, 257, 1.0, np.nan], ids=short_repr)
 def test_what_is_no_number_of_threads(value: object) -> None:
     refused(InputError, lambda: GPTModel.from_pretrained(FOLDER, threads=value))
 
 
-@pytest.mark.parametrize("value", [*NO_OPTIONS, None, "f8", "F32"], ids=shown)
+@pytest.mark.parametrize("value", [*NO_OPTIONS, None, "f8", "F32"], ids=short_repr)
 def test_what_is_no_dtype(model: GPTModel, value: object, tmp_path: Path) -> None:
     refused(InputError, lambda: GPTModel.from_pretrained(FOLDER, dtype=value))
     refused(InputError, lambda: model.save_pretrained(tmp_path, dtype=value))
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("value", [None, "", b"x", 3, ENDLESS, ["x"], "x\0", __file__], ids=shown)
+@pytest.mark.parametrize(
+    "value", [None, "", b"x", 3, ENDLESS, ["x"], "x\0", __file__], ids=short_repr
+)
 def test_what_is_no_folder(model: GPTModel, value: object) -> None:
     refused(SourceError, lambda: GPTModel.from_pretrained(value))
     refused(MinigptError, lambda: model.save_pretrained(value))

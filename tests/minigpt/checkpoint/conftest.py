@@ -59,19 +59,19 @@ def zip_bytes() -> Callable[..., bytes]:
                 **(change or {}).get(name, {}),
             }
             extra = b""
-            shown = (field["stored"], field["size"], field["header"])
+            short_repr = (field["stored"], field["size"], field["header"])
             if wide:
                 values = (field["size"], field["stored"], field["header"])
                 extra = struct.pack("<HHQQQ", 1, 24, *values)
-                shown = (0xFFFFFFFF,) * 3
+                short_repr = (0xFFFFFFFF,) * 3
             local = (b"PK\3\4", 20, field["flags"], field["method"], 0, 0, 0)
             body += struct.pack("<4sHHHHHIIIHH", *local, len(data), len(data), len(raw), 0)
             body += raw + data
             directory += struct.pack(
                 "<4sHHHHHHIIIHHHHHII",
                 *(b"PK\1\2", 20, 20, field["flags"], field["method"], 0, 0, 0),
-                *shown[:2],
-                *(len(raw), len(extra), 0, field["disk"], 0, 0, shown[2]),
+                *short_repr[:2],
+                *(len(raw), len(extra), 0, field["disk"], 0, 0, short_repr[2]),
             )
             directory += raw + extra
         count, size, start = len(entries), len(directory), len(body)

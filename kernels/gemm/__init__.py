@@ -1,0 +1,1 @@
+"""Matrix products: packing, quantized operands, and the loop nest over register tiles."""

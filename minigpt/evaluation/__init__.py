@@ -1,0 +1,1 @@
+"""How well a model predicts: perplexity of texts, accuracy on task files."""

@@ -1,0 +1,1 @@
+"""From logits to text: sample a token, schedule sequences, decode a stream."""

@@ -1,0 +1,63 @@
+"""The dimensions and constants of a model, as compiled functions take them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..config import GPTConfig
+from ..kernels.activation import GELU, GELU_TANH, RELU, SILU
+
+_ACTIVATIONS = {
+    "gelu": GELU,
+    "gelu_new": GELU_TANH,
+    "gelu_pytorch_tanh": GELU_TANH,
+    "gelu_fast": GELU_TANH,
+    "relu": RELU,
+    "silu": SILU,
+}
+
+
+class Dims(NamedTuple):
+    """The numbers of the config that the compiled function needs."""
+
+    L: int
+    C: int
+    NH: int
+    HS: int
+    H: int
+    V: int
+    n_positions: int
+    activation: int
+    eps: np.float32
+    embedding_scale: np.float32
+    logit_scale: np.float32
+
+
+def make_dims(config: GPTConfig) -> Dims:
+    """The numbers that the compiled function needs."""
+    return Dims(
+        L=config.n_layer,
+        C=config.n_embd,
+        NH=config.n_head,
+        HS=config.head_size,
+        H=config.n_inner,
+        V=config.vocab_size,
+        n_positions=config.n_positions,
+        activation=_ACTIVATIONS[config.activation_function],
+        eps=np.float32(config.layer_norm_epsilon),
+        embedding_scale=np.float32(config.mup_embeddings_scale),
+        logit_scale=np.float32(config.mup_output_alpha * config.mup_width_scale),
+    )
+
+
+def attention_scales(config: GPTConfig) -> np.ndarray:
+    """float32 [L]: what the scores of each layer are multiplied with."""
+    scale = 1.0
+    if config.scale_attn_weights:
+        power = 1.0 if config.mup_scale_qk_dot_by_d else 0.5
+        scale = config.head_size**-power
+    layers = np.arange(config.n_layer)
+    by_layer = 1 / (layers + 1) if config.scale_attn_by_inverse_layer_idx else 1 + 0 * layers
+    return (scale * by_layer).astype(np.float32)

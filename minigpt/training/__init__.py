@@ -1,0 +1,1 @@
+"""Training: texts to token files, batches, the loop, and the folder of a run."""

@@ -1,0 +1,15 @@
+"""The plain read of memory reads all of it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minigpt.kernels.memory_read import CHUNK, read_forward
+
+
+def test_every_element_is_read_once(run, rng):
+    """Sums of small whole numbers are exact: one element left out, or read twice, would show."""
+    data = rng.integers(1, 16, (5, CHUNK)).astype(np.float32)
+    sums = np.full(5, np.nan, np.float32)
+    run(read_forward, sums, data.ravel(), 2)
+    np.testing.assert_array_equal(sums, data.sum(axis=1, dtype=np.int64))

@@ -1,0 +1,73 @@
+"""Calibration's pass in NumPy against the engine's, and what it does to the fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigpt import GPTModel
+from minigpt.checkpoint import open_checkpoint
+from minigpt.config import GPTConfig
+from minigpt.conversion.calibrate import LARGEST, importance
+from minigpt.conversion.convert import convert
+from minigpt.errors import InputError
+from minigpt.weights.table import in_panels, tensor_shapes
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
+SOURCES = ["cerebras", "heads-17-bf16", "inverse-layer-f64", "mup", "relu-bf16", "silu-f16"]
+
+
+def found(source: str, ids: list[int]) -> dict[str, np.ndarray]:
+    folder = GOLDEN / source
+    return importance(open_checkpoint(folder), GPTConfig.from_file(folder / "config.json"), ids)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_matrix_has_one_number_for_each_row(source: str) -> None:
+    config = GPTConfig.from_file(GOLDEN / source / "config.json")
+    result = found(source, [1, 2, 3, 4, 5])
+    shapes = {n: s for n, s in tensor_shapes(config).items() if in_panels(n, s)}
+    assert result.keys() == shapes.keys() | {"lm_head.weight"}
+    for name, shape in shapes.items():
+        rows = shape[1] if name == "wte.weight" else shape[0]
+        assert result[name].shape == (rows,)
+        assert (result[name] > 0).all()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_last_is_what_the_head_is_multiplied_with(source: str) -> None:
+    """The whole pass is in it. Σ_v logit² = xᵀ·W·Wᵀ·x tells x well enough through the head."""
+    model = GPTModel.from_pretrained(GOLDEN / source)
+    ids = [3, 1, 4, 1, 5, 9, 2, 6]
+    logits = model(np.array([ids])).logits[0].astype(np.float64)
+    weights, config = model._engine.weights, model.config
+    name = "wte.weight" if weights.tied else "lm_head.weight"
+    head = weights.tensor(name)
+    if head.dtype == np.uint16:
+        head = (head.astype(np.uint32) << 16).view(np.float32)
+    head = head.astype(np.float64) * config.mup_output_alpha * config.mup_width_scale
+    x = np.linalg.lstsq(head, logits.T, rcond=None)[0].T
+    expected = np.square(x).mean(0)
+    np.testing.assert_allclose(
+        found(source, ids)[name], np.maximum(expected, 1e-3 * expected.mean()), rtol=0.02
+    )
+
+
+def test_long_texts_are_cut() -> None:
+    ids = list(np.random.default_rng(0).integers(0, 50, LARGEST + 100))
+    a, b = (found("cerebras", [int(i) for i in ids[:n]]) for n in (LARGEST, LARGEST + 100))
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.mark.parametrize("ids", [[], [-1], [10**9]])
+def test_tokens_that_are_none(ids: list[int]) -> None:
+    with pytest.raises(InputError, match="calibrate"):
+        found("cerebras", ids)
+
+
+def test_only_int4_takes_a_text(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="int4"):
+        convert(GOLDEN / "cerebras", tmp_path / "new", "int8", calibration="text")

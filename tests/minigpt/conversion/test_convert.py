@@ -1,0 +1,309 @@
+"""Converted folders: the same weights as held otherwise, whole or not there, refused if damaged."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigpt import GPTModel
+from minigpt.checkpoint import open_checkpoint, write_safetensors
+from minigpt.config import GPTConfig
+from minigpt.conversion.convert import Progress, convert
+from minigpt.errors import CheckpointError, InputError, SourceError
+from minigpt.kernels.layout import bf16_to_f32
+from minigpt.weights.packed import f32_to_bf16
+from minigpt.weights.table import tensor_shapes
+
+ROOT = Path(__file__).resolve().parents[3]
+GOLDEN = ROOT / "tests" / "golden"
+SOURCES = [
+    "cerebras",
+    "gelu-tanh-shards",
+    "heads-17-bf16",
+    "inverse-layer-f64",
+    "silu-f16",
+    "unscaled-inverse-untied",
+]
+QUANTIZED = ["int8", "int4"]
+IDS = np.arange(1, 20)[None]
+
+
+def tensors_of(folder: Path) -> dict[str, np.ndarray]:
+    checkpoint = open_checkpoint(folder)
+    return {name: checkpoint.read(name) for name in checkpoint.tensors}
+
+
+def logits(folder: Path, dtype: str = "auto") -> np.ndarray:
+    return GPTModel.from_pretrained(folder, dtype, 2)(IDS).logits
+
+
+# ---- what is in them ----
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", *QUANTIZED])
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_converted_folder_is_the_source_held_so(source: str, dtype: str, tmp_path: Path) -> None:
+    convert(GOLDEN / source, tmp_path / "new", dtype, threads=2)
+    model = GPTModel.from_pretrained(tmp_path / "new", threads=1)
+    assert model.dtype == dtype
+    assert logits(GOLDEN / source, dtype).tobytes() == model(IDS).logits.tobytes()
+
+
+@pytest.mark.parametrize("dtype", QUANTIZED)
+def test_what_is_mapped_is_what_loading_makes(dtype: str, tmp_path: Path) -> None:
+    convert(GOLDEN / "cerebras", tmp_path / "new", dtype)
+    mapped, made = (
+        GPTModel.from_pretrained(folder, dtype)._engine.weights
+        for folder in (tmp_path / "new", GOLDEN / "cerebras")
+    )
+    for name in made.tensors:
+        assert mapped.tensors[name].tobytes() == made.tensors[name].tobytes()
+    for name in made.scales:
+        assert mapped.scales[name].tobytes() == made.scales[name].tobytes()
+        for array in (mapped.tensors[name], mapped.scales[name]):
+            assert array.ctypes.data % 64 == 0  # a cache line
+
+
+def test_f32_and_bf16_are_the_sources_numbers(tmp_path: Path) -> None:
+    convert(GOLDEN / "cerebras", tmp_path / "f32", "f32")
+    convert(GOLDEN / "cerebras", tmp_path / "bf16", "bf16")
+    source, wide, narrow = (
+        tensors_of(f) for f in (GOLDEN / "cerebras", tmp_path / "f32", tmp_path / "bf16")
+    )
+    for name, tensor in wide.items():
+        np.testing.assert_array_equal(tensor, source[name])
+        expected = f32_to_bf16(tensor) if tensor.ndim == 2 else tensor
+        np.testing.assert_array_equal(narrow[name], expected)
+
+
+@pytest.mark.parametrize("dtype", QUANTIZED)
+@pytest.mark.parametrize("source", ["cerebras", "unscaled-inverse-untied"])
+def test_whole_numbers_become_floats_again(source: str, dtype: str, tmp_path: Path) -> None:
+    convert(GOLDEN / source, tmp_path / "whole", dtype)
+    convert(tmp_path / "whole", tmp_path / "wide", "f32")
+    weights = GPTModel.from_pretrained(tmp_path / "whole")._engine.weights
+    wide = tensors_of(tmp_path / "wide")
+    assert len(wide) == len(weights.tensors)
+    for stored, tensor in wide.items():
+        held = weights.tensor(stored.removeprefix("transformer."))
+        expected = bf16_to_f32(held) if held.dtype == np.uint16 else held
+        np.testing.assert_array_equal(tensor, expected)
+
+
+def test_saving_a_model_of_whole_numbers(tmp_path: Path) -> None:
+    convert(GOLDEN / "cerebras", tmp_path / "whole", "int8")
+    convert(tmp_path / "whole", tmp_path / "wide", "f32")
+    GPTModel.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "saved")
+    assert logits(tmp_path / "saved").tobytes() == logits(tmp_path / "wide").tobytes()
+
+
+@pytest.mark.parametrize("dtype", QUANTIZED)
+def test_docs_format_tells_how_to_read_them(dtype: str, tmp_path: Path) -> None:
+    """By the very lines of docs/format.md."""
+    page = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
+    programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    program = programs[QUANTIZED.index(dtype)]
+    convert(GOLDEN / "cerebras", tmp_path / "new", dtype)
+    weights = GPTModel.from_pretrained(tmp_path / "new")._engine.weights
+    stored = tensors_of(tmp_path / "new")
+    for name in weights.scales:
+        scales = bf16_to_f32(stored[f"transformer.{name}.scales"])
+        K, N = 64 * scales.shape[1], 16 * scales.shape[0]
+        names = {"np": np, "numbers": stored[f"transformer.{name}"], "scales": scales}
+        exec(program, names | {"K": K, "N": N}, found := {})
+        expected = weights.tensor(name)
+        w = found["w"].T if name == "wte.weight" else found["w"]
+        rows, columns = expected.shape
+        np.testing.assert_array_equal(w[:rows, :columns], expected)
+
+
+def test_the_config_says_what_it_is(tmp_path: Path) -> None:
+    convert(GOLDEN / "cerebras", tmp_path / "new", "int4")
+    config = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert config["quantization_config"] == {"quant_method": "minigpt", "bits": 4, "block": 64}
+    assert config["activation_function"] == "gelu"
+
+
+def test_progress_ends_with_all(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    convert(GOLDEN / "cerebras", tmp_path / "new", "int8", progress=told.append)
+    last = told[-1]
+    assert (last.tensors, last.nbytes) == (last.all_tensors, last.all_nbytes)
+    assert [p.nbytes for p in told] == sorted({p.nbytes for p in told})
+    assert last.nbytes == sum(t.nbytes for t in tensors_of(tmp_path / "new").values())
+
+
+# ---- whole or not there ----
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_there_already_stays(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("kept")
+    (tmp_path / "file").write_text("kept")
+    for name in ("full", "file", "full/mine"):
+        with pytest.raises(CheckpointError, match="there already"):
+            convert(GOLDEN / "cerebras", tmp_path / name)
+    assert left_in(tmp_path) == ["file", "full"]
+    assert (tmp_path / "full" / "mine").read_text() == "kept"
+
+
+def test_an_empty_folder_and_new_parents_are_filled(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "a/b/c"):
+        convert(GOLDEN / "cerebras", tmp_path / name)
+        assert (tmp_path / name / "model.safetensors").is_file()
+
+
+def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.tensors == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(GOLDEN / "cerebras", tmp_path / "new", progress=interrupt)
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_after_a_kill_another_run_succeeds_and_sweeps(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from minigpt.conversion.convert import convert\n"
+        "def die(progress):\n"
+        "    if progress.tensors == 7: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "convert(sys.argv[1], sys.argv[2], progress=die)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, GOLDEN / "cerebras", tmp_path / "new"],
+        cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL
+    assert left_in(tmp_path) != []
+    assert not (tmp_path / "new").exists()
+    convert(GOLDEN / "cerebras", tmp_path / "new")
+    assert left_in(tmp_path) == ["new"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_memory_holds_a_tensor_and_not_the_model(tmp_path: Path) -> None:
+    """Of zeros in a sparse file: 0.4 GB of float32, no tensor larger than 16 MB."""
+    sizes = {"n_layer": 32, "n_head": 4, "n_embd": 512, "n_positions": 64, "vocab_size": 500}
+    config = GPTConfig.from_dict(sizes, "config")
+    header, end = {}, 0
+    for name, shape in tensor_shapes(config).items():
+        nbytes = 4 * int(np.prod(shape))
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + nbytes]}
+        end += nbytes
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        text = json.dumps(header).encode()
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    program = (
+        "import sys\n"
+        "from minigpt.benchmark import peak_rss_bytes\n"
+        "from minigpt.conversion.convert import convert\n"
+        "convert(sys.argv[1], sys.argv[2] + '/small', 'int8')\n"  # all is compiled
+        "before = peak_rss_bytes()\n"
+        "convert(sys.argv[3], sys.argv[2] + '/new', 'bf16')\n"
+        "print(peak_rss_bytes() - before)\n"
+    )
+    arguments = [GOLDEN / "cerebras", tmp_path, tmp_path]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert int(done.stdout) < 64 << 20
+
+
+# ---- refused ----
+
+
+@pytest.mark.parametrize("dtype", ["auto", "int2", 8, None])
+def test_a_dtype_that_is_none(dtype: object, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="f32, bf16, int8, int4"):
+        convert(GOLDEN / "cerebras", tmp_path / "new", dtype)  # type: ignore[arg-type]
+    assert left_in(tmp_path) == []
+
+
+def test_a_source_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(SourceError):
+        convert(tmp_path / "nowhere", tmp_path / "new")
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("dtype", QUANTIZED)
+@pytest.mark.parametrize("flaw", [np.nan, np.inf])
+def test_weights_that_are_no_finite_numbers(flaw: float, dtype: str, tmp_path: Path) -> None:
+    tensors = tensors_of(GOLDEN / "cerebras")
+    name = next(name for name in tensors if name.endswith("h.1.mlp.c_fc.weight"))
+    tensors[name] = tensors[name].copy()
+    tensors[name][3, 2] = flaw
+    (tmp_path / "source").mkdir()
+    write_safetensors(tmp_path / "source" / "model.safetensors", tensors)
+    (tmp_path / "source" / "config.json").write_bytes(
+        (GOLDEN / "cerebras" / "config.json").read_bytes()
+    )
+    with pytest.raises(CheckpointError, match=r"h\.1\.mlp\.c_fc\.weight holds NaN or infinite"):
+        convert(tmp_path / "source", tmp_path / "new", dtype)
+    assert left_in(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize("dtype", QUANTIZED)
+def test_a_converted_folder_is_not_made_whole_again(dtype: str, tmp_path: Path) -> None:
+    convert(GOLDEN / "cerebras", tmp_path / "whole", "int8")
+    with pytest.raises(InputError, match="convert the original"):
+        convert(tmp_path / "whole", tmp_path / "new", dtype)
+    with pytest.raises(InputError, match="was converted to int8"):
+        GPTModel.from_pretrained(tmp_path / "whole", "f32")
+
+
+WTE = "transformer.wte.weight"
+C_FC = "transformer.h.0.mlp.c_fc.weight"
+
+
+def without(tensors: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    return {key: value for key, value in tensors.items() if key != name}
+
+
+DAMAGES = {
+    "a scale missing": lambda t: without(t, C_FC + ".scales"),
+    "numbers missing": lambda t: without(t, C_FC),
+    "a vector missing": lambda t: without(t, "transformer.ln_f.bias"),
+    "fewer scales": lambda t: t | {C_FC + ".scales": t[C_FC + ".scales"][:-1]},
+    "scales of f32": lambda t: t | {C_FC + ".scales": t[C_FC + ".scales"].astype(np.float32)},
+    "other numbers": lambda t: t | {C_FC: t[C_FC].astype(np.int16)},
+    "fewer numbers": lambda t: t | {C_FC: t[C_FC][:, :-1]},
+    "flat numbers": lambda t: t | {WTE: t[WTE].reshape(-1)},
+    "a matrix of floats": lambda t: t | {WTE: t[WTE].astype(np.float32)},
+    "wpe of f32": lambda t: t | {"transformer.wpe.weight": np.zeros((4, 4), np.float32)},
+}
+
+
+@pytest.mark.parametrize("dtype", QUANTIZED)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder(damage: str, dtype: str, tmp_path: Path) -> None:
+    convert(GOLDEN / "cerebras", tmp_path / "new", dtype)
+    damaged = DAMAGES[damage](tensors_of(tmp_path / "new"))
+    write_safetensors(tmp_path / "new" / "model.safetensors", damaged)
+    with pytest.raises(CheckpointError, match="tensor "):
+        GPTModel.from_pretrained(tmp_path / "new")
+
+
+def test_a_folder_cut_short(tmp_path: Path) -> None:
+    convert(GOLDEN / "cerebras", tmp_path / "new", "int8")
+    file = tmp_path / "new" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="cut short"):
+        GPTModel.from_pretrained(tmp_path / "new")

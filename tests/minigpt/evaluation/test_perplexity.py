@@ -1,0 +1,284 @@
+"""Scoring texts: every token once, with the context it should have, to the value of plain NumPy."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigpt import GPTModel, GPTTokenizer
+from minigpt.errors import CheckpointError, InputError
+from minigpt.evaluation import perplexity as evaluate
+from minigpt.evaluation.perplexity import common_ids, compare, perplexity, together
+from minigpt.tokenizer.bpe import byte_symbols
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
+V = 257  # of gelu-new, whose n_positions are 300
+
+
+@pytest.fixture(scope="module")
+def model() -> GPTModel:
+    return GPTModel.from_pretrained(GOLDEN / "gelu-new", threads=2)
+
+
+@pytest.fixture(scope="module")
+def narrow() -> GPTModel:
+    return GPTModel.from_pretrained(GOLDEN / "gelu-new", dtype="bf16", threads=1)
+
+
+@pytest.fixture(scope="module")
+def ids() -> np.ndarray:
+    return np.random.default_rng(3).integers(0, V, 250)
+
+
+def log_p(logits: np.ndarray) -> np.ndarray:
+    """float64 [n, V]: ln of the softmax, as the textbook has it."""
+    logits = logits.astype(np.float64)
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def whole(model: GPTModel, ids: np.ndarray) -> np.ndarray:
+    """log_p after every token but the last, of a text that fits the context."""
+    return log_p(model(ids).logits[0])[:-1]
+
+
+def contexts(length: int, window: int, stride: int) -> list[range]:
+    """For each token after the first what it is to be predicted from, found one by one."""
+    found = []
+    for t in range(1, length):
+        windows_before = max(0, math.ceil((t - window) / stride))
+        found.append(range(windows_before * stride, t))
+    return found
+
+
+# ---- perplexity ----
+
+
+@pytest.mark.parametrize("length", [2, 3, 129, 130, 250])
+def test_a_text_within_the_window_is_plain_arithmetic(model, ids, length) -> None:
+    text = ids[:length]
+    nats = -whole(model, text)[np.arange(length - 1), text[1:]]
+    found = perplexity(model, text, 1000)
+    assert (found.dtype, found.tokens, found.bytes) == ("f32", length - 1, 1000)
+    assert (found.window, found.stride) == (300, 150)
+    assert math.isclose(found.nats_per_token, nats.mean(), rel_tol=1e-6)
+    assert math.isclose(found.perplexity, np.exp(nats.mean()), rel_tol=1e-6)
+    assert math.isclose(found.bits_per_byte, nats.sum() / np.log(2) / 1000, rel_tol=1e-6)
+    assert found.seconds > 0
+    assert math.isclose(found.tokens_per_s, found.tokens / found.seconds)
+
+
+@pytest.mark.parametrize("length", [2, 16, 17, 18, 33, 60])
+@pytest.mark.parametrize("stride", [1, 5, 8, 15, 16])
+def test_windows_give_each_token_its_own_context(model, ids, length, stride) -> None:
+    nats = [
+        -log_p(model(ids[context]).logits[0])[-1, ids[context.stop]]
+        for context in contexts(length, 16, stride)
+    ]
+    found = perplexity(model, ids[:length], 1, window=16, stride=stride)
+    assert (found.tokens, found.window, found.stride) == (length - 1, 16, stride)
+    assert math.isclose(found.nats_per_token, np.mean(nats), rel_tol=1e-6)
+
+
+def test_contexts_are_as_documented() -> None:
+    sizes = [len(context) for context in contexts(60, 16, 5)]
+    assert sizes[:16] == list(range(1, 17))
+    assert set(sizes[16:]) == set(range(16 - 5 + 1, 17))
+    assert {len(context) for context in contexts(60, 16, 1)[15:]} == {16}
+
+
+def test_what_is_read_and_of_what_logits_are_made(
+    model, monkeypatch: pytest.MonkeyPatch, ids
+) -> None:
+    """Context without logits, the rest in pieces of at most _ROWS: memory is bounded."""
+    monkeypatch.setattr(evaluate, "_ROWS", 40)
+    calls: list[tuple[int, int, bool]] = []
+    advance = GPTModel.advance
+
+    def recorded(model, state, rows, ids, every=False):
+        calls.append((int(state.lengths[0]), len(ids[0]), every))
+        return advance(model, state, rows, ids, every)
+
+    monkeypatch.setattr(GPTModel, "advance", recorded)
+    perplexity(model, ids[:201], 1, window=100, stride=70)
+    assert calls[1:] == [  # after the warm-up
+        (0, 40, True), (40, 40, True), (80, 20, True),
+        (0, 30, False), (30, 40, True), (70, 30, True),
+        (0, 30, False), (30, 30, True),
+    ]  # fmt: skip
+
+
+def test_the_default_stride_is_half_the_window(model, ids) -> None:
+    assert perplexity(model, ids, 1, window=33).stride == 16
+    assert perplexity(model, ids[:9], 1, window=1).stride == 1
+
+
+def test_progress_goes_to_the_end(model, ids) -> None:
+    told: list[tuple[int, int]] = []
+    perplexity(model, ids, 1, 100, 50, lambda done, total: told.append((done, total)))
+    done = [number for number, _ in told]
+    assert done == sorted(set(done))
+    assert told[-1] == (249, 249)
+
+
+@pytest.mark.parametrize(
+    "ids", [[1, 2, 3], (np.int8(1), 2, 3), np.array([1, 9, 2, 9, 3], np.uint64)[::2]]
+)
+def test_ids_of_every_kind(model, ids) -> None:
+    expected = perplexity(model, np.array([1, 2, 3]), 1).perplexity
+    assert perplexity(model, ids, 1).perplexity == expected
+
+
+def test_several_texts_together(model, ids) -> None:
+    parts = [perplexity(model, ids[:30], 50), perplexity(model, ids[30:130], 150)]
+    total = together(parts)
+    nats = sum(part.tokens * part.nats_per_token for part in parts)
+    assert (total.tokens, total.bytes) == (29 + 99, 200)
+    assert math.isclose(total.perplexity, math.exp(nats / 128))
+    assert math.isclose(total.bits_per_byte, nats / math.log(2) / 200)
+    assert math.isclose(total.tokens_per_s, 128 / sum(part.seconds for part in parts))
+
+
+@pytest.mark.parametrize(
+    ("word", "wrong"),
+    [
+        ("no tokens", {"ids": []}),
+        ("1 token;", {"ids": [5]}),
+        ("257", {"ids": [5, 257]}),
+        ("-1", {"ids": [5, -1]}),
+        ("ids", {"ids": [0.5, 1.0]}),
+        ("ids", {"ids": [[1, 2], [3]]}),
+        ("ids", {"ids": np.ones((2, 2), int)}),
+        ("ids", {"ids": [5, 10**30]}),
+        ("ids", {"ids": [True, False]}),
+        ("ids", {"ids": "text"}),
+        ("text_bytes", {"text_bytes": 0}),
+        ("window", {"window": 0}),
+        ("window 301: must be an integer from 1 to 300", {"window": 301}),
+        ("window", {"window": 1.0}),
+        ("stride", {"stride": 0}),
+        ("stride 17: must be an integer from 1 to 16", {"window": 16, "stride": 17}),
+        ("stride", {"stride": True}),
+    ],
+)
+def test_what_cannot_be(model, word: str, wrong: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=word) as caught:
+        perplexity(model, **({"ids": [1, 2, 3], "text_bytes": 3} | wrong))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_no_numbers(model, value, monkeypatch: pytest.MonkeyPatch) -> None:
+    def advance(model, state, rows, ids, every=False):
+        logits = np.zeros((len(ids[0]), V), np.float32)
+        logits[-1, 7] = value
+        return logits
+
+    monkeypatch.setattr(GPTModel, "advance", advance)
+    with pytest.raises(CheckpointError, match="logits"):
+        perplexity(model, [1, 2, 3], 3)
+    with pytest.raises(CheckpointError, match="logits"):
+        compare(model, model, [1, 2, 3])
+
+
+@pytest.mark.parametrize(("size", "nats"), [(300, 300), (1000, None), (1e38, None)])
+def test_logits_of_any_size(model, size, nats, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing overflows on the way; what no float64 holds in the end is an error."""
+
+    def advance(model, state, rows, ids, every=False):
+        logits = np.full((len(ids[0]), V), -size, np.float32)
+        logits[:, 7] = 0
+        return logits
+
+    monkeypatch.setattr(GPTModel, "advance", advance)
+    if nats:
+        assert perplexity(model, [1, 2, 3], 3).nats_per_token == nats
+    else:
+        with pytest.raises(CheckpointError, match="nats per token"):
+            perplexity(model, [1, 2, 3], 3)
+
+
+# ---- comparing ----
+
+
+def test_a_model_is_itself(model, ids) -> None:
+    found = compare(model, GPTModel.from_pretrained(GOLDEN / "gelu-new", threads=1), ids, 100)
+    alone = perplexity(model, ids, 1, 100)
+    assert (found.kl_mean, found.kl_p99, found.kl_max, found.top1_agreement) == (0, 0, 0, 1)
+    assert found.perplexity_a == found.perplexity_b == alone.perplexity
+    assert found.perplexity_change_percent == 0
+    assert (found.window, found.stride, found.tokens) == (100, 50, 249)
+
+
+def test_a_divergence_is_plain_arithmetic(model, narrow, ids) -> None:
+    a, b = whole(model, ids), whole(narrow, ids)
+    kl = (np.exp(a) * (a - b)).sum(axis=1)
+    assert kl.max() > 1e-5  # or this would prove nothing
+    found = compare(model, narrow, ids)
+    assert (found.dtype_a, found.dtype_b) == ("f32", "bf16")
+    assert math.isclose(found.kl_mean, kl.mean(), rel_tol=1e-2, abs_tol=1e-7)
+    assert math.isclose(found.kl_p99, np.percentile(kl, 99), rel_tol=1e-2, abs_tol=1e-7)
+    assert math.isclose(found.kl_max, kl.max(), rel_tol=1e-2, abs_tol=1e-7)
+    assert found.top1_agreement == (a.argmax(axis=1) == b.argmax(axis=1)).mean()
+
+
+def test_each_has_its_own_perplexity(model, narrow, ids) -> None:
+    told: list[tuple[int, int]] = []
+    found = compare(model, narrow, ids, 60, 20, lambda *numbers: told.append(numbers))
+    a, b = (perplexity(each, ids, 1, 60, 20).perplexity for each in (model, narrow))
+    assert math.isclose(found.perplexity_a, a)
+    assert math.isclose(found.perplexity_b, b)
+    assert math.isclose(found.perplexity_change_percent, 100 * (b / a - 1), abs_tol=1e-9)
+    assert told[-1] == (249, 249)
+
+
+def test_unlike_models_of_the_same_vocabulary(ids) -> None:
+    """The shorter of the contexts, 219 and 256, is the window; nothing depends on their order."""
+    names = ("cerebras", "silu-f16")
+    a, b = (GPTModel.from_pretrained(GOLDEN / name, threads=1) for name in names)
+    text = ids[:219] % 97
+    one, other = compare(a, b, text), compare(b, a, text)
+    assert one.window == other.window == 219
+    assert one.perplexity_a == other.perplexity_b
+    assert one.top1_agreement == other.top1_agreement < 1
+    p, q = whole(a, text), whole(b, text)
+    assert math.isclose(one.kl_mean, (np.exp(p) * (p - q)).sum(axis=1).mean(), rel_tol=1e-5)
+    assert math.isclose(other.kl_mean, (np.exp(q) * (q - p)).sum(axis=1).mean(), rel_tol=1e-5)
+
+
+def test_other_vocabularies_cannot_be_compared(model) -> None:
+    other = GPTModel.from_pretrained(GOLDEN / "cerebras", threads=1)
+    with pytest.raises(InputError, match="257 and 97"):
+        compare(model, other, [1, 2, 3])
+
+
+def test_a_wrong_argument_of_compare(model) -> None:
+    with pytest.raises(InputError, match="1 token"):
+        compare(model, model, [1])
+    with pytest.raises(InputError, match="window"):
+        compare(model, model, [1, 2], window=301)
+
+
+# ---- tokenizers ----
+
+
+def tokenizer(folder: Path, merges: list[str]) -> GPTTokenizer:
+    """Of the bytes and these merges."""
+    folder.mkdir()
+    tokens = [*byte_symbols(), *(merge.replace(" ", "") for merge in merges)]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(merges) + "\n", encoding="utf-8")
+    return GPTTokenizer.from_pretrained(folder)
+
+
+def test_tokenizers_must_agree_on_the_text(tmp_path: Path) -> None:
+    a, b = tokenizer(tmp_path / "a", ["h e"]), tokenizer(tmp_path / "b", ["h e", "x y"])
+    assert common_ids(a, b, "he x") == a.encode("he x")
+    with pytest.raises(InputError, match="from token 2 on"):
+        common_ids(a, b, "he xy")
+    with pytest.raises(InputError, match="from token 1 on"):
+        common_ids(tokenizer(tmp_path / "c", ["h e", "he l"]), a, "xhel")

@@ -1,0 +1,341 @@
+"""The loop and its text, over a model whose every answer is known beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigpt.config import GPTConfig
+from minigpt.errors import InputError
+from minigpt.generation.generate import checked_batch, generate, stream
+from minigpt.generation.text_stream import StopFilter, TextStream
+
+V, N_POSITIONS, EOS = 10, 16, 9
+
+
+class Counter:
+    """After token i comes i + 1, up to EOS = 9, after which comes 0. Keeps what it was fed."""
+
+    def __init__(self) -> None:
+        self.config = GPTConfig.from_dict(
+            {
+                "n_layer": 1,
+                "n_head": 1,
+                "n_embd": 1,
+                "n_positions": N_POSITIONS,
+                "vocab_size": V,
+                "eos_token_id": EOS,
+            },
+            "config",
+        )
+        self.fed: list[dict[int, list[int]]] = []
+        self.capacity = 0
+        self.flat = False  # every token equally likely
+
+    def new_state(self, batch: int, capacity: int) -> list[int]:
+        self.capacity = capacity
+        return [0] * batch
+
+    def advance(self, state: list[int], rows: list[int], ids: list[np.ndarray]) -> np.ndarray:
+        assert all(part.dtype == np.int64 and part.ndim == 1 for part in ids)
+        self.fed.append({row: part.tolist() for row, part in zip(rows, ids, strict=True)})
+        for row, part in zip(rows, ids, strict=True):
+            state[row] += len(part)
+            assert state[row] <= self.capacity
+        logits = np.zeros((len(rows), V), np.float32)
+        if not self.flat:
+            logits[np.arange(len(rows)), [(part[-1] + 1) % V for part in ids]] = 9
+        return logits
+
+
+def random_model() -> Counter:
+    model = Counter()
+    model.flat = True
+    return model
+
+
+def test_stream_feeds_the_prompt_once_and_then_each_token() -> None:
+    model = Counter()
+    assert list(stream(model, [1, 2], 3)) == [3, 4, 5]
+    assert model.fed == [{0: [1, 2]}, {0: [3]}, {0: [4]}]
+    assert model.capacity == 5
+
+
+@pytest.mark.parametrize("ids", [[1, 2], (1, 2), np.array([1, 2], np.uint8), np.array([[1, 2]])])
+def test_stream_takes_one_prompt_in_any_form(ids: object) -> None:
+    assert list(stream(Counter(), ids, 2)) == [3, 4]
+
+
+def test_a_row_ends_with_its_end_of_text() -> None:
+    assert list(stream(Counter(), [7])) == [8, 9]
+    assert list(stream(Counter(), [7], 4, eos_token_id=None)) == [8, 9, 0, 1]
+    assert list(stream(Counter(), [1], eos_token_id=3)) == [2, 3]
+    # one that is in the prompt ends nothing
+    assert list(stream(Counter(), [9], 2)) == [0, 1]
+
+
+def test_prompt_and_new_tokens_fill_the_context_and_no_more() -> None:
+    new = list(stream(Counter(), [0] * 12, 99, eos_token_id=None))
+    assert new == [1, 2, 3, 4]
+    assert list(stream(Counter(), [0] * N_POSITIONS, 99)) == []
+
+
+def test_no_new_tokens_is_no_work() -> None:
+    model = Counter()
+    assert generate(model, [1, 2], 0).tolist() == [[1, 2]]
+    assert list(stream(model, [1, 2], 0)) == []
+    assert model.fed == []
+
+
+def test_closing_the_stream_stops_the_work() -> None:
+    model = Counter()
+    tokens = stream(model, [0])
+    assert next(tokens) == 1
+    tokens.close()
+    assert len(model.fed) == 1
+    assert list(tokens) == []
+
+
+def test_generate_of_an_array_pads_rows_that_ended() -> None:
+    model = Counter()
+    out = generate(model, np.array([[0, 6], [0, 1]], np.int32), 4)
+    assert out.dtype == np.int64
+    assert out.tolist() == [[0, 6, 7, 8, 9, 9], [0, 1, 2, 3, 4, 5]]
+    assert model.fed[-1] == {1: [4]}  # the finished row costs nothing
+
+
+def test_generate_of_an_array_is_as_long_as_its_longest_row() -> None:
+    assert generate(Counter(), np.array([[6], [7]]), 50).tolist() == [[6, 7, 8, 9], [7, 8, 9, 9]]
+
+
+def test_generate_of_a_list_gives_each_prompt_its_own_end() -> None:
+    rows = generate(Counter(), [[6], np.array([1, 2]), [0] * 15], 4)
+    assert [row.dtype for row in rows] == [np.int64] * 3
+    assert [row.tolist() for row in rows] == [[6, 7, 8, 9], [1, 2, 3, 4, 5, 6], [0] * 15 + [1]]
+
+
+def test_a_list_of_one_prompt_gives_a_list() -> None:
+    (row,) = generate(Counter(), [[1, 2]], 1)
+    assert row.tolist() == [1, 2, 3]
+
+
+def test_a_row_of_a_batch_does_not_depend_on_its_neighbours() -> None:
+    options = {"temperature": 1.0, "seed": 3, "eos_token_id": None}
+    alone = list(stream(random_model(), [1], 12, **options))
+    batch = generate(random_model(), [[1], [2, 3], [4]], 12, **options)
+    other = generate(random_model(), [[1], [5] * 9], 12, **options)
+    assert batch[0][1:].tolist() == other[0][1:].tolist() == alone
+    assert batch[1][2:].tolist() != alone
+    assert list(stream(random_model(), [1], 12, temperature=1.0, eos_token_id=None)) != alone
+
+
+HOSTILE_IDS = [
+    [],
+    [[]],
+    [[1], []],
+    np.zeros((0, 3), np.int64),
+    np.zeros((2, 0), np.int64),
+    np.zeros((1, 1, 1), np.int64),
+    np.array(3),
+    np.array([1.0]),
+    np.array([True]),
+    np.array([1, None], object),
+    np.array(["1"]),
+    [1.0],
+    [True],
+    [None],
+    [[1], 2],
+    [[[1]]],
+    [-1],
+    [V],
+    [10**30],
+    np.array([2**63], np.uint64),
+    np.array([[1], [-1]]),
+    [0] * (N_POSITIONS + 1),
+    "12",
+    b"12",
+    12,
+    None,
+    {1: 2},
+    iter([1]),
+]
+
+
+@pytest.mark.parametrize("ids", HOSTILE_IDS, ids=lambda ids: repr(ids)[:40])
+@pytest.mark.parametrize("function", [stream, generate])
+def test_wrong_ids_are_told_at_the_call(function: object, ids: object) -> None:
+    model = Counter()
+    with pytest.raises(InputError, match=r"^ids"):
+        function(model, ids)  # type: ignore[operator]
+    assert model.fed == []
+
+
+@pytest.mark.parametrize("ids", [[[1], [2]], np.zeros((2, 2), int)])
+def test_stream_refuses_several_prompts(ids: object) -> None:
+    with pytest.raises(InputError, match="generate"):
+        stream(Counter(), ids)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_new_tokens": -1},
+        {"max_new_tokens": 1.0},
+        {"max_new_tokens": True},
+        {"max_new_tokens": None},
+        {"eos_token_id": -1},
+        {"eos_token_id": V},
+        {"eos_token_id": 1.0},
+        {"eos_token_id": "9"},
+        {"eos_token_id": [9]},
+        {"eos_token_id": np.array([1, 2])},
+        {"temperature": -1},
+    ],
+)
+def test_wrong_options_are_told_at_the_call(options: dict) -> None:
+    for function in (stream, generate):
+        with pytest.raises(InputError, match=rf"^{next(iter(options))} .*must be"):
+            function(Counter(), [1], **options)
+
+
+def test_a_batch_for_the_model_itself_is_checked_alike() -> None:
+    config = Counter().config
+    assert checked_batch([[1, 2], [3, 4]], config).tolist() == [[1, 2], [3, 4]]
+    assert checked_batch(np.array([1, 2], np.int8), config).dtype == np.int64
+    with pytest.raises(InputError, match="one length"):
+        checked_batch([[1], [2, 3]], config)
+
+
+# ---- text ----
+
+
+class Pieces:
+    """A tokenizer for 10 tokens; token 3 is half a character, which 4 completes."""
+
+    table: Sequence[str] = ["zero", "one", " two", "", "é", "END", "!", "", " eight", "<eos>"]
+
+    def __init__(self, held: str = "", vocab_size: int = V) -> None:
+        self.held = held
+        self.vocab_size = vocab_size
+
+    def stream_decoder(self) -> Pieces:
+        return self
+
+    def push(self, token_id: int) -> str:
+        return self.table[token_id]
+
+    def flush(self) -> str:
+        return self.held
+
+
+def text_of(ids: list[int], held: str = "", **options: object) -> TextStream:
+    return TextStream(Counter(), Pieces(held), ids, **options)
+
+
+def test_text_comes_token_by_token() -> None:
+    text = text_of([0], max_new_tokens=4)
+    assert list(text) == ["one", " two", "", "é", ""]
+    assert text.ids == [1, 2, 3, 4]
+    assert text.reason == "length"
+
+
+def test_ids_that_the_tokenizer_does_not_know_are_not_chosen() -> None:
+    model = random_model()
+    text = TextStream(model, Pieces(vocab_size=2), [0], max_new_tokens=12, temperature=1.0, seed=1)
+    assert "".join(text).count("e") == 12  # of zero and one
+    assert set(text.ids) == {0, 1}
+
+
+def test_a_vocabulary_can_be_limited() -> None:
+    assert list(stream(Counter(), [3], 3, vocab_size=5)) == [4, 0, 1]
+    assert generate(Counter(), [[3], [0]], 2, vocab_size=np.int8(5))[0].tolist() == [3, 4, 0]
+
+
+def test_end_of_text_has_no_text() -> None:
+    text = text_of([7])
+    assert "".join(text) == " eight"
+    assert (text.ids, text.reason) == ([8, 9], "eos")
+
+
+def test_a_full_context_is_told() -> None:
+    text = text_of([0] * 14, eos_token_id=None)
+    assert "".join(text) == "one two"
+    assert text.reason == "context"
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected", "ids"),
+    [
+        ("two", "one ", [1, 2]),
+        (["e t"], "on", [1, 2]),
+        (["éEN", "w"], "one t", [1, 2]),
+        (["éEN"], "one two", [1, 2, 3, 4, 5]),
+        (["zzz", "one"], "", [1]),
+    ],
+)
+def test_stop_strings_end_the_text_before_them(stop: object, expected: str, ids: list) -> None:
+    text = text_of([0], stop=stop)
+    assert "".join(text) == expected
+    assert (text.ids, text.reason) == (ids, "stop")
+
+
+def test_a_beginning_of_a_stop_string_is_shown_in_the_end() -> None:
+    text = text_of([0], stop=["two more"], max_new_tokens=2)
+    assert list(text) == ["one", " ", "two"]
+    assert text.reason == "length"
+
+
+def test_a_stop_string_is_seen_in_the_very_last_piece() -> None:
+    text = text_of([0], held="\ufffd.", stop=["\ufffd"], max_new_tokens=1)
+    assert "".join(text) == "one"
+    assert text.reason == "stop"
+
+
+def test_nothing_follows_a_stop_string() -> None:
+    assert "".join(text_of([0], held="\ufffd", stop=["two"])) == "one "
+
+
+def test_closing_the_text_stops_the_work() -> None:
+    model = Counter()
+    text = TextStream(model, Pieces(), [0])
+    next(text)
+    text.close()
+    assert list(text) == []
+    assert len(model.fed) == 1
+    assert text.reason is None
+
+
+@pytest.mark.parametrize("stop", ["", [""], [1], ["a", None], None, 3, {"a"}])
+def test_wrong_stop_strings_are_told(stop: object) -> None:
+    with pytest.raises(InputError, match=r"^stop"):
+        text_of([0], stop=stop)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text("ab", max_size=24),
+    st.lists(st.text("ab", min_size=1, max_size=5), max_size=3),
+    st.lists(st.integers(0, 24), max_size=8),
+)
+def test_the_cut_does_not_depend_on_the_pieces(
+    text: str, stops: list[str], cuts: list[int]
+) -> None:
+    stop_filter = StopFilter(stops)
+    edges = [0, *sorted(cuts), len(text)]
+    short_repr = ""
+    for start, end in pairwise(edges):
+        if stop_filter.found:
+            break
+        short_repr += stop_filter.push(text[start:end])
+        # what was shown can never be taken back, and what is held could be a stop string
+        assert text.startswith(short_repr)
+    if not stop_filter.found:
+        short_repr += stop_filter.flush()
+    starts = [text.find(stop) for stop in stops if stop in text]
+    assert short_repr == text[: min(starts, default=None)]
+    assert stop_filter.found == bool(starts)

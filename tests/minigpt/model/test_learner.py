@@ -1,0 +1,194 @@
+"""Learner: PyTorch's gradients and losses, the same bits in every way to compute, and learning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy_learner import NumpyLearner
+
+from minigpt import GPTModel
+from minigpt.config import GPTConfig
+from minigpt.model import learner
+from minigpt.model.learner import Learner
+from minigpt.training.initial import random_tensors
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
+FOLDERS = sorted(path.parent for path in GOLDEN.glob("*/training.npz"))
+ADAMW = {"beta_1": 0.9, "beta_2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip": 0.0}
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20)
+
+
+def config_of(**sizes) -> GPTConfig:
+    small = {"n_layer": 2, "n_head": 2, "n_embd": 24, "n_positions": 128, "vocab_size": 40}
+    return GPTConfig.from_dict({**small, "activation_function": "gelu", **sizes}, "test")
+
+
+def batch(rng, config, B, T):
+    ids, targets = rng.integers(0, config.vocab_size, (2, B, T))
+    if T > 3:
+        targets[0, :3] = -100
+    return ids, targets
+
+
+# ---- against PyTorch
+
+
+def test_every_golden_state_is_there():
+    assert len(FOLDERS) == 5
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_gradients_are_torchs_by_name(folder):
+    with np.load(folder / "training.npz") as states:
+        expected = {
+            name.removeprefix("grad/"): states[name] for name in states if name.startswith("grad/")
+        }
+        model = GPTModel.from_pretrained(folder, dtype="f32", threads=2)
+        loss, grads = model.loss_and_grad(states["ids"], states["targets"])
+        assert loss == pytest.approx(states["losses"][0], rel=1e-5)
+    assert set(grads) == set(expected)
+    for name, grad in grads.items():
+        assert grad.dtype == np.float32
+        assert grad.shape == expected[name].shape
+        error = abs(grad - expected[name]).max() / abs(expected[name]).max()
+        assert error < 2e-5, name
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_ten_updates_have_torchs_losses(folder):
+    model = GPTModel.from_pretrained(folder, dtype="f32", threads=1)
+    weights = model._engine.weights
+    tensors = {name: weights.tensor(name).astype(np.float32) for name in weights.shapes}
+    learning = Learner(model.config, tensors, threads=2)
+    with np.load(folder / "training.npz") as states:
+        ids, targets, expected = states["ids"], states["targets"], states["losses"]
+    share = 1 / (targets != -100).sum()
+    losses = []
+    for step in range(1, 11):
+        learning.clear()
+        losses.append(learning.accumulate(ids, targets, share) * share)
+        learning.update(step, lr=3e-3, **ADAMW)
+    losses.append(learning.loss(ids, targets) * share)
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+
+
+# ---- against the twin in NumPy
+
+
+@pytest.mark.parametrize(
+    ("B", "T", "sizes"),
+    [
+        (3, 1, {}),
+        (2, 70, {"n_head": 1, "n_embd": 33, "activation_function": "gelu_new"}),
+        (1, 5, {"vocab_size": 4100, "n_embd": 8}),  # two blocks of words
+        (9, 64, {"n_layer": 1}),  # two blocks of rows
+    ],
+)
+def test_gradients_and_update_are_the_twins(rng, B, T, sizes):
+    """Beyond the golden states: shapes at the borders of every block."""
+    config = config_of(**sizes)
+    tensors = random_tensors(config, 1)
+    for tensor in tensors.values():
+        tensor += 0.1 * rng.standard_normal(tensor.shape).astype(np.float32)
+    twin = NumpyLearner(config, {n: t.astype(np.float64) for n, t in tensors.items()})
+    learning = Learner(config, {n: t.copy() for n, t in tensors.items()}, threads=2)
+    ids, targets = batch(rng, config, B, T)
+    nats = [each.accumulate(ids, targets, 1 / targets.size) for each in (learning, twin)]
+    assert nats[0] == pytest.approx(nats[1], rel=1e-6)
+    assert learning.loss(ids, targets) == nats[0]
+    for name, grad in learning.grads.items():
+        error = abs(grad - twin.grads[name]).max()
+        assert error < 2e-5 * (abs(twin.grads[name]).max() + 1e-3), name
+    options = {**ADAMW, "clip": 0.01}
+    norms = [each.update(step=1, lr=1e-3, **options) for each in (learning, twin)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+# ---- the same bits
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_who_computes_and_what_is_kept_change_no_bit(rng, dtype):
+    config = config_of(n_layer=3)
+    ids, targets = batch(rng, config, 3, 30)
+    found = []
+    for threads, recompute in ((1, False), (3, False), (2, True)):
+        learning = Learner(config, random_tensors(config, 2), threads, dtype, recompute)
+        for step in (1, 2):
+            learning.clear()
+            learning.accumulate(ids, targets, 1 / 87)
+            norm = learning.update(step, lr=1e-2, **{**ADAMW, "clip": 1.0})
+        found.append((norm, [tensor.tobytes() for tensor in learning.tensors.values()]))
+    assert found[0] == found[1] == found[2]
+
+
+def test_large_batches_go_in_pieces_and_smaller_ones_after_them(rng, monkeypatch):
+    """Sums of pieces; the room of the larger batch leaves no trace in a smaller one."""
+    config = config_of()
+    ids, targets = batch(rng, config, 5, 20)
+    whole, pieces = (Learner(config, random_tensors(config, 3), threads=1) for _ in range(2))
+    nats = whole.accumulate(ids, targets, 0.01)
+    monkeypatch.setattr(learner, "_TOKENS_AT_ONCE", 45)
+    assert pieces.accumulate(ids, targets, 0.01) == pytest.approx(nats, rel=1e-6)
+    for name, grad in whole.grads.items():
+        np.testing.assert_allclose(pieces.grads[name], grad, rtol=1e-4, atol=1e-7)
+    small = ids[:1, :7], targets[:1, :7]
+    fresh = Learner(config, random_tensors(config, 3), threads=1)
+    whole.clear()
+    assert whole.accumulate(*small, 1.0) == fresh.accumulate(*small, 1.0)
+    for name, grad in whole.grads.items():
+        np.testing.assert_array_equal(grad, fresh.grads[name])
+
+
+# ---- learning
+
+
+def sorting(rng, count):
+    """Six digits, 10, the same digits in their order: ids and targets of what can be known."""
+    digits = rng.integers(0, 10, (count, 6))
+    line = np.hstack([digits, np.full((count, 1), 10), np.sort(digits)])
+    ids, targets = line[:, :-1].copy(), line[:, 1:].copy()
+    targets[:, :6] = -100
+    return ids, targets
+
+
+def test_a_tiny_model_learns_to_sort():
+    """Every one of 200 unseen lines of digits, by greedy decoding of what it has learned."""
+    rng = np.random.default_rng(4)
+    config = config_of(n_embd=64, n_head=2, n_positions=12, vocab_size=11)
+    learning = Learner(config, random_tensors(config, 4), threads=2)
+    for step in range(1, 401):
+        ids, targets = sorting(rng, 64)
+        learning.clear()
+        learning.accumulate(ids, targets, 1 / (64 * 6))
+        lr = 5e-3 * min(1, step / 50) * (1 - step / 401)
+        learning.update(step, lr=lr, **{**ADAMW, "clip": 1.0})
+    model = NumpyLearner(config, learning.tensors)
+    ids, targets = sorting(np.random.default_rng(5), 200)
+    _, log_p = model._forward(ids)
+    wanted = targets != -100
+    assert (log_p.argmax(-1) == targets)[wanted].all()
+
+
+def test_bf16_follows_the_curve_of_f32():
+    """To 1 % of the loss at each of 60 updates."""
+    curves = []
+    for dtype in ("f32", "bf16"):
+        rng = np.random.default_rng(6)
+        config = config_of(n_embd=32, n_positions=12, vocab_size=11)
+        learning = Learner(config, random_tensors(config, 6), 2, dtype)
+        curve = []
+        for step in range(1, 61):
+            ids, targets = sorting(rng, 32)
+            learning.clear()
+            curve.append(learning.accumulate(ids, targets, 1 / (32 * 6)) / (32 * 6))
+            learning.update(step, lr=2e-3, **ADAMW)
+        curves.append(curve)
+    assert curves[0][-1] < 0.75 * curves[0][0]
+    np.testing.assert_allclose(curves[1], curves[0], rtol=0.01)

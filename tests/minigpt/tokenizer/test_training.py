@@ -1,0 +1,238 @@
+"""Learning a vocabulary: the merges of the plainest algorithm and of the tokenizers library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections import Counter
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigpt.errors import InputError
+from minigpt.tokenizer import training as tokenizer_training
+from minigpt.tokenizer.bpe import byte_symbols, pieces, token_bytes, words
+from minigpt.tokenizer.tokenizer import GPTTokenizer
+from minigpt.tokenizer.training import (
+    SMALLEST,
+    byte_tokens,
+    count_words,
+    learn_merges,
+    train_tokenizer,
+)
+from minigpt.tokenizer.vocabulary import read_vocabulary
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+TEXTS = st.lists(st.text(st.sampled_from("aaabbc  .\né"), max_size=40), max_size=6)
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((GOLDEN / "trained_tokenizer.json").read_text("ascii"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(golden: dict[str, Any]) -> GPTTokenizer:
+    return train_tokenizer(golden["texts"], golden["vocab_size"])
+
+
+def naive_merges(texts: list[str], number: int) -> list[tuple[str, str]]:
+    """The algorithm in its plainest form: count every pair anew for each merge."""
+    symbols = byte_symbols()
+    split = [[symbols[b] for b in word.encode()] for text in texts for word in words(text)]
+    tokens = sorted(symbols)
+    merges: list[tuple[str, str]] = []
+    while len(merges) < number:
+        counts = Counter(pair for word in split for pair in pairwise(word))
+        best = min(counts, key=lambda pair: (-counts[pair], *map(tokens.index, pair)), default=None)
+        if best is None or counts[best] < 2:
+            break
+        merges.append(best)
+        tokens.append("".join(best))
+        for i, word in enumerate(split):
+            split[i] = []
+            for symbol in word:
+                split[i].append(symbol)
+                # what was just merged is longer than best's left part: it cannot join again
+                if tuple(split[i][-2:]) == best:
+                    split[i][-2:] = ["".join(best)]
+    return merges
+
+
+# ---- what is learned ----
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXTS, st.integers(0, 30))
+def test_merges_are_those_of_the_naive_algorithm(texts: list[str], number: int) -> None:
+    """Few letters, so that ties, runs of one letter and pairs that run out are common."""
+    merges = learn_merges(count_words(texts), number)
+    assert merges == naive_merges(texts, number)
+    assert len({left + right for left, right in merges}) == len(merges)
+
+
+def test_merges_are_those_of_the_tokenizers_library(
+    golden: dict[str, Any], trained: GPTTokenizer
+) -> None:
+    """Of all kinds of words; most of the 143 merges have others that are as frequent."""
+    counts = count_words(golden["texts"])
+    merges = learn_merges(counts, golden["vocab_size"] - SMALLEST)
+    assert [" ".join(merge) for merge in merges] == golden["merges"]
+
+
+def test_worked_example_of_the_module() -> None:
+    merges = learn_merges({"low": 5, "lower": 2, "newest": 6}, 3)
+    assert merges == [("w", "e"), ("l", "o"), ("e", "we")]
+
+
+@settings(max_examples=50, deadline=None)
+@given(TEXTS, st.randoms(use_true_random=False))
+def test_the_order_of_texts_does_not_matter(texts: list[str], chance: random.Random) -> None:
+    expected = learn_merges(count_words(texts), 30)
+    chance.shuffle(texts)
+    assert learn_merges(count_words(texts), 30) == expected
+
+
+# ---- the words of endless texts ----
+
+
+@settings(max_examples=200)
+@given(st.text(st.sampled_from("ab1! \n\t\u00a0\u3000\x1c\u200b'sé")), st.integers(1, 9))
+def test_pieces_do_not_change_the_words(text: str, length: int) -> None:
+    found = pieces(text, length)
+    assert [word for piece in found for word in words(piece)] == words(text)
+
+
+def test_a_long_text_is_split_in_pieces() -> None:
+    text = "word and " * 250_000
+    found = list(pieces(text, 1 << 20))
+    assert "".join(found) == text
+    assert len(found) == 3
+
+
+def test_rare_words_are_forgotten_where_there_are_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tokenizer_training, "MOST_WORDS", 10)
+    texts = ["often", *(f"rare{chr(97 + i)} often" for i in range(26))]
+    counts = count_words(iter(texts))
+    assert counts[" often"] == 26
+    assert len(counts) <= 10
+
+
+def test_a_word_without_end_takes_no_time_without_end() -> None:
+    """A run of 100,000 letters, at random and all the same: as whole words, minutes."""
+    chance = random.Random(0)
+    run = "".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=100_000))
+    start = time.perf_counter()
+    train_tokenizer([run, "a" * 100_000], 1000)
+    assert time.perf_counter() - start < 15
+
+
+def test_progress_counts_the_merges() -> None:
+    seen: list[tuple[int, int]] = []
+    train_tokenizer(["to and fro, " * 3], SMALLEST + 2, lambda *done: seen.append(done))
+    assert seen == [(1, 2), (2, 2)]
+
+
+# ---- the tokenizer ----
+
+
+def test_ids_are_those_the_tokenizers_library_gives(
+    golden: dict[str, Any], trained: GPTTokenizer
+) -> None:
+    """Texts of all kinds, read as that library does: with <|endoftext|> as the token it is."""
+    rows = json.loads((GOLDEN / "tokenizer_ids.json").read_text(encoding="ascii"))
+    for row, ids in zip(rows, golden["ids"], strict=True):
+        assert trained.encode(row["text"], allow_special=True) == ids, row["text"]
+
+
+def test_files_are_those_the_tokenizers_library_read(
+    golden: dict[str, Any], trained: GPTTokenizer, tmp_path: Path
+) -> None:
+    trained.save_pretrained(tmp_path)
+    digests = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()
+    }
+    assert digests == golden["files"]
+
+
+@pytest.mark.parametrize("form", ["tokenizer.json", "vocab.json and merges.txt"])
+def test_files_say_what_the_tokenizer_is(trained: GPTTokenizer, tmp_path: Path, form: str) -> None:
+    trained.save_pretrained(tmp_path)
+    if form != "tokenizer.json":
+        (tmp_path / "tokenizer.json").unlink()
+    read = read_vocabulary(tmp_path)
+    for field in fields(read):
+        if field.name != "files":
+            assert getattr(trained._vocabulary, field.name) == getattr(read, field.name)
+
+
+def test_ids_are_in_the_order_of_age(golden: dict[str, Any], trained: GPTTokenizer) -> None:
+    tokens = trained._vocabulary.tokens
+    assert tokens[:256] == byte_tokens()
+    assert tokens[256:-1] == [merge.replace(" ", "") for merge in golden["merges"]]
+    assert tokens[-1] == "<|endoftext|>"
+    assert trained.eos_token_id == trained.vocab_size - 1 == golden["vocab_size"] - 1
+    assert len(set(map(token_bytes, tokens))) == len(tokens)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_decode_undoes_encode(trained: GPTTokenizer, text: str) -> None:
+    assert trained.decode(trained.encode(text)) == text
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", "a"]])
+def test_bytes_alone_need_no_text(texts: list[str], tmp_path: Path) -> None:
+    train_tokenizer(texts, SMALLEST).save_pretrained(tmp_path)
+    tokenizer = GPTTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.vocab_size == 257
+    assert tokenizer.decode(tokenizer.encode("so é")) == "so é"
+
+
+# ---- what cannot be ----
+
+
+@pytest.mark.parametrize("size", [256, 0, -1, 0x110001, 300.0, "300", None, True])
+def test_sizes_that_cannot_be(size: Any) -> None:
+    with pytest.raises(InputError, match=r"^vocab_size: .*must be an integer from 257"):
+        train_tokenizer(["text"], size)
+
+
+def test_an_integer_of_numpy_is_one() -> None:
+    assert train_tokenizer([], np.int64(257)).vocab_size == 257  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("texts", "most"), [([], 257), (["abc"], 257), (["ab ab ab"], 259)])
+def test_too_little_text_is_told_with_what_it_is_enough_for(texts: list[str], most: int) -> None:
+    with pytest.raises(InputError, match=f"vocab_size: 300 is more .* make {most} tokens"):
+        train_tokenizer(texts, 300)
+    assert train_tokenizer(texts, most).vocab_size == most
+
+
+@pytest.mark.parametrize("text", [None, b"bytes", 1])
+def test_texts_must_be_str(text: Any) -> None:
+    with pytest.raises(InputError, match=r"^texts: number 1 is .*; must be a str"):
+        train_tokenizer(["text", text], 300)
+
+
+def test_one_text_is_not_taken_for_many() -> None:
+    with pytest.raises(InputError, match=r"^texts: a str"):
+        train_tokenizer("a text", 300)
+
+
+def test_lone_surrogates_are_named() -> None:
+    with pytest.raises(
+        InputError, match=r"^texts: number 0 holds '\\udc80', a lone surrogate, at 2"
+    ):
+        train_tokenizer(["ab\udc80"], 300)

@@ -1,0 +1,78 @@
+"""The picture of a run: XML that a browser draws, with the points where the numbers are."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from minigpt.training.loss_curve import loss_curve
+from minigpt.training.metrics import append_line, cut, read_lines, synced_size
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def parsed(lines: list[dict]) -> ElementTree.Element:
+    root = ElementTree.fromstring(loss_curve(lines))
+    assert root.tag == SVG + "svg"
+    return root
+
+
+def places(line: ElementTree.Element) -> list[tuple[float, float]]:
+    pairs = (place.split(",") for place in line.attrib["points"].split())
+    return [(float(x), float(y)) for x, y in pairs]
+
+
+def test_points_lie_where_their_numbers_are() -> None:
+    lines: list[dict] = [{"step": 0, "held_out": 8.0}]
+    lines += [{"step": n, "loss": 8.0 - n} for n in range(1, 4)]
+    lines += [{"step": 4, "loss": 4.0, "held_out": 4.0}]
+    root = parsed(lines)
+    batches, held_out = (places(line) for line in root.iter(SVG + "polyline"))
+    assert len(list(root.iter(SVG + "circle"))) == 2
+    assert batches[-1] == held_out[-1]
+    (left, high), (right, low) = held_out
+    expected = [(left + (right - left) * n / 4, high + (low - high) * n / 4) for n in range(1, 5)]
+    for place, there in zip(batches, expected, strict=True):
+        assert place == pytest.approx(there, abs=0.1)
+
+
+def test_a_long_run_is_drawn_in_few_points() -> None:
+    lines = [{"step": n, "loss": 5.0 + (-1) ** n} for n in range(1, 100_001)]
+    (batches, none) = parsed(lines).iter(SVG + "polyline")
+    assert 300 <= len(places(batches)) <= 360
+    assert len({y for _, y in places(batches)}) == 1
+    assert none.attrib["points"] == ""
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],
+        [{"step": 1}],
+        [{"step": 1, "loss": 3.0}],
+        [{"step": 5, "held_out": 0.0}],
+        [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 1e300}, {"step": 3, "loss": "<&"}],
+        [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 3.0 + 1e-12}],
+    ],
+)
+def test_lines_of_all_kinds_give_a_picture(lines: list[dict]) -> None:
+    assert 3 <= len(list(parsed(lines).iter(SVG + "path"))) < 20
+
+
+def test_lines_are_kept_and_cut(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert read_lines(path) == []
+    assert synced_size(path) == 0
+    append_line(path, {"step": 1, "loss": 0.1})
+    size = synced_size(path)
+    append_line(path, {"step": 2, "loss": 0.3})
+    assert read_lines(path) == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.3}]
+    cut(path, size)
+    assert read_lines(path) == [{"step": 1, "loss": 0.1}]
+    cut(path, 1000)  # what is shorter stays
+    assert path.stat().st_size == size
+    with path.open("ab") as file:
+        file.write(b'\xff\n[]\n{"loss": 1}\n{"step": 2, "lo')
+    assert read_lines(path) == [{"step": 1, "loss": 0.1}]

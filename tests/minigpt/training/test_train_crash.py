@@ -1,0 +1,61 @@
+"""kill -9 at any moment: the run goes on from a whole checkpoint to the end it would have had."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_run import SETTINGS, begin, go_on
+
+from minigpt.training.metrics import read_lines
+from minigpt.training.run_folder import newest_step
+
+HERE = Path(__file__).parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "OPENBLAS_NUM_THREADS": "1"}
+
+
+def command(what: str, folder: Path) -> list[str]:
+    return [sys.executable, str(HERE / "crash.py"), what, str(folder)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("what", ["begin", "go-on"])
+def test_killed_before_each_operation_on_a_file(tmp_path: Path, what: str) -> None:
+    done = subprocess.run(
+        command(what, tmp_path), env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout) > 40
+
+
+def test_killed_while_it_saves_after_every_update(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=30, save_every=1, eval_every=10)
+    begin(tmp_path / "whole", settings)
+    go_on(tmp_path / "whole")
+    run = tmp_path / "run"
+    begin(run, settings)
+    reached = 0
+    for delay in (0.0, 0.017):
+        process = subprocess.Popen(command("train", run), env=ENVIRONMENT)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and newest_step(run) <= reached + 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        reached = newest_step(run)
+    assert 4 < reached < 30
+    go_on(run)
+    for name in ("model.safetensors", "step-00000030/model.safetensors"):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert untimed(run) == untimed(tmp_path / "whole")
+
+
+def untimed(run: Path) -> list[dict]:
+    return [{**line, "seconds": 0} for line in read_lines(run / "metrics.jsonl")]
