@@ -12,6 +12,7 @@ import pytest
 from minigpt import GPTModel, reference_gpt
 from minigpt.config import ACTIVATIONS, GPTConfig
 from minigpt.convert import convert
+from minigpt.gguf import save_gguf
 from minigpt.reference_gpt import (
     Params,
     adamw_step,
@@ -201,6 +202,14 @@ def test_quantized_parameters_are_dequantized(tmp_path) -> None:
     for name, param in params.items():
         assert param.dtype == np.float32
         assert abs(param - exact[name]).max() <= 0.01 * abs(exact[name]).max()
+
+
+def test_a_gguf_file_is_a_source(tmp_path) -> None:
+    save_gguf(GOLDEN / "tasks", tmp_path / "model.gguf", "f32")
+    params, expected = load(tmp_path / "model.gguf")[1], load(GOLDEN / "tasks")[1]
+    assert params.keys() == expected.keys()
+    for name, param in params.items():
+        np.testing.assert_array_equal(param, expected[name])
 
 
 # ---- AdamW
