@@ -1,6 +1,11 @@
-"""The mathematics of the kernels in plain NumPy, a few lines each: to read first, and to test by.
+"""The formulas of a GPT in plain NumPy: each `x_forward` beside its `x_backward`.
 
-The functions take and return ordinary arrays, in whatever float type they are given.
+Functions take and return ordinary arrays and compute in the float type of their arguments. Leading
+axes are free: [..., C] is [M, C] or [B, T, C]. In `x_backward`, dy is the gradient of the loss with
+respect to the result of `x_forward`; it returns the gradients with respect to the arguments.
+
+minigpt/reference_gpt.py puts these parts together into a GPT. The kernels are tested against them.
+Below the formulas: how weights and activations are packed and quantized.
 """
 
 from __future__ import annotations
@@ -14,16 +19,155 @@ from .layout import IGNORED, LANES, N_BLOCK, QUANT_BLOCK, bf16_to_f32, padded
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
-def embedding(ids, positions, wte, wpe, scale=1.0):
-    """[M], [M], [V, C], [n_positions, C] → [M, C]"""
+def embedding_forward(ids, positions, wte, wpe, scale=1.0):
+    """ids [..., T], positions [T], wte [V, C], wpe [n_positions, C] → [..., T, C]"""
     return (wte[ids] + wpe[positions]) * scale
 
 
-def layernorm(x, weight, bias, eps):
-    """[M, C], [C], [C] → [M, C]"""
+def embedding_backward(dy, ids, positions, V, n_positions, scale=1.0):
+    """→ dwte [V, C], dwpe [n_positions, C]"""
+    dwte = np.zeros((V, dy.shape[-1]), dy.dtype)
+    dwpe = np.zeros((n_positions, dy.shape[-1]), dy.dtype)
+    np.add.at(dwte, ids, dy * scale)
+    np.add.at(dwpe, np.broadcast_to(positions, np.shape(ids)), dy * scale)
+    return dwte, dwpe
+
+
+def layernorm_forward(x, weight, bias, eps):
+    """x [..., C], weight [C], bias [C] → [..., C]"""
     mean = x.mean(-1, keepdims=True)
     variance = ((x - mean) ** 2).mean(-1, keepdims=True)
     return (x - mean) / np.sqrt(variance + eps) * weight + bias
+
+
+def layernorm_backward(dy, x, weight, eps):
+    """→ dx [..., C], dweight [C], dbias [C]"""
+    rstd = 1 / np.sqrt(x.var(-1, keepdims=True) + eps)
+    n = (x - x.mean(-1, keepdims=True)) * rstd
+    dn = dy * weight
+    dx = rstd * (dn - dn.mean(-1, keepdims=True) - n * (dn * n).mean(-1, keepdims=True))
+    return dx, _rows(dy * n).sum(0), _rows(dy).sum(0)
+
+
+def matmul_forward(x, w, bias):
+    """x [..., K], w [K, N], bias [N] → [..., N]"""
+    return x @ w + bias
+
+
+def matmul_backward(dy, x, w):
+    """→ dx [..., K], dw [K, N], dbias [N]"""
+    return dy @ w.T, _rows(x).T @ _rows(dy), _rows(dy).sum(0)
+
+
+def softmax_forward(x):
+    """p = e^x / Σ e^x over the last axis; the maximum is subtracted first; e^x stays finite"""
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def softmax_backward(dp, p):
+    """→ dx, from p = softmax_forward(x)"""
+    return p * (dp - (dp * p).sum(-1, keepdims=True))
+
+
+def attention_forward(q, k, v, scale):
+    """q [..., T, HS]; k, v [..., S, HS], S ≥ T: query t is at position S − T + t → [..., T, HS]"""
+    return _attention_weights(q, k, scale) @ v
+
+
+def attention_backward(dy, q, k, v, scale):
+    """→ dq, dk, dv"""
+    p = _attention_weights(q, k, scale)
+    ds = softmax_backward(dy @ _transposed(v), p)
+    return scale * (ds @ k), scale * (_transposed(ds) @ q), _transposed(p) @ dy
+
+
+def _attention_weights(q, k, scale):
+    """softmax(scale · q kᵀ) under the causal mask, [..., T, S]"""
+    T, S = q.shape[-2], k.shape[-2]
+    causal = np.arange(S) <= np.arange(S - T, S)[:, None]
+    return softmax_forward(np.where(causal, scale * (q @ _transposed(k)), -np.inf))
+
+
+def gelu_forward(x):
+    """x · Φ(x), exact, by erf"""
+    return (0.5 * x * (1 + _erf(x / math.sqrt(2)))).astype(x.dtype)
+
+
+def gelu_backward(dy, x):
+    """dy · (Φ(x) + x · φ(x))"""
+    Phi = 0.5 * (1 + _erf(x / math.sqrt(2)))
+    phi = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    return (dy * (Phi + x * phi)).astype(x.dtype)
+
+
+def gelu_tanh_forward(x):
+    """x · Φ(x), where a tanh approximates Φ"""
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def gelu_tanh_backward(dy, x):
+    """dy · the derivative of gelu_tanh_forward"""
+    t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    dt = (1 - t**2) * math.sqrt(2 / math.pi) * (1 + 0.134145 * x**2)
+    return dy * (0.5 * (1 + t) + 0.5 * x * dt)
+
+
+def relu_forward(x):
+    """max(x, 0)"""
+    return np.maximum(x, 0)
+
+
+def relu_backward(dy, x):
+    """dy where x > 0, else 0"""
+    return dy * (x > 0)
+
+
+def silu_forward(x):
+    """x · σ(x)"""
+    return x / (1 + np.exp(-x))
+
+
+def silu_backward(dy, x):
+    """dy · σ(x) · (1 + x · (1 − σ(x)))"""
+    s = 1 / (1 + np.exp(-x))
+    return dy * s * (1 + x * (1 - s))
+
+
+def crossentropy_forward(logits, targets):
+    """logits [..., V], targets [...] → −log p[target] in nats [...]; 0 where a target is IGNORED"""
+    largest = logits.max(-1)
+    lse = largest + np.log(np.exp(logits - largest[..., None]).sum(-1))
+    target_logits = np.take_along_axis(logits, np.maximum(targets, 0)[..., None], -1)[..., 0]
+    return np.where(targets == IGNORED, 0, lse - target_logits)
+
+
+def crossentropy_backward(logits, targets):
+    """→ dlogits [..., V] of the sum of the losses: p − 1 at the target, p elsewhere"""
+    V = logits.shape[-1]
+    dlogits = softmax_forward(logits) - (np.arange(V) == targets[..., None])
+    return np.where(targets[..., None] == IGNORED, 0, dlogits)
+
+
+def adamw(w, g, m, v, step, lr, beta_1, beta_2, eps, weight_decay):
+    """One step, counted from 1 → w, m, v"""
+    m = beta_1 * m + (1 - beta_1) * g
+    v = beta_2 * v + (1 - beta_2) * g**2
+    change = (m / (1 - beta_1**step)) / (np.sqrt(v / (1 - beta_2**step)) + eps)
+    return (1 - lr * weight_decay) * w - lr * change, m, v
+
+
+def _rows(x):
+    """[..., C] → [M, C]"""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _transposed(x):
+    """[..., M, N] → [..., N, M]"""
+    return x.swapaxes(-1, -2)
+
+
+# ---- packing and quantization: layout.py in plain NumPy ------------------------------------------
 
 
 def panels(w, dtype):
@@ -95,122 +239,3 @@ def quantized_rows(x):
     per_unit = np.where(span > 0, np.float32(127) / np.where(span > 0, span, 1), 0)
     p = np.clip(np.rint(blocks * per_unit.astype(np.float32)[..., None]), -127, 127)
     return p.reshape(M, -1)[:, :K].astype(np.int64), span / np.float32(127)
-
-
-def matmul(x, w, bias):
-    """[M, K], [K, N], [N] → [M, N]"""
-    return x @ w + bias
-
-
-def gelu(x):
-    """x · Φ(x)"""
-    return 0.5 * x * (1 + _erf(x / math.sqrt(2)))
-
-
-def gelu_tanh(x):
-    """GELU with Φ approximated by a tanh"""
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
-def relu(x):
-    """max(x, 0)"""
-    return np.maximum(x, 0)
-
-
-def silu(x):
-    """x · σ(x)"""
-    return x / (1 + np.exp(-x))
-
-
-def attention(q, k, v, scale):
-    """[T, HS] queries, [S, HS] keys and values, S ≥ T, the last T of them the queries' → [T, HS]"""
-    T, S = len(q), len(k)
-    scores = scale * (q @ k.T)
-    scores = np.where(np.arange(S) <= np.arange(S - T, S)[:, None], scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True) @ v
-
-
-# ---- backward: dx is the gradient of a loss by x, from the gradient dy by what x became --------
-
-
-def embedding_backward(dx, ids, positions, V, n_positions, scale=1.0):
-    """[M, C] → dwte [V, C], dwpe [n_positions, C]"""
-    dwte, dwpe = (
-        np.zeros((V, dx.shape[1]), dx.dtype),
-        np.zeros((n_positions, dx.shape[1]), dx.dtype),
-    )
-    np.add.at(dwte, ids, dx * scale)
-    np.add.at(dwpe, positions, dx * scale)
-    return dwte, dwpe
-
-
-def layernorm_backward(dy, x, weight, eps):
-    """→ dx, dweight, dbias"""
-    rstd = 1 / np.sqrt(x.var(-1, keepdims=True) + eps)
-    n = (x - x.mean(-1, keepdims=True)) * rstd
-    dn = dy * weight
-    dx = rstd * (dn - dn.mean(-1, keepdims=True) - n * (dn * n).mean(-1, keepdims=True))
-    return dx, (dy * n).sum(0), dy.sum(0)
-
-
-def matmul_backward(dy, x, w):
-    """→ dx, dw, dbias"""
-    return dy @ w.T, x.T @ dy, dy.sum(0)
-
-
-def gelu_slope(x):
-    """Φ(x) + x · φ(x)"""
-    return 0.5 * (1 + _erf(x / math.sqrt(2))) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
-
-
-def gelu_tanh_slope(x):
-    """The same where Φ is approximated by a tanh"""
-    t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
-    return 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * math.sqrt(2 / math.pi) * (1 + 0.134145 * x**2)
-
-
-def relu_slope(x):
-    """1 where x > 0"""
-    return (x > 0).astype(x.dtype)
-
-
-def silu_slope(x):
-    """σ(x) · (1 + x · (1 − σ(x)))"""
-    s = 1 / (1 + np.exp(-x))
-    return s * (1 + x * (1 - s))
-
-
-def attention_backward(do, q, k, v, scale):
-    """→ dq, dk, dv of as many queries as keys, [T, HS] each"""
-    T = len(q)
-    scores = np.where(np.tri(T, dtype=bool), scale * (q @ k.T), -np.inf)
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    p /= p.sum(-1, keepdims=True)
-    dp = do @ v.T
-    ds = p * (dp - (do * (p @ v)).sum(-1, keepdims=True))
-    return scale * (ds @ k), scale * (ds.T @ q), p.T @ do
-
-
-def crossentropy(logits, targets):
-    """[M, V], [M] → nats [M]; 0 where the target is IGNORED"""
-    most = logits.max(-1)
-    norms = most + np.log(np.exp(logits - most[:, None]).sum(-1))
-    nats = norms - logits[np.arange(len(targets)), np.maximum(targets, 0)]
-    return np.where(targets == IGNORED, 0, nats)
-
-
-def crossentropy_backward(logits, targets):
-    """→ dlogits of the sum of nats"""
-    p = np.exp(logits - logits.max(-1, keepdims=True))
-    p /= p.sum(-1, keepdims=True)
-    p[np.arange(len(targets)), np.maximum(targets, 0)] -= 1
-    return np.where(targets[:, None] == IGNORED, 0, p)
-
-
-def adamw(w, g, m, v, step, lr, beta_1, beta_2, eps, weight_decay):
-    """One step, counted from 1 → w, m, v"""
-    m = beta_1 * m + (1 - beta_1) * g
-    v = beta_2 * v + (1 - beta_2) * g**2
-    change = (m / (1 - beta_1**step)) / (np.sqrt(v / (1 - beta_2**step)) + eps)
-    return (1 - lr * weight_decay) * w - lr * change, m, v

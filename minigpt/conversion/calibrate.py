@@ -1,23 +1,23 @@
-"""What the rows of each matrix are multiplied with, in real use: what int4 is fitted to.
+"""Importance of the rows of each matrix, measured on a text: int4 quantization is fitted to it.
 
-A text is read through the model in plain NumPy, all of it through one layer after the other, so
-that never more than a layer is in memory. The importance of row k of a matrix is the mean square
-of what it is multiplied with: an error in that row then counts as much as it changes the product.
+reference_gpt.py computes the activations of the text, one layer after the other: only one layer's
+parameters are in memory. The importance of row k of a matrix is the mean square of input k of its
+linear layer, because the error of the output grows with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from ..checkpoint import Checkpoint
 from ..config import GPTConfig
 from ..errors import InputError
-from ..kernels import reference
 from ..kernels.layout import bf16_to_f32
-from ..model.dims import attention_scales
+from ..kernels.reference import embedding_forward, layernorm_forward
+from ..reference_gpt import block_forward
 from ..weights.checks import checked_names
 from ..weights.loading import pieces
 from ..weights.table import HEAD, layer_shapes
@@ -26,16 +26,6 @@ SEQUENCE = 512  # tokens that are read as one
 LARGEST = 4096  # tokens that are read in all: more change little
 # Of the mean importance of a matrix, what a row has at least: an error in it is still an error.
 _LEAST = 1e-3
-
-# Only mean squares are asked for, for which the tanh formula is near enough to the exact one.
-_ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
-    "gelu": reference.gelu_tanh,
-    "gelu_new": reference.gelu_tanh,
-    "gelu_pytorch_tanh": reference.gelu_tanh,
-    "gelu_fast": reference.gelu_tanh,
-    "relu": reference.relu,
-    "silu": reference.silu,
-}
 
 
 def importance(
@@ -58,59 +48,37 @@ def importance(
     def tensor(name: str) -> np.ndarray:
         return _as_float(checkpoint, stored[name])
 
+    if config.activation_function == "gelu":
+        # The tanh formula is faster and near enough: only mean squares are needed.
+        config = replace(config, activation_function="gelu_new")
     T = min(SEQUENCE, config.n_positions, len(ids))
-    count = min(LARGEST, len(ids)) // T
-    rows = np.array(ids[: count * T]).reshape(count, T)
-    x = (tensor("wte.weight")[rows] + tensor("wpe.weight")[:T]) * config.mup_embeddings_scale
-    found: dict[str, np.ndarray] = {}
-    for n, scale in enumerate(attention_scales(config)):
-        layer = {name: tensor(f"h.{n}.{name}") for name in layer_shapes(config)}
-        x, factors = _layer(x, layer, config, float(scale))
-        found |= {f"h.{n}.{name}": _mean_square(factor) for name, factor in factors.items()}
+    B = min(LARGEST, len(ids)) // T
+    batch = np.array(ids[: B * T]).reshape(B, T)  # [B, T]
+    wte, wpe, scale = tensor("wte.weight"), tensor("wpe.weight"), config.mup_embeddings_scale
+    x = embedding_forward(batch, np.arange(T), wte, wpe, scale)  # [B, T, C]
+    del wte, wpe
+    squares: dict[str, np.ndarray] = {}  # {matrix: Σ input², float64 [K]}
+
+    def add_squares(name: str, inputs: np.ndarray) -> None:
+        total = np.square(inputs, dtype=np.float64).sum(axis=(0, 1))  # [B, T, K] → [K]
+        squares[f"{name}.weight"] = squares.get(f"{name}.weight", 0) + total
+
+    for n in range(config.n_layer):
+        layer = {f"h.{n}.{name}": tensor(f"h.{n}.{name}") for name in layer_shapes(config)}
+        for b in range(B):  # one sequence at a time: the activations of all take too much memory
+            x[b : b + 1] = block_forward(x[b : b + 1], layer, config, n, add_squares)
         if progress:
             progress(n + 1, config.n_layer)
-    last = reference.layernorm(
-        x, tensor("ln_f.weight"), tensor("ln_f.bias"), config.layer_norm_epsilon
-    )
-    found["wte.weight"] = found[HEAD] = _mean_square(last)
-    return found
+    weight, bias = tensor("ln_f.weight"), tensor("ln_f.bias")
+    add_squares("lm_head", layernorm_forward(x, weight, bias, config.layer_norm_epsilon))
+    squares["wte.weight"] = squares[HEAD]
+    return {name: _importance(total / (B * T)) for name, total in squares.items()}
 
 
-def _layer(
-    x: np.ndarray, layer: dict[str, np.ndarray], config: GPTConfig, scale: float
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """x [B, T, C] after a layer, and {matrix: what it is multiplied with, [B, T, K]}."""
-    factors = {}
-
-    def normed(name: str) -> np.ndarray:
-        weight, bias = layer[f"{name}.weight"], layer[f"{name}.bias"]
-        return reference.layernorm(x, weight, bias, config.layer_norm_epsilon)
-
-    def product(name: str, factor: np.ndarray) -> np.ndarray:
-        factors[f"{name}.weight"] = factor
-        return reference.matmul(factor, layer[f"{name}.weight"], layer[f"{name}.bias"])
-
-    qkv = product("attn.c_attn", normed("ln_1"))
-    x = x + product("attn.c_proj", _attention(qkv, config.n_head, scale))
-    hidden = _ACTIVATIONS[config.activation_function](product("mlp.c_fc", normed("ln_2")))
-    return x + product("mlp.c_proj", hidden), factors
-
-
-def _attention(qkv: np.ndarray, NH: int, scale: float) -> np.ndarray:
-    """[B, T, 3C] → [B, T, C]"""
-    B, T, C3 = qkv.shape
-    q, k, v = qkv.reshape(B, T, 3, NH, -1).transpose(2, 0, 3, 1, 4)
-    out = np.empty_like(q)
-    for b in range(B):
-        for h in range(NH):
-            out[b, h] = reference.attention(q[b, h], k[b, h], v[b, h], scale)
-    return out.transpose(0, 2, 1, 3).reshape(B, T, C3 // 3)
-
-
-def _mean_square(factor: np.ndarray) -> np.ndarray:
-    """Over all but the last axis, float32; not less than a part of its own mean."""
-    squares = np.square(factor, dtype=np.float64).mean(axis=tuple(range(factor.ndim - 1)))
-    return np.maximum(squares, _LEAST * squares.mean() + 1e-30).astype(np.float32)
+def _importance(mean_square: np.ndarray) -> np.ndarray:
+    """float32; at least a part of its own mean."""
+    floor = _LEAST * mean_square.mean() + 1e-30
+    return np.maximum(mean_square, floor).astype(np.float32)
 
 
 def _as_float(checkpoint: Checkpoint, name: str) -> np.ndarray:

@@ -60,7 +60,7 @@ class Sequence:
         q, k, v = np.split(self.qkv.astype(np.float64), 3, axis=1)
         heads = [slice(h * self.HS, (h + 1) * self.HS) for h in range(self.NH)]
         return np.hstack(
-            [reference.attention(q[:, h], k[:, h], v[:, h], self.scale) for h in heads]
+            [reference.attention_forward(q[:, h], k[:, h], v[:, h], self.scale) for h in heads]
         )
 
 
@@ -174,7 +174,7 @@ def test_backward_is_the_twin(run, rng, B, T, NH, HS, dtype):
 
 def test_the_twin_backward_is_the_slope(rng, slopes):
     q, k, v, do = rng.standard_normal((4, 6, 3))
-    loss = lambda q, k, v: (do * reference.attention(q, k, v, 0.7)).sum()  # noqa: E731
+    loss = lambda q, k, v: (do * reference.attention_forward(q, k, v, 0.7)).sum()  # noqa: E731
     dq, dk, dv = reference.attention_backward(do, q, k, v, 0.7)
     np.testing.assert_allclose(dq, slopes(lambda q: loss(q, k, v), q), atol=1e-8)
     np.testing.assert_allclose(dk, slopes(lambda k: loss(q, k, v), k), atol=1e-8)

@@ -81,7 +81,7 @@ def bf16_to_f32(halves):
 @pytest.mark.parametrize(("M", "K", "N"), SHAPES)
 def test_matmul_is_numpys(run, rng, M, K, N, kind):
     case = Case(rng, M, K, N, kind)
-    truth = reference.matmul(case.x.astype(np.float64), case.w, case.bias)
+    truth = reference.matmul_forward(case.x.astype(np.float64), case.w, case.bias)
     assert (np.abs(case.run(run) - truth) <= case.bound()).all()
 
 
@@ -89,14 +89,14 @@ def test_matmul_is_numpys(run, rng, M, K, N, kind):
 def test_matmul_adds_to_what_is_there(run, rng, M, K, N):
     case = Case(rng, M, K, N)
     start = rng.standard_normal((M, N)).astype(np.float32)
-    truth = start + reference.matmul(case.x.astype(np.float64), case.w, case.bias)
+    truth = start + reference.matmul_forward(case.x.astype(np.float64), case.w, case.bias)
     assert (np.abs(case.run(run, ADD, start=start) - truth) <= case.bound()).all()
 
 
 def test_activation_is_the_last_step(run, rng):
     for M in (3, 40):
         case = Case(rng, M, 20, 37)
-        truth = reference.gelu(case.run(run).astype(np.float64))
+        truth = reference.gelu_forward(case.run(run).astype(np.float64))
         active = case.run(run, activation=GELU)
         np.testing.assert_allclose(active, truth, rtol=1e-5, atol=1e-7)
 
@@ -177,7 +177,7 @@ def test_backward_is_the_twin(run, rng, M, K, N, left, right):
 def test_the_twin_backward_is_the_slope(rng, slopes):
     x, w, dy = (rng.standard_normal(shape) for shape in ((3, 4), (4, 2), (3, 2)))
     dx, dw, dbias = reference.matmul_backward(dy, x, w)
-    loss = lambda x, w, b: (dy * reference.matmul(x, w, b)).sum()  # noqa: E731
+    loss = lambda x, w, b: (dy * reference.matmul_forward(x, w, b)).sum()  # noqa: E731
     np.testing.assert_allclose(dx, slopes(lambda x: loss(x, w, np.zeros(2)), x), atol=1e-8)
     np.testing.assert_allclose(dw, slopes(lambda w: loss(x, w, np.zeros(2)), w), atol=1e-8)
     np.testing.assert_allclose(dbias, slopes(lambda b: loss(x, w, b), np.zeros(2)), atol=1e-8)

@@ -17,8 +17,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
-
 from tiny_run import SETTINGS, begin, go_on
 
 from minigpt.training.run_folder import newest_checkpoint, open_run

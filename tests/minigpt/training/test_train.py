@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_run
-from numpy_learner import NumpyLearner
-from tiny_run import SETTINGS, begin, go_on, stopping_after
+from tiny_run import SETTINGS, ReferenceLearner, begin, go_on, stopping_after
 
 from minigpt import GPTConfig, GPTTokenizer
 from minigpt.checkpoint import open_checkpoint
@@ -105,7 +104,7 @@ def test_the_losses_are_those_of_the_text(run: Path) -> None:
     opened, _, learned = open_run(run)
     tokens = tiny_run.tokenizer(run.parent / "tokenizer")
     ids = np.array([*tokens.encode(tiny_run.HELD_OUT[0]), tokens.eos_token_id])
-    learner, nats = NumpyLearner(opened.config, learned.tensors), 0.0
+    learner, nats = ReferenceLearner(opened.config, learned.tensors), 0.0
     for first in range(0, len(ids) - 1, 8):
         row = ids[first : first + 9]
         nats += learner.loss(row[None, :-1], row[None, 1:])
@@ -233,7 +232,7 @@ def test_a_run_can_be_moved(run: Path, expected: Any) -> None:
 # ---- what goes wrong ----
 
 
-class Diverging(NumpyLearner):
+class Diverging(ReferenceLearner):
     """Of whose numbers one kind is none at update 7."""
 
     what = "loss"

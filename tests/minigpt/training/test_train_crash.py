@@ -16,7 +16,7 @@ from minigpt.training.metrics import read_lines
 from minigpt.training.run_folder import newest_step
 
 HERE = Path(__file__).parent
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "OPENBLAS_NUM_THREADS": "1"}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(HERE.parents[2]), "OPENBLAS_NUM_THREADS": "1"}
 
 
 def command(what: str, folder: Path) -> list[str]:
