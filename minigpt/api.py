@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .arguments import checked_batch, checked_integer, checked_targets
 from .bundled import BUNDLED_MODEL
 from .checkpoint import open_checkpoint, resolve
 from .config import GPTConfig
 from .conversion.saving import save_model
-from .errors import InputError, SourceError, short_repr
+from .errors import InputError, SourceError
 from .generation import generate as generation
-from .generation.sampler import is_integer
 from .model.engine import Engine
 from .model.kv_cache import State
 from .weights.loading import load_weights
@@ -87,7 +87,7 @@ class GPTModel:
 
     def __call__(self, ids: Any) -> Output:
         """The logits at every position of ids: int [B, T] (or [T], read as B = 1)."""
-        rows = generation.checked_batch(ids, self.config)
+        rows = checked_batch(ids, self.config)
         B, T = rows.shape
         state = self.new_state(B, T)
         logits = self._engine.forward(state, range(B), list(rows), every=True)
@@ -115,8 +115,8 @@ class GPTModel:
 
         The first call makes float32 copies of the weights, which the model keeps.
         """
-        rows = generation.checked_batch(ids, self.config)
-        wanted, counted = generation.checked_targets(targets, rows.shape, self.config)
+        rows = checked_batch(ids, self.config)
+        wanted, counted = checked_targets(targets, rows.shape, self.config)
         weights = self._engine.weights
         with self._learning:
             if self._learner is None:
@@ -161,11 +161,7 @@ def checked_threads(threads: int | None) -> int:
     """How many threads compute: as asked for, or one for each processor. Raises InputError."""
     if threads is None:
         return _processors()
-    if not (is_integer(threads) and 1 <= threads <= MAX_THREADS):
-        raise InputError(
-            f"threads {short_repr(threads)}: must be an integer from 1 to {MAX_THREADS}"
-        )
-    return int(threads)
+    return checked_integer("threads", threads, 1, MAX_THREADS)
 
 
 def _processors() -> int:

@@ -30,10 +30,11 @@ from time import perf_counter
 import numpy as np
 
 from .api import GPTModel
+from .arguments import is_integer
 from .checkpoint import resolve
 from .config import GPTConfig
 from .errors import InputError, short_repr
-from .generation.sampler import SamplingParams, generators, is_integer, sample
+from .generation.sampler import SamplingParams, generators, sample
 from .kernels.layout import AUX_DTYPE, BITS_PER_WEIGHT
 from .kernels.memory_read import CHUNK, read_forward
 from .kernels.team import Team

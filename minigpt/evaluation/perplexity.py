@@ -34,9 +34,9 @@ from typing import Any
 import numpy as np
 
 from ..api import GPTModel
+from ..arguments import is_integer
 from ..config import GPTConfig
 from ..errors import CheckpointError, InputError, short_repr
-from ..generation.sampler import is_integer
 from ..tokenizer.tokenizer import GPTTokenizer
 
 _ROWS = 128  # tokens whose logits are computed together: of 50257 words, 26 MB

@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ..arguments import is_integer
 from ..errors import InputError, short_repr
-from ..generation.sampler import is_integer
 from ..texts import checked_text, objects
 
 

@@ -13,10 +13,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from ..arguments import checked_integer, checked_prompts, is_integer, is_list_of_prompts
 from ..config import GPTConfig
 from ..errors import InputError, short_repr
-from ..kernels.layout import IGNORED
-from .sampler import SamplingParams, generators, is_integer, sample
+from .sampler import SamplingParams, generators, sample
 
 Eos = int | None | Literal["config"]
 
@@ -61,7 +61,7 @@ def stream(
     Nothing is computed ahead: closing the generator stops the work. Raises InputError, at the
     call, for an argument of the wrong type or out of its range.
     """
-    prompts = _prompts(ids, model.config)
+    prompts = checked_prompts(ids, model.config)
     if len(prompts) != 1:
         raise InputError(f"ids: {len(prompts)} sequences, where stream takes one; use generate")
     params = SamplingParams(temperature, top_k, top_p, min_p, seed, vocab_size)
@@ -93,7 +93,7 @@ def generate(
     A row that has ended costs nothing more. Each row draws from its own randomness: its tokens do
     not depend on its neighbours, and row 0 is what `stream` gives for the same seed.
     """
-    prompts = _prompts(ids, model.config)
+    prompts = checked_prompts(ids, model.config)
     params = SamplingParams(temperature, top_k, top_p, min_p, seed, vocab_size)
     end = _End.of(model.config, max_new_tokens, eos_token_id)
     new: list[list[int]] = [[] for _ in prompts]
@@ -101,7 +101,7 @@ def generate(
         for row, token in step.items():
             new[row].append(token)
     rows = [np.concatenate([p, np.array(n, np.int64)]) for p, n in zip(prompts, new, strict=True)]
-    return rows if _is_list_of_prompts(ids) else _padded(rows, end.eos)
+    return rows if is_list_of_prompts(ids) else _padded(rows, end.eos)
 
 
 def resolve_eos(config: GPTConfig, eos_token_id: Eos) -> int | None:
@@ -128,11 +128,8 @@ class _End:
 
     @classmethod
     def of(cls, config: GPTConfig, max_new_tokens: int, eos_token_id: Eos) -> _End:
-        if not (is_integer(max_new_tokens) and max_new_tokens >= 0):
-            raise InputError(
-                f"max_new_tokens {short_repr(max_new_tokens)}: must be an integer from 0"
-            )
-        return cls(int(max_new_tokens), resolve_eos(config, eos_token_id), config.n_positions)
+        limit = checked_integer("max_new_tokens", max_new_tokens, 0)
+        return cls(limit, resolve_eos(config, eos_token_id), config.n_positions)
 
     def length(self, prompt: np.ndarray) -> int:
         """How long prompt and new tokens can become."""
@@ -168,87 +165,3 @@ def _padded(rows: list[np.ndarray], eos: int | None) -> np.ndarray:
     for row, out in zip(rows, padded, strict=True):
         out[: len(row)] = row
     return padded
-
-
-def _is_list_of_prompts(ids: Any) -> bool:
-    """Whether `ids` is a list whose items are sequences themselves, and not one flat prompt."""
-    return isinstance(ids, list | tuple) and any(
-        isinstance(item, list | tuple) or (isinstance(item, np.ndarray) and item.ndim)
-        for item in ids
-    )
-
-
-def _prompts(ids: Any, config: GPTConfig) -> list[np.ndarray]:
-    """`ids` in any of the forms `generate` takes as int64 arrays [T_i]; raises InputError."""
-    if _is_list_of_prompts(ids):
-        return [_prompt(item, config, f"ids[{i}]") for i, item in enumerate(ids)]
-    if isinstance(ids, np.ndarray) and ids.ndim == 2:
-        if len(ids) == 0:
-            raise InputError("ids: no sequences in it; give at least one")
-        return [_prompt(row, config, f"ids[{i}]") for i, row in enumerate(ids)]
-    return [_prompt(ids, config, "ids")]
-
-
-def checked_batch(ids: Any, config: GPTConfig) -> np.ndarray:
-    """`ids`, integers [B, T] or [T], as int64 [B, T]; raises InputError, also for unequal rows."""
-    prompts = _prompts(ids, config)
-    lengths = {len(prompt) for prompt in prompts}
-    if len(lengths) > 1:
-        raise InputError(
-            f"ids: rows of {min(lengths)} to {max(lengths)} tokens; must all be of one length"
-        )
-    return np.stack(prompts)
-
-
-def checked_targets(
-    targets: Any, shape: tuple[int, ...], config: GPTConfig
-) -> tuple[np.ndarray, int]:
-    """`targets` as int64 of the ids' shape [B, T], and how many count; raises InputError."""
-    try:
-        array = np.asarray(targets)
-    except ValueError:  # rows of unequal length
-        raise InputError(f"targets: ragged; must be of the ids' shape, {list(shape)}") from None
-    if array.dtype.kind not in "iu":
-        raise InputError(f"targets: {array.dtype}; must be integers of the shape {list(shape)}")
-    if array.ndim == 1:
-        array = array[None]
-    if array.shape != shape:
-        raise InputError(f"targets: shape {list(array.shape)}; must be the ids', {list(shape)}")
-    counts = array != IGNORED
-    if not counts.any():
-        raise InputError(f"targets: all are {IGNORED}; at least one must be a token")
-    for extreme in (array[counts].min(), array[counts].max()):
-        if not 0 <= extreme < config.vocab_size:
-            raise InputError(
-                f"targets: {short_repr(int(extreme))} is no token and not {IGNORED}; "
-                f"tokens go from 0 to {config.vocab_size - 1}"
-            )
-    return array.astype(np.int64), int(counts.sum())
-
-
-def _prompt(ids: Any, config: GPTConfig, where: str) -> np.ndarray:
-    """One prompt as int64 [T], 1 <= T <= n_positions, every id a token."""
-    if isinstance(ids, np.ndarray):
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise InputError(
-                f"{where}: {ids.dtype} of shape {list(ids.shape)}; must be integers [T] or [B, T]"
-            )
-    elif not isinstance(ids, list | tuple):
-        raise InputError(f"{where}: {type(ids).__name__}; must be an array or a list of integers")
-    elif not all(map(is_integer, ids)):
-        wrong = next(item for item in ids if not is_integer(item))
-        raise InputError(f"{where}: holds a {type(wrong).__name__}; must hold integers only")
-    if len(ids) == 0:
-        raise InputError(f"{where}: empty; a prompt needs at least one token")
-    if len(ids) > config.n_positions:
-        raise InputError(
-            f"{where}: {len(ids)} tokens, where this model's context is {config.n_positions}; "
-            "shorten the prompt"
-        )
-    for extreme in (min(ids), max(ids)):
-        if not 0 <= extreme < config.vocab_size:
-            raise InputError(
-                f"{where}: {short_repr(int(extreme))} is not a token; "
-                f"they go from 0 to {config.vocab_size - 1}"
-            )
-    return np.array(ids, np.int64)

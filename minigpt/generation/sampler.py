@@ -8,11 +8,13 @@ as the likelier, so k tokens are k tokens and the same logits give the same choi
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import CheckpointError, InputError, short_repr
+from ..arguments import checked_integer, checked_number
+from ..errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -38,43 +40,20 @@ class SamplingParams:
     vocab_size: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= _as_float(self.temperature) < math.inf:
-            raise InputError(
-                f"temperature {short_repr(self.temperature)}: must be a number of at least 0"
-            )
-        if self.top_k is not None and not (is_integer(self.top_k) and self.top_k >= 1):
-            raise InputError(f"top_k {short_repr(self.top_k)}: must be an integer from 1, or None")
-        if self.top_p is not None and not 0 < _as_float(self.top_p) <= 1:
-            raise InputError(
-                f"top_p {short_repr(self.top_p)}: must be above 0 and at most 1, or None"
-            )
-        if self.min_p is not None and not 0 <= _as_float(self.min_p) <= 1:
-            raise InputError(f"min_p {short_repr(self.min_p)}: must be from 0 to 1, or None")
-        if self.seed is not None and not (is_integer(self.seed) and 0 <= self.seed < 2**64):
-            raise InputError(
-                f"seed {short_repr(self.seed)}: must be an integer from 0 to 2**64 - 1, or None"
-            )
-        if self.vocab_size is not None and not (
-            is_integer(self.vocab_size) and self.vocab_size >= 1
-        ):
-            raise InputError(
-                f"vocab_size {short_repr(self.vocab_size)}: must be an integer from 1, or None"
-            )
-
-
-def is_integer(value: object) -> bool:
-    """Whether `value` is a Python or NumPy integer; True and False are not."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _as_float(value: object) -> float:
-    """A Python or NumPy number as a float; NaN, which is in no range, for anything else."""
-    if not (is_integer(value) or isinstance(value, float | np.floating)):
-        return math.nan
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except OverflowError:
-        return math.inf
+        checked_number(
+            "temperature", self.temperature, "a number of at least 0", 0, sys.float_info.max
+        )
+        if self.top_k is not None:
+            checked_integer("top_k", self.top_k, 1, what="or None")
+        if self.top_p is not None:
+            above_0 = math.nextafter(0, 1)
+            checked_number("top_p", self.top_p, "above 0 and at most 1, or None", above_0, 1)
+        if self.min_p is not None:
+            checked_number("min_p", self.min_p, "from 0 to 1, or None", 0, 1)
+        if self.seed is not None:
+            checked_integer("seed", self.seed, 0, 2**64 - 1, "or None")
+        if self.vocab_size is not None:
+            checked_integer("vocab_size", self.vocab_size, 1, what="or None")
 
 
 def generators(seed: int | None, count: int) -> list[np.random.Generator]:

@@ -35,8 +35,8 @@ from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 from statistics import median_low
 
+from ..arguments import is_integer
 from ..errors import InputError, short_repr
-from ..generation.sampler import is_integer
 from .bpe import Merges, byte_symbols, pieces, words
 from .tokenizer import GPTTokenizer
 from .vocabulary import END_OF_TEXT, AddedToken, Vocabulary

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ..arguments import is_integer
 from ..errors import InputError, short_repr
-from ..generation.sampler import is_integer
 from ..kernels.layout import IGNORED
 
 _ROUNDS = 6  # of `permuted`

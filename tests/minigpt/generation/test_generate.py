@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minigpt.arguments import checked_batch
 from minigpt.config import GPTConfig
 from minigpt.errors import InputError
-from minigpt.generation.generate import checked_batch, generate, stream
+from minigpt.generation.generate import generate, stream
 from minigpt.generation.text_stream import StopFilter, TextStream
 
 V, N_POSITIONS, EOS = 10, 16, 9
