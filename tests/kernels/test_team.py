@@ -73,11 +73,11 @@ class Interrupted:
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("place", ["after a job was given out", "after one was done"])
-def test_after_an_interrupt_anywhere_the_team_works_again(offset):
+@pytest.mark.parametrize("moment", ["after a job was given out", "after one was done"])
+def test_after_an_interrupt_anywhere_the_team_works_again(moment):
     team, done = Team(3), np.zeros(4, np.int64)
     jobs, results = team._jobs[0], team._done
-    if "given out" in offset:
+    if "given out" in moment:
         team._jobs[0] = Interrupted(jobs)
     else:
         team._done = Interrupted(results)
