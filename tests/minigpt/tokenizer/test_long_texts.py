@@ -1,0 +1,80 @@
+"""Long texts: the chunks that a text is cut into have the ids of the whole text."""
+
+from __future__ import annotations
+
+import re
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import regex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_tokenizer import byte_tokenizer
+
+from minigpt.tokenizer.tokenizer import GPTTokenizer
+
+
+@pytest.fixture(scope="module")
+def prefixing(tmp_path_factory: pytest.TempPathFactory) -> GPTTokenizer:
+    """A vocabulary that reads a text as if it began with a space."""
+    folder = tmp_path_factory.mktemp("prefixing")
+    (folder / "tokenizer_config.json").write_text('{"add_prefix_space": true}', encoding="utf-8")
+    tokenizer = byte_tokenizer(folder)
+    assert tokenizer.encode("a") == tokenizer.encode(" a")
+    return tokenizer
+
+
+PARTS = [
+    "the",
+    " cat",
+    "'ll",
+    "42",
+    "...",
+    "é",
+    "语",
+    "   ",
+    "\n\n\n",
+    "\r\n",
+    "\t",
+    "\x1c",
+    "\u2003 ",
+]
+AWKWARD = st.lists(st.sampled_from(PARTS) | st.characters(codec="utf-8"), max_size=12).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=AWKWARD, size=st.integers(1, 9))
+def test_pieces_have_the_ids_of_the_whole(gpt2: GPTTokenizer, text: str, size: int) -> None:
+    pieces = list(gpt2.pieces(text, size))
+    assert "".join(pieces) == text
+    assert [i for piece in pieces for i in gpt2.encode(piece)] == gpt2.encode(text)
+
+
+def test_what_is_cut_off_is_white_space_in_the_split_too() -> None:
+    """A cut looks for white space with `re`, the split with `regex`: they have not the same."""
+    characters = "".join(map(chr, chain(range(0xD800), range(0xE000, 0x110000))))
+    assert not set(regex.findall(r"\s", characters)) - set(re.findall(r"\s", characters))
+    assert {" ", "\n"} <= set(regex.findall(r"\s", characters))
+
+
+def test_prose_is_cut_about_where_it_is_asked(gpt2: GPTTokenizer) -> None:
+    """Else the test above would hold for pieces that are never cut."""
+    pieces = list(gpt2.pieces("The cat  sat.\n\n" * 100 + "end", 40))
+    assert all(40 <= len(piece) < 50 for piece in pieces[:-1])
+    assert len(pieces) > 25
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.sampled_from(" \nab;")), size=st.integers(1, 4))
+def test_pieces_get_no_prefix_space_of_their_own(prefixing, text: str, size: int) -> None:
+    pieces = list(prefixing.pieces(text, size))
+    assert [i for piece in pieces for i in prefixing.encode(piece)] == prefixing.encode(text)
+
+
+def test_an_added_token_is_never_cut(tmp_path: Path) -> None:
+    byte_tokenizer(tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"New York": 257}')
+    tokenizer = GPTTokenizer.from_pretrained(tmp_path)
+    assert list(tokenizer.pieces("in New York I", 1)) == ["in New York I"]
+    assert 257 in tokenizer.encode("in New York I")

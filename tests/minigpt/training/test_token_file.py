@@ -1,0 +1,139 @@
+"""Token files: every id comes back, memory is bounded, and no damaged file is read."""
+
+from __future__ import annotations
+
+import re
+import struct
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_tokenizer import END, byte_tokenizer
+
+from minigpt.errors import CheckpointError, InputError
+from minigpt.tokenizer.tokenizer import GPTTokenizer
+from minigpt.training import token_file as token_files
+from minigpt.training.token_file import read_header, read_tokens, write_tokens
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> GPTTokenizer:
+    return byte_tokenizer(tmp_path_factory.mktemp("toy"))
+
+
+def test_what_was_written_is_read(gpt2: GPTTokenizer, tmp_path: Path) -> None:
+    texts = ["Once upon a time.", "", "Ünder\n\n the 海 <|endoftext|>.", " "]
+    told: list[tuple[int, int]] = []
+    write_tokens(texts, gpt2, tmp_path / "t", lambda *done: told.append(done))
+    tokens = read_tokens(tmp_path / "t")
+    end = gpt2.eos_token_id
+    assert tokens.tolist() == [i for text in texts if text for i in [*gpt2.encode(text), end]]
+    text_bytes = len("".join(texts).encode())
+    assert read_header(tmp_path / "t") == (50257, len(tokens), text_bytes)
+    assert told[-1] == (text_bytes, len(tokens))
+    assert not tokens.flags.writeable
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(257, "<u2"), (65536, "<u2"), (65537, "<u4")])
+def test_ids_take_two_bytes_where_that_is_enough(tmp_path, size: int, dtype: str) -> None:
+    tokenizer = byte_tokenizer(tmp_path, size)
+    write_tokens(["ab"], tokenizer, tmp_path / "t")
+    tokens = read_tokens(tmp_path / "t")
+    assert tokens.dtype == np.dtype(dtype)
+    assert tokens.tolist() == [*tokenizer.encode("ab"), size - 1]
+    assert (tmp_path / "t").stat().st_size == 32 + tokens.nbytes
+
+
+def test_a_long_document_is_written_as_one(gpt2, tmp_path, monkeypatch) -> None:
+    text = "".join(f"Page {i} of the book,\n\n   and so on. " for i in range(300))
+    monkeypatch.setattr(token_files, "_PIECE", 100)
+    write_tokens([text], gpt2, tmp_path / "t")
+    assert read_tokens(tmp_path / "t").tolist() == [*gpt2.encode(text), gpt2.eos_token_id]
+
+
+def test_memory_does_not_grow_with_the_stream(toy, tmp_path) -> None:
+    """500 documents of 1 KB: their ids alone, as Python has them, would take 4 MB."""
+
+    def stream() -> Iterator[str]:
+        for i in range(500):
+            yield f"{i} is a number. " * 64
+
+    write_tokens(stream(), toy, tmp_path / "t")  # what is loaded for long texts is there to stay
+    tracemalloc.start()
+    write_tokens(stream(), toy, tmp_path / "t")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(read_tokens(tmp_path / "t")) > 450_000
+    assert peak < 300_000
+
+
+def test_a_file_is_written_whole_or_not_at_all(toy, tmp_path) -> None:
+    def failing() -> Iterator[str]:
+        yield "some text"
+        raise InputError("a.txt, line 2: bad")
+
+    for before in ([], ["t"]):
+        with pytest.raises(InputError, match="line 2"):
+            write_tokens(failing(), toy, tmp_path / "t")
+        with pytest.raises(InputError, match="the texts are empty"):
+            write_tokens(["", ""], toy, tmp_path / "t")
+        assert [path.name for path in tmp_path.iterdir()] == before
+        write_tokens(["before"], toy, tmp_path / "t")
+    assert len(read_tokens(tmp_path / "t")) == 7
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        write_tokens(["a"], toy, tmp_path / "none" / "t")
+
+
+def test_texts_need_an_end(tmp_path) -> None:
+    with pytest.raises(InputError, match=re.escape(f"has no {END}")):
+        write_tokens(["a"], byte_tokenizer(tmp_path, end="other"), tmp_path / "t")
+
+
+def token_file(
+    magic: bytes = b"minigpt\x01",
+    vocab_size: int = 300,
+    tokens: int = 3,
+    text_bytes: int = 2,
+    ids: bytes = struct.pack("<3H", 0, 299, 7),
+) -> bytes:
+    return struct.pack("<8s3Q", magic, vocab_size, tokens, text_bytes) + ids
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"minigpt\x01", "is no token file"),
+        (token_file()[:31], "is no token file"),
+        (token_file(magic=b"minigpt\x02"), "is no token file of this version"),
+        (token_file()[:-1], "has 37 bytes and its header tells of 38"),
+        (token_file() + b"\0", "has 39 bytes"),
+        (token_file(tokens=2**64 - 1), "its header tells of"),
+        (token_file(tokens=2**63, ids=b""), "its header tells of"),
+        (token_file(vocab_size=0), "vocabulary of 0"),
+        (token_file(vocab_size=2**32 + 1), "vocabulary of 4294967297"),
+        (token_file(vocab_size=65537), "its header tells of 44"),
+        (token_file(vocab_size=299), "id 299 at 1 is not below 299"),
+        (
+            token_file(vocab_size=65537, ids=struct.pack("<3I", 0, 1, 2**32 - 1)),
+            "id 4294967295 at 2 is not below 65537",
+        ),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path, content: bytes, message: str) -> None:
+    path = tmp_path / "t"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as error:
+        read_tokens(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_the_files_of_the_test_above_are_bad_for_their_reason_alone(tmp_path) -> None:
+    (tmp_path / "t").write_bytes(token_file())
+    assert read_tokens(tmp_path / "t").tolist() == [0, 299, 7]
+    (tmp_path / "t").write_bytes(token_file(tokens=0, ids=b""))
+    assert read_tokens(tmp_path / "t").size == 0
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_tokens(tmp_path / "none")
