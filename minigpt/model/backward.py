@@ -141,66 +141,52 @@ class Batch(NamedTuple):
     blocks: np.ndarray
 
 
-class Shape(NamedTuple):
-    """The numbers of the config."""
-
-    C: int
-    NH: int
-    HS: int
-    H: int
-    V: int
-    activation: int
-    eps: np.float32
-    embedding_scale: np.float32
-    logit_scale: np.float32
-
-
 @entry
-def forward_embedding(team, x, ends, batch, shape):
+def forward_embedding(team, x, weights, batch, dims):
     """x[m, :] = (wte[ids[m]] + wpe[positions[m]]) · scale"""
     rows_forward(
-        team, x, row_stride(shape.C), batch.ids, batch.positions, ends.wte, ends.wpe,
-        batch.ids.size, shape.C, shape.embedding_scale,
+        team, x, row_stride(dims.C), batch.ids, batch.positions, weights.wte, weights.wpe,
+        batch.ids.size, dims.C, dims.embedding_scale,
     )  # fmt: skip
 
 
 @entry
-def backward_embedding(team, dends, batch, shape, work):
+def backward_embedding(team, dweights, batch, dims, work):
     """The mirror of forward_embedding: to the gradients of wte and wpe."""
     rows_backward(
-        team, dends.wte, dends.wpe, work.dx, row_stride(shape.C), batch.ids, batch.positions,
-        batch.ids.size, shape.C, shape.embedding_scale,
+        team, dweights.wte, dweights.wpe, work.dx, row_stride(dims.C), batch.ids, batch.positions,
+        batch.ids.size, dims.C, dims.embedding_scale,
     )  # fmt: skip
 
 
 @entry
-def forward_layer(team, x_next, x, w, kept, batch, shape, work, scale):
-    """x_next = the layer's result for x, both float32 [M, C]; fills `kept`."""
-    C, NH, HS, H, M = shape.C, shape.NH, shape.HS, shape.H, batch.ids.size
+def forward_layer(team, x_next, x, w, saved, batch, dims, work, scale):
+    """x_next = the layer's result for x, both float32 [M, C]; fills `saved`."""
+    C, NH, HS, H, M = dims.C, dims.NH, dims.HS, dims.H, batch.ids.size
     ld, ld_qkv, ld_hidden = row_stride(C), row_stride(3 * C), row_stride(H)
 
     # middle = x + c_proj · attention(c_attn · ln_1(x))
-    layernorm_forward(team, work.normed, x, ld, w.ln_1, w.ln_1_bias, M, C, shape.eps)
-    _product(team, kept.qkv, ld_qkv, work.normed, ld, w.c_attn, w.c_attn_bias, work, M, C, 3 * C,
+    layernorm_forward(team, work.normed, x, ld, w.ln_1, w.ln_1_bias, M, C, dims.eps)
+    _product(team, saved.qkv, ld_qkv, work.normed, ld, w.c_attn, w.c_attn_bias, work, M, C, 3 * C,
              SET)  # fmt: skip
     kv_cache_write(
-        team, work.keys, work.values, kept.qkv, ld_qkv, batch.slots, batch.positions, M,
+        team, work.keys, work.values, saved.qkv, ld_qkv, batch.slots, batch.positions, M,
         _START, batch.B, batch.capacity, NH, HS,
     )  # fmt: skip
     attention_forward(
-        team, kept.attended, ld, kept.norms, kept.qkv, ld_qkv, work.keys, work.values,
+        team, saved.attended, ld, saved.norms, saved.qkv, ld_qkv, work.keys, work.values,
         work.partials, batch.blocks, batch.blocks.size // 4, M,
         _START, batch.B, batch.capacity, NH, HS, scale,
     )  # fmt: skip
-    copy_rows(team, kept.middle, x, ld, M, C)
-    _product(team, kept.middle, ld, kept.attended, ld, w.attn_c_proj, w.attn_c_proj_bias, work,
+    copy_rows(team, saved.middle, x, ld, M, C)
+    _product(team, saved.middle, ld, saved.attended, ld, w.attn_c_proj, w.attn_c_proj_bias, work,
              M, C, C, ADD)  # fmt: skip
 
     # x_next = middle + c_proj · activation(c_fc · ln_2(middle))
-    layernorm_forward(team, work.normed, kept.middle, ld, w.ln_2, w.ln_2_bias, M, C, shape.eps)
-    _product(team, kept.fc, ld_hidden, work.normed, ld, w.c_fc, w.c_fc_bias, work, M, C, H, SET)
-    activation_forward(team, work.hidden, kept.fc, ld_hidden, M, H, shape.activation)
-    copy_rows(team, x_next, kept.middle, ld, M, C)
+    layernorm_forward(team, work.normed, saved.middle, ld, w.ln_2, w.ln_2_bias, M, C, dims.eps)
+    _product(team, saved.fc, ld_hidden, work.normed, ld, w.c_fc, w.c_fc_bias, work, M, C, H, SET)
+    activation_forward(team, work.hidden, saved.fc, ld_hidden, M, H, dims.activation)
+    copy_rows(team, x_next, saved.middle, ld, M, C)
     _product(team, x_next, ld, work.hidden, ld_hidden, w.mlp_c_proj, w.mlp_c_proj_bias, work,
              M, H, C, ADD)  # fmt: skip
 
@@ -214,66 +200,66 @@ def _product(team, y, ldy, x, ldx, w, bias, work, M, K, N, mode):
 
 
 @entry
-def backward_layer(team, x, w, dw, kept, batch, shape, work, scale):
+def backward_layer(team, x, w, dw, saved, batch, dims, work, scale):
     """work.dx from ∂loss/∂x_next to ∂loss/∂x, and to dw what is to be added to the gradients.
 
     dx is what comes down the residual sum, past every branch; a branch adds its own to it.
     """
-    C, NH, HS, H, M = shape.C, shape.NH, shape.HS, shape.H, batch.ids.size
+    C, NH, HS, H, M = dims.C, dims.NH, dims.HS, dims.H, batch.ids.size
     ld, ld_qkv, ld_hidden = row_stride(C), row_stride(3 * C), row_stride(H)
     dx, dnormed, dhidden, dqkv, room = work.dx, work.dnormed, work.dhidden, work.dqkv, work.room
 
     # x_next = middle + c_proj · activation(c_fc · ln_2(middle))
-    activation_forward(team, work.hidden, kept.fc, ld_hidden, M, H, shape.activation)
+    activation_forward(team, work.hidden, saved.fc, ld_hidden, M, H, dims.activation)
     matmul_backward(
         team, dhidden, ld_hidden, dw.mlp_c_proj, dw.mlp_c_proj_bias, dx, ld,
         work.hidden, ld_hidden, w.mlp_c_proj, room, M, H, C,
     )  # fmt: skip
-    activation_backward(team, dhidden, dhidden, kept.fc, ld_hidden, M, H, shape.activation)
-    layernorm_forward(team, work.normed, kept.middle, ld, w.ln_2, w.ln_2_bias, M, C, shape.eps)
+    activation_backward(team, dhidden, dhidden, saved.fc, ld_hidden, M, H, dims.activation)
+    layernorm_forward(team, work.normed, saved.middle, ld, w.ln_2, w.ln_2_bias, M, C, dims.eps)
     matmul_backward(
         team, dnormed, ld, dw.c_fc, dw.c_fc_bias, dhidden, ld_hidden,
         work.normed, ld, w.c_fc, room, M, C, H,
     )  # fmt: skip
     layernorm_backward(
-        team, dx, dw.ln_2, dw.ln_2_bias, dnormed, kept.middle, ld, w.ln_2, work.sums,
-        M, C, shape.eps,
+        team, dx, dw.ln_2, dw.ln_2_bias, dnormed, saved.middle, ld, w.ln_2, work.sums,
+        M, C, dims.eps,
     )  # fmt: skip
 
     # middle = x + c_proj · attention(c_attn · ln_1(x))
     matmul_backward(
         team, dnormed, ld, dw.attn_c_proj, dw.attn_c_proj_bias, dx, ld,
-        kept.attended, ld, w.attn_c_proj, room, M, C, C,
+        saved.attended, ld, w.attn_c_proj, room, M, C, C,
     )  # fmt: skip
     attention_backward(
-        team, dqkv, ld_qkv, dnormed, ld, kept.qkv, ld_qkv, kept.attended, ld, kept.norms,
+        team, dqkv, ld_qkv, dnormed, ld, saved.qkv, ld_qkv, saved.attended, ld, saved.norms,
         batch.B, batch.T, NH, HS, scale, room.panels,
     )  # fmt: skip
-    layernorm_forward(team, work.normed, x, ld, w.ln_1, w.ln_1_bias, M, C, shape.eps)
+    layernorm_forward(team, work.normed, x, ld, w.ln_1, w.ln_1_bias, M, C, dims.eps)
     matmul_backward(
         team, dnormed, ld, dw.c_attn, dw.c_attn_bias, dqkv, ld_qkv,
         work.normed, ld, w.c_attn, room, M, C, 3 * C,
     )  # fmt: skip
     layernorm_backward(
-        team, dx, dw.ln_1, dw.ln_1_bias, dnormed, x, ld, w.ln_1, work.sums, M, C, shape.eps
+        team, dx, dw.ln_1, dw.ln_1_bias, dnormed, x, ld, w.ln_1, work.sums, M, C, dims.eps
     )
 
 
 @entry
-def forward_head(team, x, first, w, batch, shape, work):
+def forward_head(team, x, first, w, batch, dims, work):
     """work.losses of rows first … of x = x[L], and their work.logits and work.norms."""
-    C, V = shape.C, shape.V
+    C, V = dims.C, dims.V
     ld, ld_logits = row_stride(C), row_stride(V)
     rows = min(HEAD_ROWS, batch.ids.size - first)
     x = x[first * ld :]
-    layernorm_forward(team, work.normed, x, ld, w.ln_f, w.ln_f_bias, rows, C, shape.eps)
+    layernorm_forward(team, work.normed, x, ld, w.ln_f, w.ln_f_bias, rows, C, dims.eps)
     panels, no_bias = work.room.panels, w.ln_f[:0]
     for v in range(0, V, HEAD_COLUMNS):
         columns = min(HEAD_COLUMNS, V - v)
         pack_operand(team, panels, w.head, v * C, C, columns, _ONE, C)
         matmul_forward(
             team, work.logits[v:], ld_logits, work.normed, ld, panels, no_bias, rows, C, columns,
-            SET, NO_ACTIVATION, shape.logit_scale,
+            SET, NO_ACTIVATION, dims.logit_scale,
         )  # fmt: skip
     crossentropy_forward(
         team, work.losses[first:], work.norms, work.logits, ld_logits, batch.targets[first:],
@@ -282,10 +268,10 @@ def forward_head(team, x, first, w, batch, shape, work):
 
 
 @entry
-def backward_head(team, x, first, w, dw, batch, shape, work, share):
+def backward_head(team, x, first, w, dw, batch, dims, work, share):
     """The mirror of forward_head, which was the last to run: work.dx = ∂loss/∂x of its rows, and
     to dw what is to be added to the gradients. share: the weight of each row in the loss."""
-    C, V = shape.C, shape.V
+    C, V = dims.C, dims.V
     ld, ld_logits, ld_dlogits = row_stride(C), row_stride(V), row_stride(HEAD_COLUMNS)
     rows = min(HEAD_ROWS, batch.ids.size - first)
     x, dx = x[first * ld :], work.dx[first * ld :]
@@ -296,7 +282,7 @@ def backward_head(team, x, first, w, dw, batch, shape, work, share):
         columns = min(HEAD_COLUMNS, V - v)
         crossentropy_backward(
             team, work.dlogits, ld_dlogits, work.logits, ld_logits, work.norms,
-            batch.targets[first:], rows, v, columns, share * shape.logit_scale,
+            batch.targets[first:], rows, v, columns, share * dims.logit_scale,
         )  # fmt: skip
         transpose_rows(
             team, room.rows, row_stride(rows), work.dlogits, ld_dlogits, rows, columns
@@ -313,5 +299,5 @@ def backward_head(team, x, first, w, dw, batch, shape, work, share):
         mode = ADD
     clear_rows(team, dx, ld, rows, C)
     layernorm_backward(
-        team, dx, dw.ln_f, dw.ln_f_bias, dnormed, x, ld, w.ln_f, work.sums, rows, C, shape.eps
+        team, dx, dw.ln_f, dw.ln_f_bias, dnormed, x, ld, w.ln_f, work.sums, rows, C, dims.eps
     )

@@ -40,7 +40,6 @@ from .backward import (
     Layer,
     NonLayerWeights,
     SavedActivations,
-    Shape,
     Workspace,
     backward_embedding,
     backward_head,
@@ -50,7 +49,7 @@ from .backward import (
     forward_layer,
 )
 from .dims import attention_scales, make_dims
-from .engine import query_blocks
+from .forward import query_blocks
 
 _TOKENS_AT_ONCE = 2048  # more are taken in several passes, as whole sequences
 
@@ -86,11 +85,7 @@ class Learner:
         self._panels = STORAGE_DTYPE[dtype]
         self._factor = STORAGE_DTYPE["bf16" if dtype == "bf16" and BF16_PRODUCTS else "f32"]
         self._scales = attention_scales(config)
-        sizes = make_dims(config)
-        self._shape = Shape(
-            sizes.C, sizes.NH, sizes.HS, sizes.H, sizes.V, sizes.activation, sizes.eps,
-            sizes.embedding_scale, sizes.logit_scale,
-        )  # fmt: skip
+        self._dims = make_dims(config)
         self._no_scratch = np.empty((threads, 0), np.float32)
         self._made: tuple[int, int] | None = None
 
@@ -123,24 +118,24 @@ class Learner:
         B, T = ids.shape
         self._fit(B, T)
         self._batch = _make_batch(ids, targets)
-        batch, shape, work = self._batch, self._shape, self._work
-        w, dw = _ends(self.tensors), _ends(self.grads)
-        self._run(forward_embedding, self._x[0], w, batch, shape)
+        batch, dims, work = self._batch, self._dims, self._work
+        w, dw = _non_layer(self.tensors), _non_layer(self.grads)
+        self._run(forward_embedding, self._x[0], w, batch, dims)
         for n in range(self.config.n_layer):
             self._forward_layer(n)
         x = self._x[-1]
         for first in range(0, B * T, HEAD_ROWS):
-            self._run(forward_head, x, first, w, batch, shape, work)
+            self._run(forward_head, x, first, w, batch, dims, work)
             if share is not None:
-                self._run(backward_head, x, first, w, dw, batch, shape, work, np.float32(share))
+                self._run(backward_head, x, first, w, dw, batch, dims, work, np.float32(share))
         return float(work.losses[: B * T].sum(dtype=np.float64))
 
     def _forward_layer(self, n: int) -> None:
         x, x_next = self._x[n], self._x[n + 1]
         w = _layer(self.tensors, n)
-        kept = self._kept[n % len(self._kept)]
+        saved = self._saved[n % len(self._saved)]
         self._run(
-            forward_layer, x_next, x, w, kept, self._batch, self._shape, self._work,
+            forward_layer, x_next, x, w, saved, self._batch, self._dims, self._work,
             self._scales[n],
         )  # fmt: skip
 
@@ -150,12 +145,12 @@ class Learner:
             if self._recompute and n < self.config.n_layer - 1:
                 self._forward_layer(n)
             w, dw = _layer(self.tensors, n), _layer(self.grads, n)
-            kept = self._kept[n % len(self._kept)]
+            saved = self._saved[n % len(self._saved)]
             self._run(
-                backward_layer, self._x[n], w, dw, kept, self._batch, self._shape, self._work,
+                backward_layer, self._x[n], w, dw, saved, self._batch, self._dims, self._work,
                 self._scales[n],
             )  # fmt: skip
-        self._run(backward_embedding, _ends(self.grads), self._batch, self._shape, self._work)
+        self._run(backward_embedding, _non_layer(self.grads), self._batch, self._dims, self._work)
 
     def _run(self, function, *arguments) -> None:
         self._team.run(function, self._scratch, *arguments)
@@ -168,8 +163,8 @@ class Learner:
         config, layers = self.config, self.config.n_layer
         rows = padded(B * T, LANES)  # AMX reads and writes whole tiles
         self._x = [_rows(rows, config.n_embd) for _ in range(layers + 1)]
-        kept = 1 if self._recompute else layers
-        self._kept = [_make_kept(config, rows, self._factor) for _ in range(kept)]
+        saved = 1 if self._recompute else layers
+        self._saved = [_make_saved(config, rows, self._factor) for _ in range(saved)]
         self._work = _make_workspace(config, B, T, self._panels, self._factor)
         self._scratch = _make_scratch(config, T, self._team.size)
         self._made = B, T
@@ -249,7 +244,7 @@ def _layer(tensors: dict[str, np.ndarray], n: int) -> Layer:
     return Layer(*(tensors[f"h.{n}.{name}"].reshape(-1) for name in names))
 
 
-def _ends(tensors: dict[str, np.ndarray]) -> NonLayerWeights:
+def _non_layer(tensors: dict[str, np.ndarray]) -> NonLayerWeights:
     wte = tensors["wte.weight"]
     names = ("wpe.weight", "ln_f.weight", "ln_f.bias")
     others = [tensors[name].reshape(-1) for name in names]
@@ -275,7 +270,7 @@ def _rows(rows: int, width: int, kind: np.dtype = STORAGE_DTYPE["f32"]) -> np.nd
     return zeros(rows * row_stride(width), kind)
 
 
-def _make_kept(config: GPTConfig, rows: int, factor: np.dtype) -> SavedActivations:
+def _make_saved(config: GPTConfig, rows: int, factor: np.dtype) -> SavedActivations:
     C = config.n_embd
     return SavedActivations(
         qkv=_rows(rows, 3 * C, factor),

@@ -12,7 +12,8 @@ from minigpt.kernels import reference
 from minigpt.kernels.attention import QUERY_BLOCK
 from minigpt.kernels.layout import bf16_to_f32
 from minigpt.kernels.simd import BF16_PRODUCTS
-from minigpt.model.engine import ROWS, Engine, query_blocks
+from minigpt.model.engine import ROWS, Engine
+from minigpt.model.forward import query_blocks
 from minigpt.model.kv_cache import State
 from minigpt.weights.packed import Weights, f32_to_bf16
 from minigpt.weights.table import QUANTIZED, in_panels, is_transposed, tensor_shapes
