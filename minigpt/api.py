@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .arguments import checked_batch, checked_integer, checked_targets
+from .arguments import checked_batch, checked_targets, checked_threads
 from .bundled import BUNDLED_MODEL
 from .checkpoint import open_checkpoint, resolve
 from .config import GPTConfig
@@ -25,8 +25,6 @@ from .weights.table import checkpoint_name
 
 if TYPE_CHECKING:
     from .model.learner import Learner
-
-MAX_THREADS = 256
 
 
 class Output(NamedTuple):
@@ -155,17 +153,3 @@ class GPTModel:
         after every token, the sequences' tokens one after the other.
         """
         return self._engine.forward(state, rows, ids, every)
-
-
-def checked_threads(threads: int | None) -> int:
-    """How many threads compute: as asked for, or one for each processor. Raises InputError."""
-    if threads is None:
-        return _processors()
-    return checked_integer("threads", threads, 1, MAX_THREADS)
-
-
-def _processors() -> int:
-    """The processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return min(MAX_THREADS, len(os.sched_getaffinity(0)))
-    return min(MAX_THREADS, os.cpu_count() or 1)

@@ -1,15 +1,16 @@
-"""Checks of arguments, one wording for each kind.
+"""Checks of arguments: one function and one wording for each kind of argument.
 
 `checked_x(name, value, …)` returns the value as a plain Python or NumPy type, or raises InputError
-with one line: `name value: must be …`. Compiled kernels read memory unchecked, so every integer
+with one line: `name value: must be …`. Compiled kernels do not check bounds, so every integer
 that becomes an index or a size passes through here first.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -19,10 +20,12 @@ from .kernels.layout import IGNORED
 if TYPE_CHECKING:
     from .config import GPTConfig
 
+MAX_THREADS = 256
+
 Choice = TypeVar("Choice", bound=str)
 
 
-def is_integer(value: object) -> bool:
+def is_integer(value: object) -> TypeGuard[int | np.integer[Any]]:
     """Whether `value` is a Python or NumPy integer; True and False are not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
@@ -32,53 +35,80 @@ def as_float(value: object) -> float:
     if not (is_integer(value) or isinstance(value, float | np.floating)):
         return math.nan
     try:
-        return float(value)  # type: ignore[arg-type]
-    except OverflowError:
-        return math.inf
+        return float(value)
+    except OverflowError:  # an int beyond the largest float
+        return math.inf if value > 0 else -math.inf
 
 
 def checked_integer(
-    name: str, value: object, least: int, most: int | None = None, what: str = ""
+    name: str, value: object, minimum: int, maximum: int | None = None, what: str = ""
 ) -> int:
-    """An integer from `least` to `most`.
+    """An integer from `minimum` to `maximum`, or of any size from `minimum` where that is None.
 
-    what  explains the upper bound in the message: "the context"
+    what  ends the message, as an explanation of the range: "the context", "or None"
     """
     if is_integer(value):
-        number = int(value)  # type: ignore[call-overload]
-        if least <= number and (most is None or number <= most):
+        number = int(value)
+        if minimum <= number and (maximum is None or number <= maximum):
             return number
-    bounds = f"from {least}" if most is None else f"from {least} to {most}"
+    bounds = f"from {minimum}" if maximum is None else f"from {minimum} to {maximum}"
     raise InputError(
         f"{name} {short_repr(value)}: must be an integer {bounds}" + (f", {what}" if what else "")
     )
 
 
-def checked_number(name: str, value: object, allowed: str, low: float, high: float) -> float:
-    """A finite number from `low` to `high`, both included.
+def checked_number(name: str, value: object, allowed: str, minimum: float, maximum: float) -> float:
+    """A finite number from `minimum` to `maximum`, both included.
 
-    allowed  the range in words, for the message: "a number of at least 0". An open end is the next
-             float: `math.nextafter(0, 1)` for "above 0"
+    allowed  the range in words, for the message: "a number of at least 0". For an open end pass
+             the next float: `math.nextafter(0, 1)` for "above 0"
     """
     number = as_float(value)
-    if low <= number <= high and math.isfinite(number):
+    if minimum <= number <= maximum and math.isfinite(number):
         return number
     raise InputError(f"{name} {short_repr(value)}: must be {allowed}")
 
 
 def checked_choice(name: str, value: object, choices: Sequence[Choice]) -> Choice:
-    """One of some strings."""
+    """One of the strings in `choices`."""
     for choice in choices:
         if isinstance(value, str) and value == choice:
             return choice
     raise InputError(f"{name} {short_repr(value)}: must be one of {', '.join(choices)}")
 
 
+def checked_strings(name: str, value: object) -> list[str]:
+    """A string or a list of strings, none of them empty, as a list."""
+    if not isinstance(value, str | list | tuple):
+        raise InputError(f"{name}: {type(value).__name__}; must be a string or a list of strings")
+    strings = [value] if isinstance(value, str) else list(value)
+    for item in strings:
+        if not isinstance(item, str) or not item:
+            raise InputError(
+                f"{name} {short_repr(item)}: must be a string of at least one character"
+            )
+    return strings
+
+
+def checked_threads(threads: object) -> int:
+    """The number of threads: `threads`, or one for each processor of this process for None."""
+    if threads is None:
+        return _processors()
+    return checked_integer("threads", threads, 1, MAX_THREADS)
+
+
+def _processors() -> int:
+    """The number of processors this process may run on, at most MAX_THREADS."""
+    if hasattr(os, "sched_getaffinity"):
+        return min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    return min(MAX_THREADS, os.cpu_count() or 1)
+
+
 # ---- ids and targets -------------------------------------------------------------------------
 
 
 def is_list_of_prompts(ids: object) -> bool:
-    """Whether `ids` is a list whose items are sequences themselves, and not one flat prompt."""
+    """Whether `ids` is a list of sequences rather than one flat prompt."""
     return isinstance(ids, list | tuple) and any(
         isinstance(item, list | tuple) or (isinstance(item, np.ndarray) and item.ndim)
         for item in ids
@@ -100,7 +130,7 @@ def checked_prompts(ids: Any, config: GPTConfig) -> list[np.ndarray]:
 
 
 def checked_prompt(ids: Any, config: GPTConfig, name: str = "ids") -> np.ndarray:
-    """`ids`, integers [T] with 1 ≤ T ≤ n_positions, every one below vocab_size, as int64 [T]."""
+    """`ids`, integers [T], as int64 [T]; 1 ≤ T ≤ n_positions, and every id is below vocab_size."""
     if isinstance(ids, np.ndarray):
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
             raise InputError(
@@ -122,18 +152,18 @@ def checked_prompt(ids: Any, config: GPTConfig, name: str = "ids") -> np.ndarray
         if not 0 <= extreme < config.vocab_size:
             raise InputError(
                 f"{name}: {short_repr(int(extreme))} is not a token; "
-                f"they go from 0 to {config.vocab_size - 1}"
+                f"ids go from 0 to {config.vocab_size - 1}"
             )
     return np.array(ids, np.int64)
 
 
 def checked_batch(ids: Any, config: GPTConfig) -> np.ndarray:
-    """`ids`, integers [B, T] or [T], as int64 [B, T]; rows of unequal length are an error."""
+    """`ids`, integers [B, T] or [T], as int64 [B, T]; sequences of unequal length are an error."""
     prompts = checked_prompts(ids, config)
     lengths = {len(prompt) for prompt in prompts}
     if len(lengths) > 1:
         raise InputError(
-            f"ids: rows of {min(lengths)} to {max(lengths)} tokens; must all be of one length"
+            f"ids: sequences of {min(lengths)} to {max(lengths)} tokens; must all have one length"
         )
     return np.stack(prompts)
 
@@ -144,7 +174,7 @@ def checked_targets(
     """`targets` as int64 of the ids' shape [B, T], and the number of them that are not -100."""
     try:
         array = np.asarray(targets)
-    except ValueError:  # rows of unequal length
+    except ValueError:  # sequences of unequal length
         raise InputError(f"targets: ragged; must be of the ids' shape, {list(shape)}") from None
     if array.dtype.kind not in "iu":
         raise InputError(f"targets: {array.dtype}; must be integers of the shape {list(shape)}")
@@ -158,7 +188,7 @@ def checked_targets(
     for extreme in (array[counts].min(), array[counts].max()):
         if not 0 <= extreme < config.vocab_size:
             raise InputError(
-                f"targets: {short_repr(int(extreme))} is no token and not {IGNORED}; "
+                f"targets: {short_repr(int(extreme))} is neither a token nor {IGNORED}; "
                 f"tokens go from 0 to {config.vocab_size - 1}"
             )
     return array.astype(np.int64), int(counts.sum())

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..api import checked_threads
+from ..arguments import checked_threads
 from ..checkpoint import (
     Checkpoint,
     TensorInfo,

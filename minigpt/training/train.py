@@ -157,7 +157,7 @@ def make_engine(
     recompute: bool,
 ) -> Learner:
     """The Learner of this machine's processors; raises InputError for a number of threads."""
-    from ..api import checked_threads  # here, as compiled code is slow to load
+    from ..arguments import checked_threads
     from ..model.learner import Learner
 
     try:

@@ -144,7 +144,7 @@ def test_a_terminal_gets_a_newline_and_the_notes(start: Start, model: Path, expe
 
 
 def test_dtypes_and_threads_are_the_librarys() -> None:
-    from minigpt.api import MAX_THREADS
+    from minigpt.arguments import MAX_THREADS
     from minigpt.cli import terminal
     from minigpt.weights.table import DTYPES
 

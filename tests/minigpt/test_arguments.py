@@ -1,0 +1,188 @@
+"""Checks of arguments: what each accepts, and the one line it raises for everything else."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minigpt.arguments import (
+    MAX_THREADS,
+    as_float,
+    checked_batch,
+    checked_choice,
+    checked_integer,
+    checked_number,
+    checked_prompts,
+    checked_strings,
+    checked_targets,
+    checked_threads,
+    is_integer,
+)
+from minigpt.config import GPTConfig
+from minigpt.errors import InputError, short_repr
+
+ENDLESS = 10**5000  # Python refuses to print it
+NOT_INTEGERS = [True, np.True_, 1.0, np.float32(1), math.nan, "1", b"1", None, [1], np.array([1])]
+CONFIG = GPTConfig.from_dict(
+    {"n_layer": 1, "n_head": 1, "n_embd": 1, "n_positions": 4, "vocab_size": 10}, "config"
+)
+
+
+def message(call: Callable[[], object]) -> str:
+    """The message of the InputError that a call raises: one line of reasonable length."""
+    with pytest.raises(InputError) as caught:
+        call()
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1
+    assert len(text) < 300
+    return text
+
+
+integers = st.integers() | st.builds(np.int64, st.integers(-(2**63), 2**63 - 1))
+
+
+@given(integers, st.integers(-100, 100), st.none() | st.integers(-100, 2**70))
+def test_an_integer_in_its_range_is_returned_as_an_int(value, minimum, maximum) -> None:
+    if value >= minimum and (maximum is None or value <= maximum):
+        found = checked_integer("n", value, minimum, maximum)
+        assert type(found) is int
+        assert found == value
+    else:
+        assert message(lambda: checked_integer("n", value, minimum, maximum)).startswith("n ")
+
+
+@pytest.mark.parametrize(
+    "value", [*NOT_INTEGERS, object(), {}, -ENDLESS], ids=lambda value: type(value).__name__
+)
+def test_nothing_else_is_an_integer(value: object) -> None:
+    assert is_integer(value) == (type(value) is int)
+    assert "must be an integer from 0 to 9" in message(lambda: checked_integer("n", value, 0, 9))
+
+
+def test_the_message_of_an_integer() -> None:
+    assert message(lambda: checked_integer("n", 12, 1, 9, "the context")) == (
+        "n 12: must be an integer from 1 to 9, the context"
+    )
+    assert message(lambda: checked_integer("n", True, 1)) == "n True: must be an integer from 1"
+    assert "too long to print" in message(lambda: checked_integer("n", ENDLESS, 1, 9))
+
+
+@given(
+    st.floats()
+    | st.integers(-(10**400), 10**400)
+    | st.builds(np.float32, st.floats(width=32))
+    | st.builds(np.int8, st.integers(-128, 127))
+)
+def test_a_number_in_its_range_is_returned_as_a_float(value) -> None:
+    inside = -1 <= value <= 100  # NaN is in no range
+    if inside:
+        found = checked_number("x", value, "from -1 to 100", -1, 100)
+        assert type(found) is float
+        assert found == value
+    else:
+        text = message(lambda: checked_number("x", value, "from -1 to 100", -1, 100))
+        assert text.startswith("x ")
+        assert text.endswith(": must be from -1 to 100")
+
+
+@pytest.mark.parametrize("value", [True, np.True_, "1", b"1", None, [1.0], np.array([1.0]), 1j])
+def test_nothing_else_is_a_number(value: object) -> None:
+    assert math.isnan(as_float(value))
+    message(lambda: checked_number("x", value, "a number", -sys.float_info.max, sys.float_info.max))
+
+
+@pytest.mark.parametrize(
+    "value", [math.inf, -math.inf, math.nan, ENDLESS, -ENDLESS], ids=short_repr
+)
+def test_no_range_holds_a_number_that_is_not_finite(value: float) -> None:
+    message(lambda: checked_number("x", value, "a number", -math.inf, math.inf))
+
+
+def test_an_open_end_is_the_next_float() -> None:
+    assert checked_number("x", 5e-324, "above 0", math.nextafter(0, 1), 1) == 5e-324
+    message(lambda: checked_number("x", 0, "above 0", math.nextafter(0, 1), 1))
+
+
+def test_a_choice_is_one_of_the_strings() -> None:
+    assert checked_choice("dtype", np.str_("f32"), ["f32", "bf16"]) == "f32"
+    for value in ("F32", "", "f32 ", b"f32", 0, None, ["f32"], np.array(["f32"])):
+        text = message(lambda value=value: checked_choice("dtype", value, ["f32", "bf16"]))
+        assert text.endswith(": must be one of f32, bf16")
+
+
+@given(st.text(min_size=1), st.lists(st.text(min_size=1)))
+def test_strings_are_one_or_a_list(string: str, strings: list[str]) -> None:
+    assert checked_strings("stop", string) == [string]
+    assert checked_strings("stop", strings) == checked_strings("stop", tuple(strings)) == strings
+
+
+@pytest.mark.parametrize("value", ["", [""], [1], ["a", None], None, 3, {"a"}, b"a", [b"a"]])
+def test_nothing_else_is_a_string(value: object) -> None:
+    assert message(lambda: checked_strings("stop", value)).startswith("stop")
+
+
+def test_threads_are_by_default_one_for_each_processor() -> None:
+    assert 1 <= checked_threads(None) <= MAX_THREADS
+    assert checked_threads(np.int64(3)) == 3
+    for value in (0, MAX_THREADS + 1, True, 2.0, "2"):
+        message(lambda value=value: checked_threads(value))
+
+
+# ---- ids and targets ----
+
+
+def test_prompts_come_in_three_forms() -> None:
+    for ids in ([1, 2], (np.int8(1), 2), np.array([1, 2], ">u2"), np.array([[1, 2]]), [[1, 2]]):
+        (prompt,) = checked_prompts(ids, CONFIG)
+        assert prompt.dtype == np.int64
+        assert prompt.tolist() == [1, 2]
+    prompts = checked_prompts([[1], np.array([2, 3])], CONFIG)
+    assert [prompt.tolist() for prompt in prompts] == [[1], [2, 3]]
+
+
+def test_prompts_are_copies() -> None:
+    ids = np.array([1, 2])
+    (prompt,) = checked_prompts(ids, CONFIG)
+    ids[0] = 10**6
+    assert prompt.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([], "ids: empty"),
+        ([[1], []], r"ids[1]: empty"),
+        (np.zeros((0, 2), int), "ids: no sequences"),
+        ([10], "ids: 10 is not a token; ids go from 0 to 9"),
+        ([-1], "ids: -1 is not a token"),
+        ([ENDLESS], "ids: <int too long to print> is not a token"),
+        ([1] * 5, "ids: 5 tokens, where this model's context is 4"),
+        ([True], "ids: holds a bool; must hold integers only"),
+        (np.array([1.0]), "ids: float64 of shape [1]; must be integers"),
+        ("12", "ids: str; must be"),
+    ],
+    ids=short_repr,
+)
+def test_the_message_of_wrong_ids(ids: object, expected: str) -> None:
+    assert message(lambda: checked_prompts(ids, CONFIG)).startswith(expected)
+
+
+def test_a_batch_has_sequences_of_one_length() -> None:
+    assert checked_batch([[1, 2], [3, 4]], CONFIG).tolist() == [[1, 2], [3, 4]]
+    assert checked_batch(np.array([1, 2], np.int8), CONFIG).dtype == np.int64
+    assert "sequences of 1 to 2 tokens" in message(lambda: checked_batch([[1], [2, 3]], CONFIG))
+
+
+def test_targets_may_be_ignored_but_not_all() -> None:
+    targets, counted = checked_targets([[1, -100]], (1, 2), CONFIG)
+    assert (targets.tolist(), targets.dtype, counted) == ([[1, -100]], np.int64, 1)
+    assert "at least one" in message(lambda: checked_targets([-100, -100], (1, 2), CONFIG))
+    assert "10 is neither" in message(lambda: checked_targets([[1, 10]], (1, 2), CONFIG))
+    assert "shape [1, 3]" in message(lambda: checked_targets([[1, 2, 3]], (1, 2), CONFIG))
+    assert "ragged" in message(lambda: checked_targets([[1], [2, 3]], (2, 1), CONFIG))
