@@ -1,6 +1,6 @@
-"""The command line: one small file per command, each of which calls the library and presents.
+"""The command line: one file per command, which parses options, calls the library and prints.
 
-main.py is the entry and turns every way to fail into the contract's exit code and one line;
-terminal.py is how commands read and write. Engine and NumPy are imported inside the commands, so
-that `--help` and a wrong option answer at once.
+main.py is the entry point and maps every failure to an exit code and one line on stderr;
+terminal.py holds input and output. Commands import NumPy and the engine when they run, which lets
+`--help` and a wrong option answer at once.
 """

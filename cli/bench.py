@@ -30,22 +30,25 @@ if TYPE_CHECKING:
     "--prompt-tokens",
     type=click.IntRange(min=1),
     default=512,
-    help="Tokens of the prompt that is read, into an empty cache.",
+    help="Length of the prompt in the prefill test, which starts with an empty cache.",
 )
 @click.option(
-    "--gen-tokens", type=click.IntRange(min=1), default=64, help="Tokens that are then made."
+    "--gen-tokens",
+    type=click.IntRange(min=1),
+    default=64,
+    help="Number of tokens to generate in the decode test.",
 )
 @click.option(
     "--depth",
     type=click.IntRange(min=0),
     default=0,
-    help="Tokens in the cache before the first one is made; reading these is not timed.",
+    help="Tokens in the cache before the decode test; filling it is not timed.",
 )
 @click.option(
     "--reps",
     type=click.IntRange(min=1),
     default=5,
-    help="How often everything is measured, after a warm-up; the medians are told.",
+    help="Number of measurements after a warm-up; the medians are reported.",
 )
 @dtype_option
 @threads_option
@@ -60,10 +63,10 @@ def bench(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Measures how fast a model reads a prompt, makes tokens, and how near its memory's limit.
+    """Measure how fast a model reads a prompt (prefill) and generates tokens (decode).
 
-    Making a token reads every weight once. So the same threads also just read memory, and what
-    part of that speed the making of tokens reaches is told, too.
+    Decoding reads every weight once per token: memory bandwidth is its limit. The same threads
+    also time a plain read of memory, and the report gives the fraction of it that decode reaches.
     """
     from ..benchmark import measure
 
@@ -74,7 +77,7 @@ def bench(
 
 
 def _table(result: Result) -> str:
-    """The result for a person: name, number, unit, and what it is of."""
+    """Format the result as lines of name, number, unit and meaning."""
     threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
     prompt = f"a prompt of {result.prompt_tokens} tokens"
     made = f"{result.gen_tokens} tokens, with {result.depth} before them"

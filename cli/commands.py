@@ -17,14 +17,14 @@ from .train_tokenizer import train_tokenizer
 
 
 @click.group(
-    no_args_is_help=False,  # without a command the line is wrong, like any other
+    no_args_is_help=False,  # a missing command is an error with exit code 2, like any other
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
-    epilog='Completion in the shell: eval "$(_MINIGPT_COMPLETE=bash_source minigpt)" in ~/.bashrc; '
-    "zsh_source and fish_source for these shells.",
+    epilog='Shell completion: put eval "$(_MINIGPT_COMPLETE=bash_source minigpt)" into ~/.bashrc; '
+    "zsh_source and fish_source do the same for zsh and fish.",
 )
 @click.version_option(__version__, prog_name="minigpt", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Runs and trains GPT-2-architecture models such as Cerebras-GPT on the processor."""
+    """Run and train GPT-2-architecture models such as Cerebras-GPT on the CPU."""
 
 
 for command in (

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class FiniteRange(click.FloatRange):
-    """A range of floats that nan, which compares with nothing, and inf are not in."""
+    """A range of floats that excludes inf and nan; click's own comparisons let nan pass."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         number = super().convert(value, param, ctx)
@@ -39,36 +39,49 @@ class FiniteRange(click.FloatRange):
         return float(number)
 
 
-@click.command(short_help="Continue a text.")
+@click.command(
+    short_help="Continue a text.",
+    epilog='Example: minigpt generate "Once upon a time" -n 100 --top-p 0.9 --seed 7',
+)
 @click.argument("prompt", required=False, type=Text())
 @model_option
 @click.option(
-    "-n", "--max-tokens", type=click.IntRange(min=0), default=64, help="Tokens to make at most."
+    "-n",
+    "--max-tokens",
+    type=click.IntRange(min=0),
+    default=64,
+    help="Maximum number of tokens to generate.",
 )
 @click.option(
     "--temperature",
     type=FiniteRange(min=0),
     default=0.8,
-    help="Below 1 likelier, above 1 stranger; 0 always takes the likeliest token.",
+    help="Divides the logits: below 1 sharpens, above 1 flattens the distribution; "
+    "0 always picks the most likely token.",
 )
-@click.option("--top-k", type=click.IntRange(min=1), help="Choose among the K likeliest tokens.")
+@click.option(
+    "--top-k", type=click.IntRange(min=1), metavar="K", help="Sample from the K most likely tokens."
+)
 @click.option(
     "--top-p",
     type=FiniteRange(min=0, max=1, min_open=True),
-    help="Choose among the likeliest tokens that together have this probability.",
+    metavar="P",
+    help="Sample from the fewest most likely tokens whose probabilities add up to at least P.",
 )
 @click.option(
     "--min-p",
     type=FiniteRange(min=0, max=1),
-    help="Choose among tokens at least this fraction as likely as the likeliest.",
+    metavar="P",
+    help="Sample from the tokens at least P times as likely as the most likely one.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**64 - 1),
-    help="The same seed gives the same text. Default: a new one; --verbose and --json tell it.",
+    help="Seed of the random numbers: the same seed gives the same text. Default: a new one, "
+    "which --verbose and --json report.",
 )
 @click.option(
-    "--stop", type=Text(), multiple=True, help="End before this text. Can be given several times."
+    "--stop", type=Text(), multiple=True, help="End before this text. May be given several times."
 )
 @dtype_option
 @threads_option
@@ -93,10 +106,10 @@ def generate(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Continues PROMPT, or the text on standard input where PROMPT is - or absent.
+    """Continue PROMPT, or the text on standard input if PROMPT is - or absent.
 
-    The continuation alone goes to standard output, as it comes; only on a terminal a newline
-    follows. The prompt is taken as it is, a newline at its end included.
+    Standard output receives the continuation alone, token by token; a terminal also gets a newline
+    at the end. The prompt is used unchanged, with any newline at its end.
     """
     text = read_text(prompt, "PROMPT")
     if not text:
@@ -123,12 +136,12 @@ def generate(
         seed=seed,
     )
     stamps = [loaded]
-    pieces = _stamped(stream, stamps)
+    chunks = _stamped(stream, stamps)
     if as_json:
         result = {
             "model": source,
             "prompt": text,
-            "text": "".join(pieces),
+            "text": "".join(chunks),
             "ids": stream.ids,
             "reason": stream.reason,
             "prompt_tokens": len(ids),
@@ -138,7 +151,7 @@ def generate(
         }
         write(json.dumps(result) + "\n")
     else:
-        _show(pieces, text if echo else "")
+        _print(chunks, text if echo else "")
     if stream.reason == "context":
         note(f"context is full: stopped at {model.config.n_positions} tokens in all", verbose)
     timings = _timings(started, stamps, len(stream.ids))
@@ -149,7 +162,7 @@ def generate(
 def _load(
     source: str, dtype: str, threads: int | None, verbose: bool
 ) -> tuple[GPTTokenizer, GPTModel]:
-    """The tokenizer first: where the source is wrong, that is told before Numba is loaded."""
+    """Load the tokenizer, then the model: a wrong source fails before Numba is imported."""
     from .. import GPTTokenizer
 
     tokenizer = GPTTokenizer.from_pretrained(source)
@@ -163,27 +176,29 @@ def _load(
     return tokenizer, model
 
 
-def _show(pieces: Iterable[str], before: str) -> None:
-    """Writes the pieces as they come."""
-    write(before)
-    for piece in pieces:
-        write(piece)
+def _print(chunks: Iterable[str], prefix: str) -> None:
+    """Write `prefix`, then each chunk as soon as it is generated."""
+    write(prefix)
+    for chunk in chunks:
+        write(chunk)
     end_line()
 
 
-def _stamped(pieces: Iterable[str], stamps: list[float]) -> Iterator[str]:
-    """The pieces, one per token, with the time of each added to `stamps`."""
-    for piece in pieces:
+def _stamped(chunks: Iterable[str], stamps: list[float]) -> Iterator[str]:
+    """Yield the chunks, one per token, and append the time of each to `stamps`."""
+    for chunk in chunks:
         stamps.append(perf_counter())
-        yield piece
+        yield chunk
 
 
 def _timings(started: float, stamps: list[float], new_tokens: int) -> dict[str, float | None]:
     """Seconds to load, seconds to the first token, and tokens per second after it.
 
-    `stamps` holds the time when the model was loaded, then that of each piece.
+    started     when loading began
+    stamps      when it ended, then the time of each chunk
+    new_tokens  the number of tokens generated
     """
-    timed = new_tokens - 1  # the first one's time is that of reading the prompt
+    timed = new_tokens - 1  # the first token includes the prefill
     first, last = stamps[min(1, len(stamps) - 1)], stamps[-1]
     return {
         "load_s": round(stamps[0] - started, 4),

@@ -12,15 +12,18 @@ from ..bundled import BUNDLED_MODEL
 from .terminal import complete_source, write
 
 
-@click.command(short_help="Tell what a model source is.")
+@click.command(
+    short_help="Describe a model source.",
+    epilog="Example: minigpt info cerebras/Cerebras-GPT-111M",
+)
 @click.argument("source", default=str(BUNDLED_MODEL), shell_complete=complete_source)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(source: str, as_json: bool) -> None:
-    """Tells what SOURCE is: sizes, dtype, memory needed.
+    """Print the sizes, dtype and memory needs of SOURCE.
 
-    SOURCE is a folder, a GGUF file or a hub id; by default the model in the box is told of.
+    SOURCE is a folder, a GGUF file or a hub id; by default the bundled model.
 
-    Reads config.json and the headers of the weights, not the weights.
+    Reads config.json and the headers of the weight files, not the weights.
     """
     from ..checkpoint import resolve
 

@@ -1,7 +1,7 @@
-"""The entry: runs a command and turns whatever happens into an exit code.
+"""The entry point: runs a command and maps its outcome to an exit code.
 
-    0    done; also when the reader of stdout has gone, as in `minigpt generate … | head -c 10`
-    1    a file or its data is bad, or the machine lacks memory or disk
+    0    done; also if the reader of stdout has gone, as in `minigpt generate … | head -c 10`
+    1    a file or its data is bad, or memory or disk is exhausted
     2    the command line is wrong
     130  interrupted by Ctrl-C
 
@@ -18,25 +18,25 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Runs the command line of this process and exits."""
+    """Run the command line of this process and exit."""
     try:
         code = _run(sys.argv[1:])
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not disturb the way out
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not disturb the exit
         code = 130
         if sys.stdout is not None and sys.stdout.isatty():
             print()
-    _silence_broken_stdout()
+    _silence_broken_streams()
     gc.freeze()  # see _run
     sys.exit(code)
 
 
 def _run(args: list[str]) -> int:
-    """The exit code of `args`; a failure has printed its line."""
-    # The modules we load are objects by the hundred thousand that live to the end: to search them
-    # for garbage again and again, and once more on the way out, takes a sixth of a short command.
+    """Run `args`, print the line of a failure, and return the exit code."""
+    # The loaded modules are hundreds of thousands of objects that live until exit. Searching them
+    # for garbage again and again, and once more at exit, takes a sixth of a short command's time.
     gc.set_threshold(100_000)
-    # imported here, so that Ctrl-C during the imports ends in `main`, too
+    # Imported here for Ctrl-C during the imports to be handled in `main`.
     import click
 
     from ..errors import MinigptError
@@ -45,11 +45,11 @@ def _run(args: list[str]) -> int:
 
     prepare()
     try:
-        if "_MINIGPT_COMPLETE" in os.environ:  # the shell asks how a line could go on
+        if "_MINIGPT_COMPLETE" in os.environ:  # the shell asks for completions
             cli.main(args, prog_name="minigpt")
         with cli.make_context("minigpt", args) as context:
             cli.invoke(context)
-    except click.exceptions.Exit as done:  # --help and --version end so
+    except click.exceptions.Exit as done:  # raised by --help and --version
         return done.exit_code
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "minigpt"
@@ -62,14 +62,20 @@ def _run(args: list[str]) -> int:
         return fail(f"out of memory: {error}; a smaller model, or less text, needs less", 1)
     except OSError as error:
         return fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
-    except Exception as error:  # the last resort, so that a user gets a line to report
+    except Exception as error:  # a bug: one line that a user can report
         return fail(describe_bug(error), 1)
     return 0
 
 
-def _silence_broken_stdout() -> None:
-    """If stdout cannot be flushed, sends the rest nowhere: Python would complain on its way out."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _silence_broken_streams() -> None:
+    """Point streams that cannot be flushed at the null device.
+
+    Python flushes both at exit; a failure there would print a warning and exit with 120.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            continue
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,4 +1,4 @@
-"""How commands read and write: text in, the result on stdout, notes and failures on stderr."""
+"""Input and output of the commands: the result on stdout, notes and errors on stderr."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from click.shell_completion import CompletionItem
 from ..bundled import BUNDLED_MODEL
 from ..errors import InputError, MinigptError
 
-# Those of weights.py and api.py, which are too heavy to be imported for --help.
+# Copies of weights.table.DTYPES and api.MAX_THREADS: importing these loads NumPy and Numba, which
+# --help should not wait for. A test compares them.
 DTYPES = ("auto", "f32", "bf16", "int8", "int4")
 MAX_THREADS = 256
 
-LARGEST_INPUT = 64 << 20  # bytes; far beyond every context, and it keeps /dev/zero from our memory
-STDIN = "standard input"  # as messages and tables call it
+MAX_INPUT_BYTES = 64 << 20  # far beyond any context; a read of /dev/zero ends here
+STDIN = "standard input"  # its name in messages and tables
 
 
 class Text(click.ParamType):
-    """An argument that is text: UTF-8, and not empty where that would mean nothing."""
+    """A parameter type for UTF-8 text, which must not be empty unless `may_be_empty`."""
 
     name = "text"
 
@@ -50,7 +51,7 @@ class Text(click.ParamType):
 def complete_source(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Lets the shell complete the name of a folder or file."""
+    """Ask the shell to complete the name of a folder or file."""
     return [CompletionItem(incomplete, type="file")]
 
 
@@ -60,38 +61,47 @@ model_option = click.option(
     "source",
     shell_complete=complete_source,
     default=str(BUNDLED_MODEL),
-    show_default="the model in the box",
+    show_default="the bundled model",
     metavar="SOURCE",
     help="A folder in Hugging Face layout, a GGUF file, or a hub id such as "
     "cerebras/Cerebras-GPT-111M.",
 )
 dtype_option = click.option(
-    "--dtype", type=click.Choice(DTYPES), default="auto", help="How the weights are held in memory."
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default="auto",
+    help="Data type of the weights in memory. auto: that of the files, f16 and f64 as f32.",
 )
 threads_option = click.option(
     "--threads",
     type=click.IntRange(1, MAX_THREADS),
-    help="Threads to compute with. Default: one for each processor.",
+    help="Number of threads that compute. Default: one per processor.",
 )
 verbose_option = click.option(
-    "--verbose", is_flag=True, help="Write notes and timings to stderr even if it is no terminal."
+    "--verbose",
+    is_flag=True,
+    help="Write notes and timings to stderr even if stderr is not a terminal.",
 )
 
 
 def prepare() -> None:
-    """Makes stdout UTF-8 without newline translation, whatever the locale; closed ones harmless."""
+    """Make stdout UTF-8 without newline translation; replace closed streams by the null device."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  (until the end)
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  (open until exit)
     assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(encoding="utf-8", newline="")
 
 
 def read_text(argument: str | None, name: str) -> str:
-    """The text of an argument, or of stdin where it is `-`, or absent and stdin no terminal.
+    """Return the argument, or all of stdin if it is `-` or if it is absent and stdin is piped.
 
-    Text comes as it is: no newline is added, removed or translated. Raises UsageError where there
-    is none to read, InputError where stdin cannot be read, is no UTF-8 or endlessly long.
+    argument  the command line's value, None if absent
+    name      the argument's name in messages
+
+    The text is returned unchanged: no newline is added, removed or translated. Raises UsageError
+    if there is no text to read, InputError if stdin cannot be read, is not UTF-8 or is longer than
+    MAX_INPUT_BYTES.
     """
     if argument not in (None, "-"):
         return str(argument)
@@ -100,24 +110,24 @@ def read_text(argument: str | None, name: str) -> str:
             f"Missing argument '{name}': give it, or a text on standard input.",
             click.get_current_context(),
         )
-    return _decoded(sys.stdin.buffer, STDIN)
+    return _read_utf8(sys.stdin.buffer, STDIN)
 
 
 def read_file(name: str) -> str:
-    """The text of a file, as it is. Raises InputError where it is none, or endlessly long."""
+    """Return the text of a UTF-8 file, unchanged. Raises InputError as `read_text` does."""
     try:
         with Path(name).open("rb") as file:
-            return _decoded(file, name)
+            return _read_utf8(file, name)
     except OSError as error:
         raise InputError(f"{name}: cannot be read: {error.strerror}") from None
 
 
-def _decoded(file: BinaryIO, name: str) -> str:
-    """All of a file as text; raises InputError, with the file's name."""
+def _read_utf8(file: BinaryIO, name: str) -> str:
+    """Read a whole file and decode it; an InputError begins with `name`."""
     try:
-        data = file.read(LARGEST_INPUT + 1)
-        if len(data) > LARGEST_INPUT:
-            raise InputError(f"{name}: longer than {LARGEST_INPUT} bytes; give less at once")
+        data = file.read(MAX_INPUT_BYTES + 1)
+        if len(data) > MAX_INPUT_BYTES:
+            raise InputError(f"{name}: longer than {MAX_INPUT_BYTES} bytes; give less at once")
         return data.decode("utf-8")
     except OSError as error:
         raise InputError(f"{name}: cannot be read: {error.strerror}") from None
@@ -128,56 +138,57 @@ def _decoded(file: BinaryIO, name: str) -> str:
 
 
 def write(text: str) -> None:
-    """Puts a piece of the result on stdout, at once.
+    """Write part of the result to stdout and flush it.
 
-    Raises BrokenPipeError where nobody reads any more, MinigptError where it cannot be written.
+    Raises BrokenPipeError if the reader has closed the pipe, MinigptError on any other failure.
     """
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        # Windows reports a closed pipe as EINVAL
+        # Windows reports a closed pipe as EINVAL.
         if error.errno == errno.EPIPE or (os.name == "nt" and error.errno == errno.EINVAL):
             raise BrokenPipeError from None
         raise MinigptError(f"standard output: cannot be written: {error.strerror}") from None
 
 
 def end_line() -> None:
-    """Ends the line where a person looks; what a program reads is the result and nothing else."""
+    """Write a newline if stdout is a terminal; a program reads the result and nothing else."""
     if sys.stdout.isatty():
         write("\n")
 
 
 def note(text: str, verbose: bool) -> None:
-    """Something beside the result: on stderr, for a person who looks or who asked for it."""
+    """Write `[text]` to stderr, if stderr is a terminal or `verbose` is set."""
     if verbose or sys.stderr.isatty():
-        _tell(f"[{text}]")
+        _write_error_line(f"[{text}]")
 
 
 def show_line(text: str) -> None:
-    """One line on stderr for a person who looks, in place of the one before; "" takes it away."""
+    """Replace the progress line on stderr, if that is a terminal; "" erases it."""
     if sys.stderr.isatty():
-        width = shutil.get_terminal_size().columns - 1  # a full line would begin the next
+        width = shutil.get_terminal_size().columns - 1  # a full line would wrap
         with contextlib.suppress(OSError):
             sys.stderr.write(f"\r{text[:width]:<{width}}\r{text[:width]}")
             sys.stderr.flush()
 
 
 def progress_line(label: str, rate: Callable[[float], str]) -> Callable[[int, int], None]:
-    """A function that shows (done, total) as a line: how much, how fast, how long still.
+    """Return a function of (done, total) that shows progress, speed and time left on one line.
 
-    rate  how what is done in a second is written: lambda r: f"{r:.0f} tokens/s"
+    label  the beginning of the line
+    rate   formats the units done per second: lambda r: f"{r:.0f} tokens/s"
 
         glinda_of_oz.txt   43 %   812 tokens/s   1:05 left
     """
-    start = short_repr = perf_counter()
+    start = last_shown = perf_counter()
 
     def show(done: int, total: int) -> None:
-        nonlocal short_repr
+        nonlocal last_shown
         now = perf_counter()
-        if not done or now - short_repr < 0.1:  # no eye reads faster
+        if not done or now - last_shown < 0.1:  # nobody reads faster
             return
-        short_repr = now
+        last_shown = now
         speed = done / (now - start)
         left = f"{clock((total - done) / speed)} left"
         show_line(f"{label}   {100 * done // total} %   {rate(speed)}   {left}")
@@ -186,36 +197,36 @@ def progress_line(label: str, rate: Callable[[float], str]) -> Callable[[int, in
 
 
 def clock(seconds: float) -> str:
-    """65.2 → "1:05", 3725 → "1:02:05"."""
+    """Format a time as a clock shows it: 65.2 → "1:05", 3725 → "1:02:05"."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def fail(message: str, code: int) -> int:
-    """Prints `message` as the one line of a failure; gives back `code`."""
-    show_line("")  # where a progress line stands, its place is taken
+    """Print `Error: message` as one line on stderr, and return `code`."""
+    show_line("")  # erases a progress line
     line = " ".join(message.split())
-    short_repr = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
-    _tell(f"Error: {short_repr}")
+    printable = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
+    _write_error_line(f"Error: {printable}")
     return code
 
 
-def _tell(line: str) -> None:
-    """Puts a line on stderr. Where that cannot be written, result and exit code have to do."""
+def _write_error_line(line: str) -> None:
+    """Write a line to stderr; if stderr cannot be written, result and exit code remain."""
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 
 
 def end_at_once_on_interrupt() -> None:
-    """From here on Ctrl-C ends the process where it stands; what was written is already out.
+    """Make Ctrl-C end the process at once, with exit code 130; written output is already flushed.
 
-    While kernels are compiled, its exception could come up inside a callback of the compiler,
-    which drops it; and a thread that still compiles must not see Python being taken down.
+    While kernels compile, KeyboardInterrupt could be raised inside a callback of the compiler,
+    which swallows it; and a thread that still compiles would crash while Python shuts down.
     """
 
     def end(*_: object) -> None:
-        if sys.stdout.isatty():  # past Python's buffer, which may be in use
+        if sys.stdout.isatty():  # directly: Python's buffer may be in use
             os.write(sys.stdout.fileno(), b"\n")
         os._exit(130)
 
@@ -223,7 +234,7 @@ def end_at_once_on_interrupt() -> None:
 
 
 def describe_bug(error: Exception) -> str:
-    """What to say of an error that no part of the program foresaw: what it is, and where."""
+    """Return the message for an unexpected exception: where it was raised, its type and text."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{Path(last.filename).name}, line {last.lineno}"
-    return f"{place}: {type(error).__name__}: {error}; this is a bug in minigpt, please report it"
+    where = f"{Path(last.filename).name}, line {last.lineno}"
+    return f"{where}: {type(error).__name__}: {error}; this is a bug in minigpt, please report it"

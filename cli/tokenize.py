@@ -10,7 +10,10 @@ from ..errors import InputError
 from .terminal import Text, end_line, model_option, read_text, write
 
 
-@click.command(short_help="Show the token ids of a text, or the text of ids.")
+@click.command(
+    short_help="Print the token ids of a text, or the text of ids.",
+    epilog='Example: minigpt tokenize "Once upon a time"',
+)
 @click.argument("text", required=False, type=Text(may_be_empty=True))
 @model_option
 @click.option("--decode", is_flag=True, help="TEXT holds ids, apart by spaces or commas: decode.")

@@ -1,8 +1,9 @@
-"""What holds for every command: help, exit codes, one line for a failure, a clean end."""
+"""All commands: help, exit codes, one line per failure, interrupts."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,13 +13,12 @@ from pathlib import Path
 import pytest
 
 import minigpt
+from minigpt.cli.commands import cli
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 Fails = Callable[..., None]
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = [
-    "bench", "compare", "convert", "eval", "generate", "info", "tokenize", "train-tokenizer",
-]  # fmt: skip
+COMMANDS = sorted(cli.commands)
 
 
 def test_version(run: Run) -> None:
@@ -33,6 +33,23 @@ def test_help_documents_every_option(run: Run, command: str) -> None:
     assert len(options) > 1
     for option in options[1:]:
         assert len(option.split("  ", 1)[1].split()) > 2, option
+
+
+def test_every_command_is_in_the_help_test() -> None:
+    """The commands of the contract; a group without commands would leave the tests empty."""
+    assert {
+        "bench", "compare", "convert", "eval", "generate", "info", "tokenize", "train",
+        "train-tokenizer",
+    } <= set(COMMANDS)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_with_an_example(command: str) -> None:
+    """The example's options exist: its line is parsed, and nothing is run."""
+    epilog = cli.commands[command].epilog or ""
+    start, _, line = epilog.partition(f"Example: minigpt {command} ")
+    assert (start, bool(line)) == ("", True)
+    cli.commands[command].make_context(command, shlex.split(line))
 
 
 def test_help_lists_the_commands_without_loading_the_engine() -> None:
@@ -78,18 +95,18 @@ def test_completion_script(run: Run) -> None:
         ("PROMPT", ["generate", "-m", "x", ""]),
     ],
 )
-def test_a_wrong_command_line(fails: Fails, word: str, args: list[str]) -> None:
+def test_a_wrong_command_line_is_exit_code_2(fails: Fails, word: str, args: list[str]) -> None:
     fails(2, word, *args)
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="arguments are Unicode there")
 @pytest.mark.parametrize("args", [[b"\xff"], [b"text", b"--stop", b"\xff"]])
-def test_an_argument_that_is_no_text(fails: Fails, args: list[bytes]) -> None:
+def test_an_argument_that_is_not_utf8(fails: Fails, args: list[bytes]) -> None:
     fails(2, "UTF-8", "generate", "-m", "x", *args, env={"PYTHONUTF8": "1"})
 
 
 @pytest.mark.parametrize("args", [["generate", "text", "-m"], ["info"], ["tokenize", "text", "-m"]])
-def test_a_source_that_is_not_there(fails: Fails, args: list[str], tmp_path: Path) -> None:
+def test_a_missing_source(fails: Fails, args: list[str], tmp_path: Path) -> None:
     fails(1, "nowhere", *args, str(tmp_path / "nowhere"))
 
 
@@ -101,14 +118,12 @@ def test_a_source_that_is_not_there(fails: Fails, args: list[str], tmp_path: Pat
         (["tokenize", "Once upon a time"], b"\n"),
     ],
 )
-def test_without_a_source_the_model_in_the_box_answers(
-    run: Run, args: list[str], found: bytes
-) -> None:
+def test_the_bundled_model_is_the_default(run: Run, args: list[str], found: bytes) -> None:
     done = run(*args)
     assert (done.returncode, found in done.stdout, done.stderr) == (0, True, b"")
 
 
-def test_a_message_stays_one_printable_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_message_is_one_printable_line(capsys: pytest.CaptureFixture[str]) -> None:
     from minigpt.cli.terminal import fail
 
     assert fail("a\nb\x1b[2Jc\u2028d", 1) == 1
@@ -150,7 +165,7 @@ main()
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal to send")
 def test_an_interrupt_while_waiting_for_stdin(start: Callable[..., subprocess.Popen]) -> None:
     process = start("tokenize", "-m", "x", "-", stdin=subprocess.PIPE)
-    # more than a pipe holds: when it is written, the command is reading; the end does not come
+    # More than a pipe holds: once this is written, the command is reading; no end of file follows.
     process.stdin.write(b"a" * 2_000_000)
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=60)
