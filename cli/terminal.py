@@ -21,8 +21,8 @@ from click.shell_completion import CompletionItem
 from ..bundled import BUNDLED_MODEL
 from ..errors import InputError, MinigptError
 
-# Copies of weights.table.DTYPES and api.MAX_THREADS: importing these loads NumPy and Numba, which
-# --help should not wait for. A test compares them.
+# Copies of weights.table.DTYPES and arguments.MAX_THREADS, which a test compares: importing the
+# originals loads NumPy and Numba, and --help should not wait for these.
 DTYPES = ("auto", "f32", "bf16", "int8", "int4")
 MAX_THREADS = 256
 
@@ -30,7 +30,7 @@ MAX_INPUT_BYTES = 64 << 20  # far beyond any context; a read of /dev/zero ends h
 STDIN = "standard input"  # its name in messages and tables
 
 
-class Text(click.ParamType):
+class Text(click.types.StringParamType):
     """A parameter type for UTF-8 text, which must not be empty unless `may_be_empty`."""
 
     name = "text"

@@ -1,18 +1,18 @@
-"""How fast a model runs on this machine, and how near that is to the limit of its memory.
+"""Speed of a model on this machine, and its distance from the limit of memory bandwidth.
 
     minigpt.benchmark.measure("cerebras/Cerebras-GPT-111M").decode_tokens_per_s
 
-Three things are measured in turn, `reps` times, after a warm-up that is not counted (it compiles
-the kernels), and the medians are told:
+After a warm-up, which compiles the kernels, three tests take turns `reps` times; the medians are
+reported:
 
-  prefill  a prompt of random tokens is read into an empty cache, as generation begins
-  decode   tokens are made one after the other, greedily, with `depth` tokens in the cache before
-           the first; nothing ends them early
-  stream   memory is read, and no more, by as many threads
+  prefill  process a prompt of random tokens into an empty cache
+  decode   generate tokens greedily, one at a time, with `depth` tokens in the cache before the
+           first; no token ends the sequence
+  stream   read memory, and do nothing else, with the same number of threads
 
-A token is made by reading every weight once, so the stream is the limit of decoding:
-bandwidth_fraction tells how near it is. The stream's memory is larger than a processor's caches.
-A model that fits into them is read from there, and can come out above 1.
+Decoding reads every weight once per token. The stream is therefore its limit, and
+bandwidth_fraction is decode's share of it. The stream's buffer is larger than a processor's caches;
+a model that fits into the caches can exceed 1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from time import perf_counter
 import numpy as np
 
 from .api import GPTModel
-from .arguments import is_integer
+from .arguments import checked_integer
 from .checkpoint import resolve
 from .config import GPTConfig
 from .errors import InputError, short_repr
@@ -42,24 +42,26 @@ from .model.kv_cache import State
 from .weights.table import weights_bytes
 
 _STREAM_BYTES = 256 << 20
-_STREAM_PASSES = 8  # a tenth of a second, more or less: as steady as the decoding beside it
+_STREAM_PASSES = 8  # about a tenth of a second: as steady as the decode test beside it
 _GREEDY = SamplingParams()
 
 
 @dataclass(frozen=True)
 class Result:
-    """What `measure` finds.
+    """The result of `measure`.
 
-    model, dtype, threads  the source as it was given; how its matrices are held; how many compute
-    prompt_tokens, gen_tokens, depth, reps  as asked for
-    prefill_tokens_per_s   prompt tokens read per second, the median
-    decode_tokens_per_s    tokens made per second, the median
-    load_s                 seconds to read the weights and make the model ready
-    bytes_per_token        what making a token reads: see `bytes_per_token`
-    stream_bytes_per_s     a plain read of memory by as many threads, the median
+    model                  the source, as given
+    dtype                  the dtype of the weights in memory
+    threads                the number of threads that computed
+    prompt_tokens, gen_tokens, depth, reps  the arguments
+    prefill_tokens_per_s   prompt tokens processed per second, the median
+    decode_tokens_per_s    tokens generated per second, the median
+    load_s                 seconds to load the model
+    bytes_per_token        bytes that one decoded token reads: see `bytes_per_token`
+    stream_bytes_per_s     bytes per second of a plain read of memory, the median
     bandwidth_fraction     bytes_per_token · decode_tokens_per_s ÷ stream_bytes_per_s
-    peak_rss_bytes         the most memory the process had resident until the warm-up's end: that
-                           is Python, the weights, the cache and the activations
+    peak_rss_bytes         peak resident memory of the process until the end of the warm-up: Python,
+                           weights, cache and activations
     """
 
     model: str
@@ -88,28 +90,29 @@ def measure(
     threads: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Result:
-    """Measure the model of a source.
+    """Load a model and measure its prefill and decode speed.
 
-    source, dtype, threads  as GPTModel.from_pretrained takes them
-    prompt_tokens           the tokens of the prompt: 1 … n_positions
-    gen_tokens, depth       the tokens that are made, and those in the cache before them:
-                            from 1 and 0, together at most n_positions
-    reps                    how often, from 1
-    progress                is told what begins: "loading", "warm-up", "1 of 5", …
+    source, dtype, threads  as for GPTModel.from_pretrained
+    prompt_tokens           length of the prompt, 1 … n_positions
+    gen_tokens              number of tokens to generate, from 1
+    depth                   tokens in the cache before these, from 0; depth + gen_tokens must be at
+                            most n_positions
+    reps                    number of measurements, from 1
+    progress                called with the name of each phase: "loading", "warm-up", "1 of 5", …
 
-    Raises InputError for a number out of its range, before the weights are read, and what
-    GPTModel.from_pretrained raises.
+    Raises InputError for an argument out of its range, before the weights are read, and the errors
+    of GPTModel.from_pretrained.
     """
     folder = resolve(source)
     config = GPTConfig.from_source(folder)
     _check(config, prompt_tokens, gen_tokens, depth, reps)
-    tell = progress or (lambda phase: None)
-    tell("loading")
+    report = progress or (lambda phase: None)
+    report("loading")
     start = perf_counter()
     model = GPTModel.from_pretrained(folder, dtype, threads)
     load_s = perf_counter() - start
 
-    tell("warm-up")
+    report("warm-up")
     rng = np.random.default_rng(0)
     prompt, past = (rng.integers(0, config.vocab_size, n) for n in (prompt_tokens, depth))
     _prefill_rate(model, prompt)
@@ -117,14 +120,14 @@ def measure(
     if depth:
         model.advance(state, [0], [past])
     _decode_rate(model, state, depth, gen_tokens)
-    peak = peak_rss_bytes()  # now: the memory of the stream is not the model's
+    peak = peak_rss_bytes()  # before the stream's buffer is allocated
 
     team = Team(model._engine._team.size)
-    data = np.ones(_STREAM_BYTES // 4, np.float32)  # not zeros, which take no memory until written
+    data = np.ones(_STREAM_BYTES // 4, np.float32)  # zeros would share one page
     _stream_rate(team, data)
     rates = []
     for rep in range(reps):
-        tell(f"{rep + 1} of {reps}")
+        report(f"{rep + 1} of {reps}")
         prefill = _prefill_rate(model, prompt)
         decode = _decode_rate(model, state, depth, gen_tokens)
         rates.append((prefill, decode, _stream_rate(team, data)))
@@ -150,15 +153,11 @@ def measure(
 
 
 def _check(config: GPTConfig, prompt_tokens: int, gen_tokens: int, depth: int, reps: int) -> None:
-    """Raises InputError for what is no integer, out of its range, or beyond the context."""
-    for name, value, least in (
-        ("prompt_tokens", prompt_tokens, 1),
-        ("gen_tokens", gen_tokens, 1),
-        ("depth", depth, 0),
-        ("reps", reps, 1),
-    ):
-        if not (is_integer(value) and value >= least):
-            raise InputError(f"{name} {short_repr(value)}: must be an integer from {least}")
+    """Raise InputError for an argument that is no integer in its range or exceeds the context."""
+    checked_integer("prompt_tokens", prompt_tokens, 1)
+    checked_integer("gen_tokens", gen_tokens, 1)
+    checked_integer("depth", depth, 0)
+    checked_integer("reps", reps, 1)
     lengths = {"prompt_tokens": prompt_tokens, "depth + gen_tokens": depth + gen_tokens}
     for name, value in lengths.items():
         if value > config.n_positions:
@@ -169,14 +168,14 @@ def _check(config: GPTConfig, prompt_tokens: int, gen_tokens: int, depth: int, r
 
 
 def _prefill_rate(model: GPTModel, prompt: np.ndarray) -> float:
-    """Tokens per second: reads `prompt`, int64 [T], into a new cache, up to the logits after it."""
+    """Process `prompt`, int64 [T], with an empty cache; return tokens per second."""
     start = perf_counter()
     model.advance(model.new_state(1, len(prompt)), [0], [prompt])
     return len(prompt) / (perf_counter() - start)
 
 
 def _decode_rate(model: GPTModel, state: State, depth: int, gen_tokens: int) -> float:
-    """Tokens per second: makes `gen_tokens`, greedily, after the first `depth` of the cache."""
+    """Generate `gen_tokens` greedily after the cache's first `depth`; return tokens per second."""
     state.lengths[0] = depth
     token, rng = 0, generators(0, 1)[0]
     start = perf_counter()
@@ -187,7 +186,7 @@ def _decode_rate(model: GPTModel, state: State, depth: int, gen_tokens: int) -> 
 
 
 def _stream_rate(team: Team, data: np.ndarray) -> float:
-    """Bytes per second: reads `data`, float32 [n · CHUNK], from end to end, some times."""
+    """Read `data`, float32 [n · CHUNK], _STREAM_PASSES times; return bytes per second."""
     sums, scratch = np.empty(data.size // CHUNK, np.float32), np.empty((team.size, 0), np.float32)
     start = perf_counter()
     team.run(read_forward, scratch, sums, data, _STREAM_PASSES)
@@ -195,27 +194,27 @@ def _stream_rate(team: Team, data: np.ndarray) -> float:
 
 
 def bytes_per_token(config: GPTConfig, dtype: str, tied: bool, depth: int, gen_tokens: int) -> int:
-    """What making one token reads: weights, keys and values, in bytes.
+    """Return the bytes of weights, keys and values that one decoded token reads.
 
-    All weights count once, the tied wte too, which the head reads whole; of an embedding that is
-    only looked up (wpe, an untied wte) one row counts. The first of `gen_tokens` tokens reads the
-    keys and values of depth + 1 positions, its own included, the last those of
-    depth + gen_tokens: counted is the mean. Padding and activations are not.
+    Each weight counts once, including a tied wte, all of which the head reads. Of an embedding that
+    is only looked up (wpe, an untied wte) one row counts. The first of `gen_tokens` tokens reads
+    the keys and values of depth + 1 positions, the last those of depth + gen_tokens; the mean
+    counts. Padding and activations do not count.
     """
     L, C = config.n_layer, config.n_embd
-    beside = AUX_DTYPE[dtype].itemsize
-    unread = beside * C * (config.n_positions - 1)
+    aux_bytes = AUX_DTYPE[dtype].itemsize
+    unread = aux_bytes * C * (config.n_positions - 1)
     if not tied:
         unread += int(BITS_PER_WEIGHT[dtype] / 8 * C * (config.vocab_size - 1))
-    cached = L * C * (2 * depth + gen_tokens + 1)  # 2 · L · C at each of the mean's positions
-    return weights_bytes(config, dtype, tied) - unread + beside * cached
+    cached = L * C * (2 * depth + gen_tokens + 1)  # 2 · L · C per position, at the mean position
+    return weights_bytes(config, dtype, tied) - unread + aux_bytes * cached
 
 
 def peak_rss_bytes() -> int:
-    """The most memory that this process has had resident."""
+    """Return the peak resident memory of this process, in bytes."""
     if sys.platform == "win32":
         return _peak_working_set()
-    if sys.platform == "linux":  # whose getrusage begins with the peak of who started this process
+    if sys.platform == "linux":  # its getrusage starts from the parent's peak
         with suppress(OSError):
             found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
             if found:
@@ -230,12 +229,12 @@ def peak_rss_bytes() -> int:
 if sys.platform == "win32":
 
     def _peak_working_set() -> int:
-        """What Windows calls the most memory resident."""
+        """Return the peak working set, Windows' name for resident memory, in bytes."""
         import ctypes
         from ctypes import wintypes
 
         class Counters(ctypes.Structure):
-            """PROCESS_MEMORY_COUNTERS; of its eight sizes the first is the peak."""
+            """PROCESS_MEMORY_COUNTERS; the first of its eight sizes is the peak."""
 
             _fields_ = [
                 ("cb", wintypes.DWORD),

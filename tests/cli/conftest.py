@@ -1,4 +1,4 @@
-"""A tiny model on disk, and the command line as a user's shell runs it."""
+"""Fixtures: a tiny model on disk, and functions that run the command line as a process."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from minigpt.weights.table import tensor_shapes
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "minigpt"]
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w"]
-N_POSITIONS = 2048  # long enough to be interrupted in
-# the checkout's package, wherever the test runs
+N_POSITIONS = 2048  # enough to interrupt a generation
+# Processes import the checkout's package from any working folder.
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
@@ -29,7 +29,7 @@ Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a random model of 2 layers, whose 262 tokens are bytes, merges and the end."""
+    """A folder with a random model of 2 layers and 262 tokens: bytes, merges, <|endoftext|>."""
     folder = tmp_path_factory.mktemp("model")
     tokens = [*byte_symbols(), *(merge.replace(" ", "") for merge in MERGES), "<|endoftext|>"]
     data = {
@@ -47,7 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: rng.normal(0, 0.5, shape).astype(np.float32)
         for name, shape in tensor_shapes(GPTConfig.from_dict(data, "config")).items()
     }
-    # the token that ends a text is never the likeliest, so that texts are as long as asked for
+    # A row of zeros: <|endoftext|> is never the most likely token, and texts have full length.
     tensors["wte.weight"][-1] = 0
     write_safetensors(folder / "model.safetensors", tensors)
     (folder / "config.json").write_text(json.dumps(data), encoding="utf-8")
@@ -59,7 +59,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Runs `minigpt ARGS…` in an empty folder, with stdin closed unless `input` is given."""
+    """Run `minigpt ARGS…` in an empty folder; stdin is empty unless `input` is given."""
 
     def run(*args: str | bytes | Path, **options: object) -> subprocess.CompletedProcess[bytes]:
         if "input" not in options:
@@ -75,7 +75,7 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.fixture
 def fails(run: Run) -> Callable[..., None]:
-    """Runs `minigpt ARGS…`: no output, exit `code`, one line on stderr with `word` in it."""
+    """Run `minigpt ARGS…` and assert: no output, exit `code`, one line on stderr with `word`."""
 
     def fails(code: int, word: str, *args: str | bytes | Path, **options: object) -> None:
         done = run(*args, **options)
@@ -91,7 +91,7 @@ def fails(run: Run) -> Callable[..., None]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Starts `minigpt ARGS…` without waiting for its end; the test's end is its end, too."""
+    """Start `minigpt ARGS…` without waiting for it; it is killed at the end of the test."""
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(*args: str | Path, **options: object) -> subprocess.Popen[bytes]:

@@ -1,4 +1,4 @@
-"""minigpt bench, as typed."""
+"""`minigpt bench`, run as a process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["--prompt-tokens", "20", "--gen-tokens", "5", "--depth", "7", "--reps", "2"]
 
 
-def test_json_is_what_the_contract_says(run: Run, model: Path) -> None:
+def test_json_has_the_fields_of_the_contract(run: Run, model: Path) -> None:
     done = run("bench", "-m", model, *SHORT, "--dtype", "bf16", "--threads", "1", "--json")
     assert (done.returncode, done.stderr) == (0, b"")
     result = json.loads(done.stdout)
@@ -58,19 +58,19 @@ def test_table(run: Run, model: Path) -> None:
         (2, "extra", ["text"]),
     ],
 )
-def test_what_cannot_be(
+def test_a_wrong_option(
     fails: Callable[..., None], model: Path, code: int, word: str, args: list[str]
 ) -> None:
     fails(code, word, "bench", "-m", model, *args)
 
 
-def test_a_source_that_is_not_there(fails: Callable[..., None], tmp_path: Path) -> None:
+def test_a_missing_source(fails: Callable[..., None], tmp_path: Path) -> None:
     fails(1, "nowhere", "bench", "-m", str(tmp_path / "nowhere"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal to send")
-def test_an_interrupt_ends_it(model: Path) -> None:
-    """The signal comes with the first token; if it ended nothing, the process would sleep on."""
+def test_an_interrupt_ends_the_process(model: Path) -> None:
+    """The first forward pass interrupts its own process, which would otherwise sleep."""
     program = f"""
 import os, signal, sys, time
 from minigpt import GPTModel

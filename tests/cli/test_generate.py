@@ -1,4 +1,4 @@
-"""minigpt generate, as typed, over a tiny random model."""
+"""`minigpt generate` on a tiny random model, run as a process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GREEDY = ["--temperature", "0"]
 
 @pytest.fixture(scope="module")
 def expected(model: Path) -> str:
-    """What the library writes after "hello": 20 tokens, the likeliest each time."""
+    """The library's greedy continuation of "hello" by 20 tokens."""
     from minigpt import GPTModel, GPTTokenizer
 
     tokenizer = GPTTokenizer.from_pretrained(model)
@@ -29,7 +29,7 @@ def expected(model: Path) -> str:
     return tokenizer.decode(out[0, ids.shape[1] :])
 
 
-def test_stdout_carries_the_continuation_alone(run: Run, model: Path, expected: str) -> None:
+def test_stdout_is_the_continuation(run: Run, model: Path, expected: str) -> None:
     done = run("generate", "-m", model, "hello", "-n", "20", *GREEDY)
     assert (done.stdout.decode(), done.stderr, done.returncode) == (expected, b"", 0)
 
@@ -40,7 +40,7 @@ def test_the_prompt_on_stdin(run: Run, model: Path, expected: str, dash: list[st
     assert done.stdout.decode() == "hello" + expected
 
 
-def test_no_tokens(run: Run, model: Path) -> None:
+def test_zero_tokens(run: Run, model: Path) -> None:
     done = run("generate", "-m", model, "hello", "-n", "0")
     assert (done.stdout, done.returncode) == (b"", 0)
 
@@ -53,7 +53,7 @@ def test_a_seed_gives_the_same_text_with_any_number_of_threads(run: Run, model: 
     assert run(*line, "2").stdout != first
 
 
-def test_json_tells_everything(run: Run, model: Path, expected: str) -> None:
+def test_json(run: Run, model: Path, expected: str) -> None:
     done = run("generate", "-m", model, "hello", "-n", "20", *GREEDY, "--json", "--seed", "3")
     (line,) = done.stdout.splitlines()
     found = json.loads(line)
@@ -79,7 +79,7 @@ def test_notes_go_to_stderr_when_asked_for(run: Run, model: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-def test_notes_that_cannot_be_written_are_lost(run: Run, model: Path, expected: str) -> None:
+def test_notes_that_cannot_be_written_are_dropped(run: Run, model: Path, expected: str) -> None:
     with Path("/dev/full").open("wb") as full:
         done = run("generate", "-m", model, "hello", "-n20", *GREEDY, "--verbose", stderr=full)
     assert (done.stdout.decode(), done.returncode) == (expected, 0)
@@ -88,7 +88,7 @@ def test_notes_that_cannot_be_written_are_lost(run: Run, model: Path, expected: 
 @pytest.mark.parametrize(
     ("word", "text"), [("2048", b"a" * 2049), ("empty", b""), ("UTF-8", b"\xff")]
 )
-def test_a_prompt_that_cannot_be(fails: Callable[..., None], model: Path, word: str, text: bytes):
+def test_a_wrong_prompt(fails: Callable[..., None], model: Path, word: str, text: bytes):
     fails(1, word, "generate", "-m", model, input=text)
 
 
@@ -100,7 +100,7 @@ def test_output_is_utf8_whatever_the_locale(run: Run, model: Path) -> None:
     assert (done.stdout, done.stderr) == (text, b"")
 
 
-def test_a_closed_pipe_ends_it_quietly(start: Start, model: Path) -> None:
+def test_a_closed_pipe_is_no_error(start: Start, model: Path) -> None:
     process = start("generate", "-m", model, "hello", "-n", "2000", *GREEDY)
     assert process.stdout.read(1)
     process.stdout.close()
@@ -109,8 +109,8 @@ def test_a_closed_pipe_ends_it_quietly(start: Start, model: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal to send")
-def test_an_interrupt_leaves_the_text_so_far(start: Start, model: Path) -> None:
-    # the signal follows the first token at once, and hundreds are still to come
+def test_an_interrupt_keeps_the_text_written_before(start: Start, model: Path) -> None:
+    # The signal follows the first token; hundreds are still to come.
     process = start("generate", "-m", model, "hello", "-n", "2000", "--seed", "1")
     assert process.stdout.read(1)
     process.send_signal(signal.SIGINT)
@@ -119,8 +119,8 @@ def test_an_interrupt_leaves_the_text_so_far(start: Start, model: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal to send")
-def test_an_interrupt_while_compiling_ends_it_at_once(start: Start, model: Path) -> None:
-    uncached = {"MINIGPT_CACHE": ""}  # so that there is something to compile
+def test_an_interrupt_during_compilation(start: Start, model: Path) -> None:
+    uncached = {"MINIGPT_CACHE": ""}  # nothing is compiled yet
     process = start("generate", "-m", model, "hello", "--verbose", env=uncached)
     assert b"compiling" in process.stderr.readline()
     time.sleep(1)
@@ -130,20 +130,20 @@ def test_an_interrupt_while_compiling_ends_it_at_once(start: Start, model: Path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
-def test_a_terminal_gets_a_newline_and_the_notes(start: Start, model: Path, expected: str) -> None:
+def test_a_terminal_gets_a_final_newline(start: Start, model: Path, expected: str) -> None:
     import pty
 
     master, slave = pty.openpty()
     process = start("generate", "-m", model, "hello", "-n", "20", *GREEDY, stdout=slave)
     _, error = process.communicate(timeout=120)
     os.close(slave)
-    short_repr = os.read(master, 10_000).replace(b"\r\n", b"\n")
+    written = os.read(master, 10_000).replace(b"\r\n", b"\n")
     os.close(master)
     assert error == b""  # stderr is a pipe here
-    assert short_repr.decode() == expected.replace("\r\n", "\n") + "\n"
+    assert written.decode() == expected.replace("\r\n", "\n") + "\n"
 
 
-def test_dtypes_and_threads_are_the_librarys() -> None:
+def test_dtypes_and_max_threads_equal_the_librarys() -> None:
     from minigpt.arguments import MAX_THREADS
     from minigpt.cli import terminal
     from minigpt.weights.table import DTYPES

@@ -1,4 +1,4 @@
-"""Measuring: what is timed is what is told, the numbers agree, and memory is the model's own."""
+"""benchmark.measure: what is timed, bytes per token against a plain count, peak memory."""
 
 from __future__ import annotations
 
@@ -28,25 +28,40 @@ def small_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_STREAM_BYTES", 1 << 22)
 
 
+def bytes_read(config: GPTConfig, width: int, tied: bool, positions: float) -> float:
+    """Count what one token reads, tensor by tensor, and the keys and values of `positions`.
+
+    width  bytes of a weight, key or value; biases and layernorms have 4
+    """
+    shapes = tensor_shapes(config)
+    if not tied:
+        shapes = shapes | {"lm_head.weight": (config.vocab_size, config.n_embd)}
+    total = 0
+    for name, shape in shapes.items():
+        looked_up = name == "wpe.weight" or (name == "wte.weight" and not tied)
+        elements = config.n_embd if looked_up else math.prod(shape)
+        total += elements * (4 if len(shape) == 1 else width)
+    return total + 2 * config.n_layer * config.n_embd * width * positions
+
+
 @pytest.mark.usefixtures("small_stream")
-@pytest.mark.parametrize(("folder", "dtype"), [(TIED, "f32"), (BF16, "bf16"), (UNTIED, "f32")])
-def test_a_result_agrees_with_itself(folder: Path, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("folder", "dtype", "width"), [(TIED, "f32", 4), (BF16, "bf16", 2), (UNTIED, "f32", 4)]
+)
+def test_the_fields_of_a_result(folder: Path, dtype: str, width: int) -> None:
     result = bench.measure(folder, **SHORT)
     asked = {name: getattr(result, name) for name in SHORT}
     assert (result.model, result.dtype, asked) == (str(folder), dtype, SHORT)
     config, tied = GPTConfig.from_file(folder / "config.json"), folder != UNTIED
-    assert result.bytes_per_token == bench.bytes_per_token(config, dtype, tied, 3, 4)
+    # 4 tokens after 3 read the keys and values of 4, 5, 6 and 7 positions
+    assert result.bytes_per_token == bytes_read(config, width, tied, 5.5)
     for rate in (result.prefill_tokens_per_s, result.decode_tokens_per_s, result.load_s):
         assert 0 < rate < math.inf
-    assert math.isclose(
-        result.bandwidth_fraction,
-        result.bytes_per_token * result.decode_tokens_per_s / result.stream_bytes_per_s,
-    )
 
 
 @pytest.mark.usefixtures("small_stream")
-def test_what_the_model_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts go into an empty cache; decoding begins at the depth, each time, and never ends."""
+def test_the_calls_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt starts with an empty cache; decoding starts at `depth` in every repetition."""
     calls: list[tuple[int, int]] = []
     advance = GPTModel.advance
 
@@ -64,18 +79,19 @@ def test_what_the_model_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_stream")
-def test_the_medians_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_medians_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_prefill_rate", "_decode_rate", "_stream_rate"):
         given = iter([1e9, 5.0, 4.0, 100.0])  # the first is the warm-up's
         monkeypatch.setattr(bench, name, lambda *_, given=given: next(given))
     result = bench.measure(TIED, **SHORT | {"reps": 3})
     assert result.prefill_tokens_per_s == result.decode_tokens_per_s == 5
-    assert (result.stream_bytes_per_s, result.bandwidth_fraction) == (5, result.bytes_per_token)
+    assert result.stream_bytes_per_s == 5
+    assert result.bandwidth_fraction == result.bytes_per_token  # · 5 tokens/s ÷ 5 bytes/s
 
 
 @pytest.mark.usefixtures("small_stream")
-def test_the_longest_that_fits() -> None:
-    """n_positions is 300: a prompt of so many, and a last token at its end."""
+def test_a_full_context() -> None:
+    """n_positions is 300: a prompt of that length, and a last token at that position."""
     bench.measure(TIED, prompt_tokens=300, gen_tokens=2, depth=298, reps=1)
 
 
@@ -93,7 +109,7 @@ def test_the_longest_that_fits() -> None:
         ("reps", {"reps": 0}),
     ],
 )
-def test_a_wrong_number_is_told_before_weights_are_read(
+def test_a_wrong_argument_is_an_error_before_weights_are_read(
     name: str, wrong: dict[str, object], tmp_path: Path
 ) -> None:
     shutil.copy(TIED / "config.json", tmp_path)
@@ -101,26 +117,16 @@ def test_a_wrong_number_is_told_before_weights_are_read(
         bench.measure(tmp_path, **SHORT | wrong)  # type: ignore[arg-type]
 
 
-def test_bytes_of_weights_that_a_token_reads() -> None:
-    """Every tensor once, but one row of those that ids and positions are looked up in."""
+@pytest.mark.parametrize(("dtype", "width"), [("f32", 4), ("bf16", 2)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_bytes_of_one_token(dtype: str, width: int, tied: bool) -> None:
     config = GPTConfig.from_file(UNTIED / "config.json")
-    shapes = tensor_shapes(config) | {"lm_head.weight": (config.vocab_size, config.n_embd)}
-    vectors = sum(shape[0] for shape in shapes.values() if len(shape) == 1)
-    matrices = sum(math.prod(shape) for shape in shapes.values() if len(shape) == 2)
-    looked_up = sum(
-        math.prod(shapes[name]) - config.n_embd for name in ("wte.weight", "wpe.weight")
-    )
-    own_keys_and_values = 2 * config.n_layer * config.n_embd
-    elements = matrices - looked_up + own_keys_and_values
-    count = bench.bytes_per_token
-    assert count(config, "f32", False, 0, 1) == 4 * elements + 4 * vectors
-    assert count(config, "bf16", False, 0, 1) == 2 * elements + 4 * vectors
-    # a tied wte is read by the head, whole; without it there is no other row to look up
-    assert count(config, "f32", True, 0, 1) == count(config, "f32", False, 0, 1) - 4 * config.n_embd
+    expected = bytes_read(config, width, tied, 8)
+    assert bench.bytes_per_token(config, dtype, tied, 7, 1) == expected
 
 
 def test_bytes_of_a_published_model() -> None:
-    """Cerebras-GPT 111M: 111,050,496 weights, all but 2047 rows of wpe read."""
+    """Cerebras-GPT 111M reads its 111,050,496 weights but 2047 rows of wpe."""
     data = {"n_layer": 10, "n_head": 12, "n_embd": 768, "n_positions": 2048, "vocab_size": 50257}
     config = GPTConfig.from_dict(data, "config")
     assert parameter_count(config) == 111_050_496
@@ -136,25 +142,25 @@ def test_bytes_of_several_tokens_are_the_mean() -> None:
 
 
 def _python(program: str) -> list[int]:
-    """The numbers that a program prints in a process of its own."""
+    """Run a program in a fresh process and return the integers it prints."""
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=120, check=True
     )
     return [int(word) for word in done.stdout.split()]
 
 
-def test_the_streams_memory_is_not_the_models() -> None:
-    """A result's peak was taken before; after it, the process has had those 256 MiB, too."""
-    told, after = _python(
+def test_the_peak_excludes_the_streams_buffer() -> None:
+    """The result's peak is read before the 256 MiB buffer of the stream is allocated."""
+    reported, after = _python(
         "from minigpt import benchmark as bench\n"
         f"result = bench.measure({os.fspath(TIED)!r}, 9, 4, 3, 2)\n"
         "print(result.peak_rss_bytes, bench.peak_rss_bytes())"
     )
-    assert 20e6 < told < after - 240e6
+    assert 20e6 < reported < after - 240e6
 
 
-def test_the_peak_is_this_process_own() -> None:
-    """Not that of the one that started it, which some systems begin with."""
+def test_the_peak_excludes_the_parent_process() -> None:
+    """Linux's getrusage starts from the parent's peak."""
     large = np.ones(100_000_000)
     (peak,) = _python("from minigpt import benchmark as bench; print(bench.peak_rss_bytes())")
     assert 20e6 < peak < large.nbytes
