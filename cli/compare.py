@@ -1,4 +1,4 @@
-"""`minigpt compare`: how far apart two models are on a text."""
+"""`minigpt compare`: how far the predictions of two models diverge on a text."""
 
 from __future__ import annotations
 
@@ -8,19 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .eval import (
-    check_enough,
-    check_stride,
-    read_named,
-    stride_option,
-    tokens_per_s,
-    window_option,
-)
+from .eval import check_stride, file_progress, stride_option, window_option
 from .terminal import (
     DTYPES,
+    check_stdin,
     complete_source,
     end_at_once_on_interrupt,
-    progress_line,
     show_line,
     threads_option,
     write,
@@ -31,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    short_help="Tell how far apart two models, or two dtypes of one, are on a text.",
+    short_help="Compare the predictions of two models, or two dtypes of one, on a text.",
     epilog="Example: minigpt compare FOLDER FOLDER --dtype-b bf16 --text book.txt",
 )
 @click.argument("a", shell_complete=complete_source)
@@ -41,14 +34,10 @@ if TYPE_CHECKING:
     "file",
     required=True,
     metavar="FILE",
-    help="A text in UTF-8 that both models predict; - for standard input.",
+    help="A text in UTF-8 for both models to predict; - for standard input.",
 )
-@click.option(
-    "--dtype-a", type=click.Choice(DTYPES), default="auto", help="How A's weights are held."
-)
-@click.option(
-    "--dtype-b", type=click.Choice(DTYPES), default="auto", help="How B's weights are held."
-)
+@click.option("--dtype-a", type=click.Choice(DTYPES), default="auto", help="dtype of A's weights.")
+@click.option("--dtype-b", type=click.Choice(DTYPES), default="auto", help="dtype of B's weights.")
 @window_option
 @stride_option
 @threads_option
@@ -64,34 +53,31 @@ def compare(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Predicts each token of a text with the models A and B, and compares what they predict.
+    """Predicts every token of a text with the models A and B, and compares their predictions.
 
-    A and B are folders or hub ids, and can be the same one at two dtypes; both are in memory at
-    once, and must have the same tokens. Told are the perplexity of each, the divergence
-    KL(A||B) of a token's probabilities, in nats, and how often both hold the same token likeliest.
+    A and B are folders, GGUF files or hub ids, and may be the same; both are in memory at once, and
+    must have the same tokens. Printed are the perplexity of each, the divergence KL(A||B) of the
+    predicted probabilities in nats per token, and the fraction of tokens for which both models find
+    the same token the most probable.
     """
     check_stride(window, stride)
-    name, text = read_named(file)
-
-    from .. import GPTTokenizer
-
-    tokenizers = [GPTTokenizer.from_pretrained(source) for source in (a, b)]
-
-    from ..evaluation import perplexity as evaluate
-
-    ids = evaluate.common_ids(*tokenizers, text)
-    check_enough(ids, name)
+    if file == "-":
+        check_stdin(file, "FILE")
     end_at_once_on_interrupt()
-    show_line("loading")
 
-    from .. import GPTModel
+    from ..evaluation.run import compare_on_file
 
-    models = [
-        GPTModel.from_pretrained(source, dtype=dtype, threads=threads)
-        for source, dtype in ((a, dtype_a), (b, dtype_b))
-    ]
-    progress = progress_line(name, tokens_per_s)
-    result = evaluate.compare(*models, ids, window, stride, progress)
+    result = compare_on_file(
+        a,
+        b,
+        file,
+        dtype_a=dtype_a,
+        dtype_b=dtype_b,
+        threads=threads,
+        window=window,
+        stride=stride,
+        progress=file_progress(),
+    )
     show_line("")
     if as_json:
         write(json.dumps({"model_a": a, "model_b": b, **asdict(result)}) + "\n")
@@ -99,23 +85,23 @@ def compare(
         write(_table(a, b, result) + "\n")
 
 
-def _table(a: str, b: str, found: Comparison) -> str:
-    """The result for a person: name, number, unit, and what it is of."""
-    change = f"{found.perplexity_change_percent:+.3f} % to A's"
-    likeliest = "of tokens have the same likeliest one"
+def _table(a: str, b: str, result: Comparison) -> str:
+    """The result for a person; a row is a measure, its value, its unit, and what it is of."""
+    change = f"{result.perplexity_change_percent:+.3f} % to A's"
+    same_token = "of tokens have the same likeliest one"
     rows = (
-        ("perplexity", f"{found.perplexity_a:.4f}", "", "A"),
-        ("", f"{found.perplexity_b:.4f}", "", f"B, {change}"),
-        ("KL(A||B)", f"{found.kl_mean:.3g}", "nats", "mean of the tokens"),
-        ("", f"{found.kl_p99:.3g}", "nats", "99 of 100 tokens are below"),
-        ("", f"{found.kl_max:.3g}", "nats", "largest"),
-        ("top-1", f"{100 * found.top1_agreement:.2f}", "%", likeliest),
-        ("speed", f"{found.tokens_per_s:.1f}", "tokens/s", "by both together"),
+        ("perplexity", f"{result.perplexity_a:.4f}", "", "A"),
+        ("", f"{result.perplexity_b:.4f}", "", f"B, {change}"),
+        ("KL(A||B)", f"{result.kl_mean:.3g}", "nats", "mean of the tokens"),
+        ("", f"{result.kl_p99:.3g}", "nats", "99 of 100 tokens are below"),
+        ("", f"{result.kl_max:.3g}", "nats", "largest"),
+        ("top-1", f"{100 * result.top1_agreement:.2f}", "%", same_token),
+        ("speed", f"{result.tokens_per_s:.1f}", "tokens/s", "by both together"),
     )
-    lines = [f"{name:<10} {number:>10} {unit:<8}  {of}" for name, number, unit, of in rows]
+    lines = [f"{name:<10} {value:>10} {unit:<8}  {of}" for name, value, unit, of in rows]
     head = [
-        f"A  {a}: {found.dtype_a}",
-        f"B  {b}: {found.dtype_b}",
-        f"{found.tokens} tokens, window {found.window}, stride {found.stride}",
+        f"A  {a}: {result.dtype_a}",
+        f"B  {b}: {result.dtype_b}",
+        f"{result.tokens} tokens, window {result.window}, stride {result.stride}",
     ]
     return "\n".join([*head, *lines])

@@ -105,12 +105,17 @@ def read_text(argument: str | None, name: str) -> str:
     """
     if argument not in (None, "-"):
         return str(argument)
+    check_stdin(argument, name)
+    return _read_utf8(sys.stdin.buffer, STDIN)
+
+
+def check_stdin(argument: str | None, name: str) -> None:
+    """Raise UsageError if stdin is closed, or if it is a terminal and the argument is absent."""
     if sys.stdin is None or (argument is None and sys.stdin.isatty()):
         raise click.UsageError(
             f"Missing argument '{name}': give it, or a text on standard input.",
             click.get_current_context(),
         )
-    return _read_utf8(sys.stdin.buffer, STDIN)
 
 
 def read_file(name: str) -> str:

@@ -42,13 +42,14 @@ class GPTModel:
 
     config  the GPTConfig
     dtype   "f32", "bf16", "int8" or "int4": how the matrices are held
+    source  the folder or GGUF file it was loaded from
 
     Several threads may use one model: they take turns, one pass at a time.
     """
 
     def __init__(self, engine: Engine, source: Path) -> None:
         self._engine = engine
-        self._source = source
+        self.source = source
         self.config = engine.config
         self.dtype = engine.weights.dtype
         self._learner: Learner | None = None
@@ -138,7 +139,7 @@ class GPTModel:
 
         dtype  "f32" or "bf16": how the matrices are stored
         """
-        save_model(self.config, self._engine.weights, self._source, folder, dtype)
+        save_model(self.config, self._engine.weights, self.source, folder, dtype)
 
     def new_state(self, batch: int, capacity: int) -> State:
         """Room for the keys and values of `batch` sequences of at most `capacity` tokens."""

@@ -37,7 +37,7 @@ generation
 conversion
 api
 evaluation training
-benchmark
+benchmark evaluate questions tasks
 cli
 __main__
 """

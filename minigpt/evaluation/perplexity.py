@@ -1,11 +1,11 @@
-"""How well a model knows a text, and how far two models are apart on it.
+"""Perplexity of a text under a model, and the divergence of two models on a text.
 
     ids = tokenizer.encode(text)
     perplexity(model, ids, len(text.encode())).bits_per_byte
     compare(model, other, ids).kl_mean
 
-Every token after the first is scored once: −ln p(token | the tokens before it). A text may be
-longer than a model's context, so it is read in windows that begin `stride` tokens apart:
+Every token but the first is scored once, by −ln p(token | the tokens before it). A text longer
+than the context is read in sliding windows that begin `stride` tokens apart:
 
     window 8, stride 4    read, and the token after each scored: ─     read again as context: ·
 
@@ -13,14 +13,14 @@ longer than a model's context, so it is read in windows that begin `stride` toke
         ····────
             ····────
 
-Positions are absolute, so the tokens that two windows share are read anew in the second: a text
-costs window / stride times its length. A token sees what its window holds before it, the first
-window's tokens as much as there is, all later ones from window − stride + 1 to window tokens.
-Half the window as the stride, the default, costs two passes and leaves every token half the
-context or more; stride 1 gives each all of it and costs `window` passes; stride = window reads
-once, but then the first tokens of each window know nothing of what came before.
+Positions are absolute, so the tokens that two windows share are computed anew in the second: a text
+costs window / stride passes. A token is predicted from all tokens before it in its window: in the
+first window from as many as there are, in later ones from window − stride + 1 to window tokens.
+The default stride, half the window, costs two passes and gives every later token at least half the
+context. Stride 1 gives each token all of the context, and costs `window` passes; stride = window
+costs one pass, but the first tokens of each window have hardly any context.
 
-The logits of a few hundred tokens at most are in memory, however long window and text are.
+However long window and text are, at most MAX_LOGITS rows of logits are in memory.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ from typing import Any
 import numpy as np
 
 from ..api import GPTModel
-from ..arguments import is_integer
+from ..arguments import checked_integer
 from ..config import GPTConfig
-from ..errors import CheckpointError, InputError, short_repr
+from ..errors import CheckpointError, InputError
 from ..tokenizer.tokenizer import GPTTokenizer
 
-_ROWS = 128  # tokens whose logits are computed together: of 50257 words, 26 MB
+MAX_LOGITS = 128  # tokens whose logits are computed together: 26 MB of them for 50257 tokens
 
-Progress = Callable[[int, int], None]  # (tokens scored, all there are to score)
+Progress = Callable[[int, int], None]  # called with (tokens done, tokens in all)
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """What `perplexity` finds.
+    """The result of `perplexity`.
 
-    dtype             how the model's matrices are held
+    dtype             dtype of the model's weight matrices: "f32", "bf16", "int8" or "int4"
     window, stride    in tokens
-    tokens            the tokens scored: all but the first of the text
-    bytes             of the whole text in UTF-8
-    nats_per_token    the mean of −ln p
-    perplexity        e to the power of that
-    bits_per_byte     the sum of −log₂ p ÷ bytes; unlike perplexity it does not depend on how the
-                      text is cut into tokens
-    seconds           spent reading the text
-    tokens_per_s      tokens ÷ seconds
+    tokens            number of tokens scored: all but the first of the text
+    bytes             length of the whole text in UTF-8
+    nats_per_token    mean of −ln p over the tokens: the cross-entropy
+    perplexity        exp(nats_per_token)
+    bits_per_byte     sum of −log₂ p, divided by bytes; unlike perplexity it can be compared between
+                      tokenizers
+    seconds           time of the forward passes
+    tokens_per_s      tokens / seconds
     """
 
     dtype: str
@@ -74,17 +74,17 @@ class Perplexity:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` finds of a model A and a model B.
+    """The result of `compare` for a model A and a model B.
 
-    dtype_a, dtype_b            how their matrices are held
+    dtype_a, dtype_b            dtypes of their weight matrices
     window, stride, tokens      as in Perplexity
-    perplexity_a, perplexity_b  of each
-    perplexity_change_percent   100 · (perplexity_b ÷ perplexity_a − 1)
-    kl_mean, kl_p99, kl_max     Σ p_A · ln(p_A ÷ p_B) over the vocabulary, in nats: the mean over
-                                the tokens, what 99 of 100 stay below, the largest
-    top1_agreement              the fraction of tokens for which both hold the same one likeliest
-    seconds                     spent reading the text, with both
-    tokens_per_s                tokens ÷ seconds
+    perplexity_a, perplexity_b  perplexity of each
+    perplexity_change_percent   100 · (perplexity_b / perplexity_a − 1)
+    kl_mean, kl_p99, kl_max     KL(A‖B) = Σ p_A · ln(p_A / p_B) over the vocabulary, in nats: mean,
+                                99th percentile and maximum over the tokens
+    top1_agreement              fraction of tokens for which both models have the same argmax
+    seconds                     time of the forward passes of both
+    tokens_per_s                tokens / seconds
     """
 
     dtype_a: str
@@ -113,17 +113,19 @@ def perplexity(
 ) -> Perplexity:
     """Score a text with a model.
 
-    ids         the text's tokens, int [T], T ≥ 2
-    text_bytes  the text's length in UTF-8
-    window      the most tokens a token sees before it: 1 … n_positions (the default)
-    stride      how far apart windows begin: 1 … window; by default half of it
-    progress    is told (tokens scored, tokens to score) as it goes on
+    ids         tokens of the text, int [T], T ≥ 2
+    text_bytes  length of the text in UTF-8, from 1
+    window      maximum number of tokens that a token is predicted from: 1 … n_positions.
+                Default: n_positions
+    stride      tokens from the beginning of one window to that of the next: 1 … window.
+                Default: half the window
+    progress    called with (tokens scored, tokens to score) after each token
 
-    Raises InputError for a wrong argument, CheckpointError where the model's logits are no numbers.
+    Raises InputError for an argument out of its range, CheckpointError for logits that are NaN or
+    infinite.
     """
     ids = checked_ids(ids, model.config)
-    if not (is_integer(text_bytes) and text_bytes >= 1):
-        raise InputError(f"text_bytes {short_repr(text_bytes)}: must be an integer from 1")
+    text_bytes = checked_integer("text_bytes", text_bytes, 1)
     window, stride = _checked_window(model.config.n_positions, window, stride)
     warm_up(model, ids)
     total = len(ids) - 1
@@ -133,21 +135,30 @@ def perplexity(
         if progress:
             progress(done, total)
     seconds = perf_counter() - start
-    return _perplexity(model.dtype, window, stride, total, int(text_bytes), nats, seconds)
+    return _result(
+        dtype=model.dtype,
+        window=window,
+        stride=stride,
+        tokens=total,
+        text_bytes=text_bytes,
+        nats=nats,
+        seconds=seconds,
+    )
 
 
-def together(results: Sequence[Perplexity]) -> Perplexity:
-    """One result for several texts (at least one) that one model was scored on the same way."""
-    if len(results) == 1:  # to the last digit, which a sum made of its mean may miss
-        return results[0]
-    return _perplexity(
-        results[0].dtype,
-        results[0].window,
-        results[0].stride,
-        sum(result.tokens for result in results),
-        sum(result.bytes for result in results),
-        sum(result.tokens * result.nats_per_token for result in results),
-        sum(result.seconds for result in results),
+def combined(results: Sequence[Perplexity]) -> Perplexity:
+    """The perplexity over several texts, at least one, that a model scored with one window."""
+    first = results[0]
+    if len(results) == 1:  # nats = tokens · mean would round, and change its last digit
+        return first
+    return _result(
+        dtype=first.dtype,
+        window=first.window,
+        stride=first.stride,
+        tokens=sum(result.tokens for result in results),
+        text_bytes=sum(result.bytes for result in results),
+        nats=sum(result.tokens * result.nats_per_token for result in results),
+        seconds=sum(result.seconds for result in results),
     )
 
 
@@ -159,14 +170,14 @@ def compare(
     stride: int | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Read a text with two models and tell how far apart their predictions are.
+    """Score a text with two models, and measure how far their predictions diverge.
 
-    ids             the text's tokens, int [T], T ≥ 2, the same for both: see `common_ids`
-    window, stride  as `perplexity` takes them, within the n_positions of both
-    progress        is told (tokens scored, tokens to score) as it goes on
+    ids             tokens of the text, int [T], T ≥ 2; the same for both: see `common_ids`
+    window, stride  as for `perplexity`; the default window is the smaller n_positions of the two
+    progress        called with (tokens scored, tokens to score) after each token
 
-    Raises InputError for a wrong argument or where the models have not the same vocabulary,
-    CheckpointError where the logits of one are no numbers.
+    Raises InputError for an argument out of its range, and for models whose vocabularies differ in
+    size; CheckpointError for logits that are NaN or infinite.
     """
     if a.config.vocab_size != b.config.vocab_size:
         raise InputError(
@@ -183,10 +194,10 @@ def compare(
     kl = np.empty(total)
     pairs = zip(*(_logits(model, ids[:-1], window, stride) for model in (a, b)), strict=True)
     for done, (logits_a, logits_b) in enumerate(pairs, 1):
-        sum_a, sum_b = log_sum_exp(logits_a), log_sum_exp(logits_b)
-        nats_a += sum_a - float(logits_a[ids[done]])
-        nats_b += sum_b - float(logits_b[ids[done]])
-        kl[done - 1] = _divergence(logits_a, logits_b, sum_a - sum_b)
+        lse_a, lse_b = log_sum_exp(logits_a), log_sum_exp(logits_b)
+        nats_a += lse_a - float(logits_a[ids[done]])
+        nats_b += lse_b - float(logits_b[ids[done]])
+        kl[done - 1] = _divergence(logits_a, logits_b, lse_a - lse_b)
         agreed += bool(logits_a.argmax() == logits_b.argmax())
         if progress:
             progress(done, total)
@@ -210,24 +221,23 @@ def compare(
 
 
 def common_ids(a: GPTTokenizer, b: GPTTokenizer, text: str) -> list[int]:
-    """The ids of a text, which must be the same with both tokenizers; else raises InputError."""
-    ids, others = a.encode(text), b.encode(text)
-    if ids != others:
-        pairs = zip(ids, others, strict=False)
-        shared = min(len(ids), len(others))
-        where = next((i for i, (one, other) in enumerate(pairs) if one != other), shared)
+    """The ids of `text`; raises InputError unless both tokenizers give the same."""
+    ids_a, ids_b = a.encode(text), b.encode(text)
+    if ids_a != ids_b:
+        shorter = min(len(ids_a), len(ids_b))
+        differing = next((i for i in range(shorter) if ids_a[i] != ids_b[i]), shorter)
         raise InputError(
-            f"the two tokenizers differ on this text from token {where} on; "
+            f"the two tokenizers differ on this text from token {differing} on; "
             "only models with the same tokens can be compared"
         )
-    return ids
+    return ids_a
 
 
-# ---- reading ----
+# ---- forward passes ----
 
 
 def _windows(tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(begin, first, end) of each: begin … end − 1 are read, first … end − 1 for the first time."""
+    """Yield (begin, first, end): a window's tokens are begin … end − 1, new are first … end − 1."""
     begin = first = 0
     while first < tokens:
         end = min(begin + window, tokens)
@@ -236,54 +246,61 @@ def _windows(tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, 
 
 
 def _logits(model: GPTModel, ids: np.ndarray, window: int, stride: int) -> Iterator[np.ndarray]:
-    """The logits after each of ids, int64 [T], one by one: float32 [V].
+    """Yield the logits after each of ids, int64 [T]: float32 [V], computed MAX_LOGITS at a time.
 
-    They are computed for _ROWS tokens together. What a window reads again is read without logits.
+    The tokens that a window reads again as context are read without logits.
     """
     state = model.new_state(1, min(window, len(ids)))
     for begin, first, end in _windows(len(ids), window, stride):
         state.lengths[0] = 0
         if begin < first:
             model.advance(state, [0], [ids[begin:first]])
-        for start in range(first, end, _ROWS):
-            piece = ids[start : min(start + _ROWS, end)]
-            logits = model.advance(state, [0], [piece], every=True)
+        for start in range(first, end, MAX_LOGITS):
+            chunk = ids[start : min(start + MAX_LOGITS, end)]
+            logits = model.advance(state, [0], [chunk], every=True)
             check_finite(logits)
             yield from logits
 
 
 def warm_up(model: GPTModel, ids: np.ndarray) -> None:
-    """A token whose time is not counted: it compiles the kernels where that is still to be done."""
+    """Run one token through the model, so that compiling its kernels is not timed."""
     model.advance(model.new_state(1, 1), [0], [ids[:1]])
 
 
-# ---- scoring, a token at a time: its logits, unlike those of many, stay in the processor's cache.
-# What is made of each of them is float32, sums are float64. ----
+# ---- scoring, a token at a time: the logits of one token fit the processor's cache, those of many
+# do not. Elementwise arithmetic is float32, sums are float64. ----
 
 
 def log_sum_exp(logits: np.ndarray) -> float:
-    """ln Σ exp(logits), float32 [V]. The smallest terms may round to 0."""
+    """ln Σ exp(logits), float32 [V]; terms far below the maximum may round to 0."""
     peak = logits.max()
     return float(peak) + math.log(np.exp(logits - peak).sum(dtype=np.float64))
 
 
-def _divergence(a: np.ndarray, b: np.ndarray, log_sums: float) -> float:
-    """KL(A‖B) = Σ p_a · (ln p_a − ln p_b) of the logits a and b, float32 [V].
+def _divergence(a: np.ndarray, b: np.ndarray, lse_difference: float) -> float:
+    """KL(A‖B) = Σ p_a · (ln p_a − ln p_b) of logits a and b, float32 [V].
 
-    log_sums  log_sum_exp(a) − log_sum_exp(b)
+    lse_difference  log_sum_exp(a) − log_sum_exp(b)
 
-    As ln p = logit − log_sum, that is the mean of a − b under p_a, less log_sums: of close models
-    every term is small. Rounding can take it below 0, which no divergence is.
+    As ln p = logit − lse, this is the mean of a − b under p_a, minus lse_difference: for models
+    that are close, every term is small. Rounding can make it negative; a divergence is at least 0.
     """
     weights = np.exp(a - a.max())
     mean = (weights * (a - b)).sum(dtype=np.float64) / weights.sum(dtype=np.float64)
-    return max(float(mean) - log_sums, 0.0)
+    return max(float(mean) - lse_difference, 0.0)
 
 
-def _perplexity(
-    dtype: str, window: int, stride: int, tokens: int, text_bytes: int, nats: float, seconds: float
+def _result(
+    *,
+    dtype: str,
+    window: int,
+    stride: int,
+    tokens: int,
+    text_bytes: int,
+    nats: float,
+    seconds: float,
 ) -> Perplexity:
-    """The result for `tokens` tokens that surprised the model by `nats` nats together."""
+    """The result for `tokens` tokens whose −ln p add up to `nats`."""
     return Perplexity(
         dtype=dtype,
         window=window,
@@ -299,13 +316,12 @@ def _perplexity(
 
 
 def _exp(nats_per_token: float) -> float:
-    """The perplexity; raises CheckpointError where no number holds it."""
+    """The perplexity; raises CheckpointError where it overflows a float64."""
     try:
         return math.exp(nats_per_token)
     except OverflowError:
         raise CheckpointError(
-            f"{nats_per_token:.4g} nats per token are no perplexity that a number can hold; "
-            "the weights are damaged"
+            f"perplexity: overflows at {nats_per_token:.4g} nats per token; the weights are damaged"
         ) from None
 
 
@@ -313,10 +329,13 @@ def _exp(nats_per_token: float) -> float:
 
 
 def checked_ids(ids: Any, config: GPTConfig) -> np.ndarray:
-    """`ids` as int64 [T], T ≥ 2, every id a token; raises InputError."""
+    """`ids` as int64 [T], T ≥ 2, every id below vocab_size; raises InputError.
+
+    T may exceed n_positions, unlike in `arguments.checked_prompt`.
+    """
     try:
         array = np.asarray(ids)
-    except (ValueError, OverflowError, TypeError):  # rows of unequal length; no numbers at all
+    except (ValueError, OverflowError, TypeError):  # ragged, or no numbers at all
         raise InputError("ids: must be a flat sequence of integers") from None
     if array.ndim == 1 and array.size < 2:
         count = "1 token" if array.size else "no tokens"
@@ -335,22 +354,17 @@ def checked_ids(ids: Any, config: GPTConfig) -> np.ndarray:
 
 
 def _checked_window(n_positions: int, window: int | None, stride: int | None) -> tuple[int, int]:
-    """Window and stride, the defaults put in; raises InputError for what is out of range."""
-    window = n_positions if window is None else window
-    if not (is_integer(window) and 1 <= window <= n_positions):
-        raise InputError(
-            f"window {short_repr(window)}: must be an integer from 1 to {n_positions}, the context"
-        )
-    stride = max(1, window // 2) if stride is None else stride
-    if not (is_integer(stride) and 1 <= stride <= window):
-        raise InputError(
-            f"stride {short_repr(stride)}: must be an integer from 1 to {window}, the window"
-        )
-    return int(window), int(stride)
+    """Window and stride with their defaults filled in; raises InputError for one out of range."""
+    if window is None:
+        window = n_positions
+    window = checked_integer("window", window, 1, n_positions, "the context")
+    if stride is None:
+        stride = max(1, window // 2)
+    return window, checked_integer("stride", stride, 1, window, "the window")
 
 
 def check_finite(logits: np.ndarray) -> None:
-    """Raises CheckpointError for logits that are not all numbers."""
+    """Raises CheckpointError unless all logits are finite."""
     for extreme in (float(logits.min()), float(logits.max())):  # NaN if any is
         if not math.isfinite(extreme):
             raise CheckpointError(

@@ -1,24 +1,24 @@
-"""How often a model is right: about the last word of a passage, or which of several answers fits.
+"""Accuracy of a model on tasks: the last word of a passage, and multiple-choice questions.
 
-    last_words(model, tokenizer, read_lines("lambada.jsonl")).accuracy
-    choices(model, tokenizer, read_lines("piqa.jsonl")).accuracy
+    last_word_accuracy(model, tokenizer, read_task_file("lambada.jsonl")).accuracy
+    multiple_choice(model, tokenizer, read_task_file("piqa.jsonl")).accuracy
 
-Both come down to the tokens of a context, the tokens of an ending that may follow it, and ln p of
-each token of the ending after all that stands before it. The tokens are those of the whole text,
-context, space, ending; the ending's begin where they are no longer those of the context alone. As
-long a text is cut from the left as it has to be for the model's context.
+Both score continuations: ln p of each token of a text, given a context and the tokens before it.
+Context, space and continuation are tokenized together; the continuation begins at the first token
+that differs from those of the context alone. Inputs longer than the model's context are truncated
+on the left.
 
-**Batches.** Tokens of all sequences stand below each other in a forward pass (model.py), so that
-unequal lengths waste nothing. Endings of one context share it: it is read once, and its keys and
-values are copied. What a batch would waste is memory, as every sequence has room for the longest:
-so contexts go by their length, the longest first. No result depends on what else is in its batch,
-not by a bit, as none of the kernels' does.
+**Batches.** A forward pass stacks the tokens of all its sequences as rows (model/forward.py), so
+unequal lengths need no padding. Continuations of one context share it: it is read once, and its
+keys and values are copied. The KV cache gives every sequence of a batch the capacity of the
+longest, so continuations are sorted by the length of their contexts, longest first. Results do not
+depend on the batch, not by a bit, as those of no kernel do.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from time import perf_counter
@@ -30,25 +30,24 @@ from ..api import GPTModel
 from ..config import GPTConfig
 from ..errors import InputError
 from ..tokenizer.tokenizer import GPTTokenizer
-from .perplexity import Progress, check_finite, checked_ids, log_sum_exp, warm_up
+from .perplexity import MAX_LOGITS, Progress, check_finite, checked_ids, log_sum_exp, warm_up
 from .task_files import Choice, LastWord
 
-_TOKENS = 1024  # room for the tokens of a batch, all of its sequences being as long as the longest
-_ROWS = 128  # tokens whose logits are computed together: of 50257 words, 26 MB
+_CACHE_TOKENS = 1024  # capacity of a batch's KV cache: sequences × tokens of the longest
 
 
 @dataclass(frozen=True)
-class WordAccuracy:
-    """What `last_words` finds.
+class LastWordAccuracy:
+    """The result of `last_word_accuracy`.
 
-    dtype           how the model's matrices are held
-    questions       how many there were
-    accuracy        the part of them in which each token of the word is the likeliest one, so that
-                    greedy decoding gives exactly that word
-    standard_error  of the accuracy p of n questions: √(p · (1 − p) ÷ n)
-    tokens          read for that
-    seconds         spent reading them
-    tokens_per_s    tokens ÷ seconds
+    dtype           dtype of the model's weight matrices
+    questions       number of passages, n
+    accuracy        fraction p of them for which every token of the word is the argmax, so that
+                    greedy decoding writes exactly this word
+    standard_error  of the accuracy: √(p · (1 − p) / n)
+    tokens          number of tokens read
+    seconds         time of the forward passes
+    tokens_per_s    tokens / seconds
     """
 
     dtype: str
@@ -61,18 +60,17 @@ class WordAccuracy:
 
 
 @dataclass(frozen=True)
-class ChoiceAccuracy:
-    """What `choices` finds: three accuracies, as there are three ways to choose.
+class MultipleChoiceAccuracy:
+    """The result of `multiple_choice`: accuracy by three ways to choose an answer.
 
-    accuracy            the choice of the greatest ln p, the sum over its tokens, is taken: `acc` of
-                        EleutherAI's lm-evaluation-harness
-    accuracy_per_token  that of the greatest ln p ÷ its number of tokens, as MosaicML's llm-foundry
-                        has it
-    accuracy_per_byte   that of the greatest ln p ÷ its bytes in UTF-8 without the space before it:
-                        for plain English the harness's `acc_norm`, which counts characters
-    standard_error, …   of each, as in WordAccuracy; and so are the other fields
+    accuracy            by the highest sum of ln p over a choice's tokens: `acc` of EleutherAI's
+                        lm-evaluation-harness
+    accuracy_per_token  by the highest mean of ln p over its tokens, as in MosaicML's llm-foundry
+    accuracy_per_byte   by the highest ln p divided by its length in UTF-8 without the space before
+                        it: for plain English the harness's `acc_norm`, which counts characters
+    standard_error, …   of each; these and the other fields as in LastWordAccuracy
 
-    Of choices that are equally good the first is taken.
+    Of equally good choices the first is taken.
     """
 
     dtype: str
@@ -88,102 +86,92 @@ class ChoiceAccuracy:
     tokens_per_s: float
 
 
-class Score(NamedTuple):
-    """Of an ending after its context.
-
-    log_p   ln p of its tokens, all together, in nats
-    tokens  how many they are
-    greedy  whether each was the likeliest
-    """
-
-    log_p: float
-    tokens: int
-    greedy: bool
-
-
-def last_words(
+def last_word_accuracy(
     model: GPTModel,
     tokenizer: GPTTokenizer,
     questions: Sequence[LastWord],
     progress: Progress | None = None,
-) -> WordAccuracy:
-    """Let a model say the last word of each passage, one at least.
+) -> LastWordAccuracy:
+    """Measure how often greedy decoding writes the last word of a passage.
 
-    progress  is told (tokens read, tokens to read) as it goes on
+    questions  at least one
+    progress   called with (tokens read, tokens to read) after each batch
 
-    Raises InputError for a word that is longer than the model's context, CheckpointError where
-    the model's logits are no numbers.
+    Raises InputError for a word that is longer than the model's context, CheckpointError for logits
+    that are NaN or infinite.
     """
-    endings = [
-        make_ending(tokenizer, model.config, question.where, question.context, question.word)
+    continuations = [
+        make_continuation(tokenizer, model.config, question.where, question.context, question.word)
         for question in questions
     ]
-    found = score(model, endings, progress)
-    accuracy, error = _accuracy([each.greedy for each in found.scores])
-    return WordAccuracy(
+    scored = score(model, continuations, progress)
+    accuracy, error = _accuracy([each.greedy for each in scored.scores])
+    return LastWordAccuracy(
         dtype=model.dtype,
         questions=len(questions),
         accuracy=accuracy,
         standard_error=error,
-        tokens=found.tokens,
-        seconds=found.seconds,
-        tokens_per_s=found.tokens / found.seconds,
+        tokens=scored.tokens,
+        seconds=scored.seconds,
+        tokens_per_s=scored.tokens / scored.seconds,
     )
 
 
-def choices(
+def multiple_choice(
     model: GPTModel,
     tokenizer: GPTTokenizer,
     questions: Sequence[Choice],
     progress: Progress | None = None,
-) -> ChoiceAccuracy:
-    """Let a model choose what follows each context, of one question at least.
+) -> MultipleChoiceAccuracy:
+    """Measure how often the model's most probable choice is the right one.
 
-    progress  is told (tokens read, tokens to read) as it goes on
+    questions  at least one
+    progress   called with (tokens read, tokens to read) after each batch
 
-    Raises InputError for a choice that is longer than the model's context, CheckpointError where
-    the model's logits are no numbers.
+    Raises InputError for a choice that is longer than the model's context, CheckpointError for
+    logits that are NaN or infinite.
     """
-    endings = [
-        make_ending(tokenizer, model.config, question.where, question.context, choice)
+    continuations = [
+        make_continuation(tokenizer, model.config, question.where, question.context, choice)
         for question in questions
         for choice in question.choices
     ]
-    found = score(model, endings, progress)
-    scores = iter(found.scores)
-    right = np.array(
-        [_right(question, [next(scores) for _ in question.choices]) for question in questions]
-    )
-    (by_sum, error), (per_token, token_error), (per_byte, byte_error) = map(_accuracy, right.T)
-    return ChoiceAccuracy(
+    scored = score(model, continuations, progress)
+    scores = iter(scored.scores)
+    right = [_right(question, [next(scores) for _ in question.choices]) for question in questions]
+    by_sum, per_token, per_byte = zip(*right, strict=True)
+    accuracy, error = _accuracy(by_sum)
+    accuracy_per_token, error_per_token = _accuracy(per_token)
+    accuracy_per_byte, error_per_byte = _accuracy(per_byte)
+    return MultipleChoiceAccuracy(
         dtype=model.dtype,
         questions=len(questions),
-        accuracy=by_sum,
+        accuracy=accuracy,
         standard_error=error,
-        accuracy_per_token=per_token,
-        standard_error_per_token=token_error,
-        accuracy_per_byte=per_byte,
-        standard_error_per_byte=byte_error,
-        tokens=found.tokens,
-        seconds=found.seconds,
-        tokens_per_s=found.tokens / found.seconds,
+        accuracy_per_token=accuracy_per_token,
+        standard_error_per_token=error_per_token,
+        accuracy_per_byte=accuracy_per_byte,
+        standard_error_per_byte=error_per_byte,
+        tokens=scored.tokens,
+        seconds=scored.seconds,
+        tokens_per_s=scored.tokens / scored.seconds,
     )
 
 
-def _right(question: Choice, scores: list[Score]) -> tuple[bool, bool, bool]:
-    """Whether the best of a question's choices is the right one: in sum, per token, per byte."""
+def _right(question: Choice, scores: Sequence[Score]) -> tuple[bool, bool, bool]:
+    """Whether the best choice is the right one: by sum, per token, per byte."""
     log_p = np.array([score.log_p for score in scores])
-    tokens = [score.tokens for score in scores]
-    size = [len(choice.encode("utf-8")) for choice in question.choices]
-    in_sum, per_token, per_byte = (
+    tokens = np.array([score.tokens for score in scores])
+    size = np.array([len(choice.encode("utf-8")) for choice in question.choices])
+    by_sum, per_token, per_byte = (
         int(measure.argmax()) == question.gold for measure in (log_p, log_p / tokens, log_p / size)
     )
-    return in_sum, per_token, per_byte
+    return by_sum, per_token, per_byte
 
 
-def _accuracy(right: Sequence[bool] | np.ndarray) -> tuple[float, float]:
-    """The part that is right, and its standard error."""
-    p = sum(map(bool, right)) / len(right)
+def _accuracy(right: Sequence[bool]) -> tuple[float, float]:
+    """The fraction that is right, and its standard error."""
+    p = sum(right) / len(right)
     return p, math.sqrt(p * (1 - p) / len(right))
 
 
@@ -191,9 +179,10 @@ def _accuracy(right: Sequence[bool] | np.ndarray) -> tuple[float, float]:
 
 
 class Continuation(NamedTuple):
-    """Tokens to be scored, int64 [n], n ≥ 1, and those before them, int64 [T], T ≥ 1.
+    """Tokens to score and the tokens before them, n_positions + 1 together at most.
 
-    Together they are n_positions + 1 at most, as the last one need not be read.
+    context  int64 [T], T ≥ 1
+    ids      int64 [n], n ≥ 1
     """
 
     context: np.ndarray
@@ -201,21 +190,29 @@ class Continuation(NamedTuple):
 
     @property
     def length(self) -> int:
-        """How many tokens of it are read."""
+        """Number of tokens that the model reads: all but the last, which is only predicted."""
         return len(self.context) + len(self.ids) - 1
 
 
-def make_ending(
+def make_continuation(
     tokenizer: GPTTokenizer, config: GPTConfig, where: str, context: str, text: str
 ) -> Continuation:
-    """A text that follows a context after a space."""
+    """The tokens of `text`, which follows `context` after a space; truncated on the left.
+
+    where  file and line of both, for messages
+
+    Raises InputError for a text longer than the model's context, and for a context whose first
+    token also covers the beginning of the text.
+    """
     before, ids = tokenizer.encode(context), tokenizer.encode(f"{context} {text}")
-    begin = _common(before, ids)
+    begin = _common_prefix(before, ids)
     if not begin:
-        raise InputError(f"{where}: its first token is of context and ending; lengthen the context")
+        raise InputError(
+            f"{where}: its first token is of context and continuation; lengthen the context"
+        )
     if len(ids) - begin > config.n_positions:
         raise InputError(
-            f"{where}: an ending of {len(ids) - begin} tokens, where this model's context is "
+            f"{where}: a continuation of {len(ids) - begin} tokens, where this model's context is "
             f"{config.n_positions}; shorten it"
         )
     cut = max(0, len(ids) - 1 - config.n_positions)
@@ -223,17 +220,30 @@ def make_ending(
     return Continuation(array[: begin - cut], array[begin - cut :])
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """With how many tokens both begin; not with all of b."""
-    shortest = min(len(a), len(b) - 1)
-    return next((i for i in range(shortest) if a[i] != b[i]), shortest)
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of tokens with which both begin; less than all of b."""
+    longest = min(len(a), len(b) - 1)
+    return next((i for i in range(longest) if a[i] != b[i]), longest)
 
 
 # ---- scores ----
 
 
+class Score(NamedTuple):
+    """The score of a continuation.
+
+    log_p   sum of ln p over its tokens, in nats
+    tokens  number of its tokens
+    greedy  whether each of them is the argmax
+    """
+
+    log_p: float
+    tokens: int
+    greedy: bool
+
+
 class Scores(NamedTuple):
-    """The score of each ending, the tokens that were read for them, and the seconds it took."""
+    """The score of each continuation, the number of tokens read, and the seconds it took."""
 
     scores: list[Score]
     tokens: int
@@ -241,98 +251,101 @@ class Scores(NamedTuple):
 
 
 def score(
-    model: GPTModel, endings: Sequence[Continuation], progress: Progress | None = None
+    model: GPTModel, continuations: Sequence[Continuation], progress: Progress | None = None
 ) -> Scores:
-    """Score endings, one at least; the arguments and errors are those of `last_words`."""
-    if not endings:
+    """Score continuations, at least one; `progress` and errors are those of `multiple_choice`."""
+    if not continuations:
         raise InputError("questions: none; must be at least one")
-    warm_up(model, endings[0].context)
-    order = sorted(range(len(endings)), key=lambda i: len(endings[i].context), reverse=True)
-    batches = list(_batches([endings[i] for i in order]))
-    total = sum(map(_tokens, batches))
-    start, done, found = perf_counter(), 0, list[Score]()
+    warm_up(model, continuations[0].context)
+    order = sorted(
+        range(len(continuations)), key=lambda i: len(continuations[i].context), reverse=True
+    )
+    batches = list(_batches(continuations[i] for i in order))
+    total = sum(map(_tokens_to_read, batches))
+    start, done, sorted_scores = perf_counter(), 0, list[Score]()
     for batch in batches:
-        found += _score_batch(model, batch)
-        done += _tokens(batch)
+        sorted_scores += _score_batch(model, batch)
+        done += _tokens_to_read(batch)
         if progress:
             progress(done, total)
     seconds = perf_counter() - start
-    scores = dict(zip(order, found, strict=True))
-    return Scores([scores[i] for i in range(len(endings))], total, seconds)
+    scores = dict(zip(order, sorted_scores, strict=True))
+    return Scores([scores[i] for i in range(len(continuations))], total, seconds)
 
 
-def _batches(endings: Sequence[Continuation]) -> Iterator[list[Continuation]]:
-    """The endings in order, as many together as find room."""
+def _batches(continuations: Iterable[Continuation]) -> Iterator[list[Continuation]]:
+    """Yield the continuations in order, as many at a time as fit the KV cache."""
     batch: list[Continuation] = []
     longest = 0
-    for ending in endings:
-        longest = max(longest, ending.length)
-        if batch and (len(batch) == _ROWS or (len(batch) + 1) * longest > _TOKENS):
+    for continuation in continuations:
+        longest = max(longest, continuation.length)
+        full = len(batch) == MAX_LOGITS or (len(batch) + 1) * longest > _CACHE_TOKENS
+        if batch and full:
             yield batch
-            batch, longest = [], ending.length
-        batch.append(ending)
+            batch, longest = [], continuation.length
+        batch.append(continuation)
     yield batch
 
 
-def _sharing(batch: Sequence[Continuation]) -> list[list[int]]:
-    """The numbers of those that have the same context, for each context."""
+def _groups(batch: Sequence[Continuation]) -> list[list[int]]:
+    """The indices of the continuations of each context; equal contexts are neighbours."""
     return [
-        list(numbers)
-        for _, numbers in groupby(range(len(batch)), key=lambda i: batch[i].context.tobytes())
+        list(group)
+        for _, group in groupby(range(len(batch)), key=lambda i: batch[i].context.tobytes())
     ]
 
 
-def _tokens(batch: Sequence[Continuation]) -> int:
-    """How many tokens of a batch are read: all but the last ones, a context that is shared once."""
-    contexts = sum(len(batch[first].context) for first, *_ in _sharing(batch))
-    return contexts + sum(len(ending.ids) - 1 for ending in batch)
+def _tokens_to_read(batch: Sequence[Continuation]) -> int:
+    """Number of tokens to read: each context once, and all but the last of each continuation."""
+    contexts = sum(len(batch[first].context) for first, *_ in _groups(batch))
+    return contexts + sum(len(continuation.ids) - 1 for continuation in batch)
 
 
 def _score_batch(model: GPTModel, batch: Sequence[Continuation]) -> list[Score]:
-    """The score of each of them."""
     log_p, greedy = np.zeros(len(batch)), np.ones(len(batch), bool)
-    for i, token, logits in _foretold(model, batch):
+    for i, token, logits in _predictions(model, batch):
         log_p[i] += float(logits[token]) - log_sum_exp(logits)
         greedy[i] &= logits.argmax() == token
     return [
-        Score(float(log_p[i]), len(ending.ids), bool(greedy[i])) for i, ending in enumerate(batch)
+        Score(float(log_p[i]), len(continuation.ids), bool(greedy[i]))
+        for i, continuation in enumerate(batch)
     ]
 
 
-def _foretold(
+def _predictions(
     model: GPTModel, batch: Sequence[Continuation]
 ) -> Iterator[tuple[int, int, np.ndarray]]:
-    """(number of an ending, a token of it, float32 [V]: the logits before that) of all tokens.
+    """Yield (i, id, logits) for each token of each continuation i: float32 [V] that predict the id.
 
-    The contexts are read first, then the endings, of each its tokens in order.
+    The contexts are read first, then the continuations; the tokens of each come in order.
     """
-    state = model.new_state(len(batch), max(ending.length for ending in batch))
-    sharing = _sharing(batch)
-    firsts = [numbers[0] for numbers in sharing]
+    state = model.new_state(len(batch), max(continuation.length for continuation in batch))
+    groups = _groups(batch)
+    firsts = [first for first, *_ in groups]
     rows = model.advance(state, firsts, [batch[i].context for i in firsts])
     check_finite(rows)
-    for (first, *others), logits in zip(sharing, rows, strict=True):
+    for (first, *others), logits in zip(groups, rows, strict=True):
         state.copy(first, others)
         for i in (first, *others):
-            yield i, batch[i].ids[0], logits
+            yield i, int(batch[i].ids[0]), logits
 
-    for pieces in _pieces([len(ending.ids) - 1 for ending in batch]):
-        ids = [batch[i].ids[begin:end] for i, begin, end in pieces]
-        rows = model.advance(state, [i for i, _, _ in pieces], ids, every=True)
+    for chunks in _chunks([len(continuation.ids) - 1 for continuation in batch]):
+        ids = [batch[i].ids[begin:end] for i, begin, end in chunks]
+        rows = model.advance(state, [i for i, _, _ in chunks], ids, every=True)
         check_finite(rows)
-        read = ((i, n) for i, begin, end in pieces for n in range(begin, end))
+        read = ((i, n) for i, begin, end in chunks for n in range(begin, end))
         for (i, n), logits in zip(read, rows, strict=True):
-            yield i, batch[i].ids[n + 1], logits
+            yield i, int(batch[i].ids[n + 1]), logits
 
 
-def _pieces(lengths: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
-    """Sequences of these lengths, one after the other, cut so that _ROWS tokens are together.
+def _chunks(lengths: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
+    """Cut sequences of these lengths, one after the other, into passes of MAX_LOGITS tokens.
 
-    yields  (number of the sequence, begin, end) of each that has tokens among them
+    Yields (index of the sequence, begin, end) of each sequence that has tokens in the pass.
     """
     ends = np.cumsum(lengths)
     begins = ends - lengths
-    for start in range(0, int(ends[-1]), _ROWS):
+    for start in range(0, int(ends[-1]), MAX_LOGITS):
         first = np.clip(start - begins, 0, lengths)
-        last = np.clip(start + _ROWS - begins, 0, lengths)
+        last = np.clip(start + MAX_LOGITS - begins, 0, lengths)
         yield [(int(i), int(first[i]), int(last[i])) for i in np.flatnonzero(first < last)]

@@ -1,4 +1,4 @@
-"""minigpt compare, as typed."""
+"""The command `minigpt compare`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_json_of_two_dtypes(run: Run, model: Path, text: Path) -> None:
     assert found["perplexity_a"] != found["perplexity_b"]
 
 
-def test_a_model_is_itself(run: Run, model: Path) -> None:
+def test_a_model_does_not_diverge_from_itself(run: Run, model: Path) -> None:
     line = ["compare", model, model, "--text", "-", "--dtype-a", "bf16", "--dtype-b", "bf16"]
     done = run(*line, "--threads", "1", input=TEXT)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -53,7 +53,9 @@ def test_a_model_is_itself(run: Run, model: Path) -> None:
     assert numbers[2:6] == ["0", "0", "0", "100.00"]
 
 
-def test_the_tokens_must_be_the_same(fails: Fails, model: Path, text: Path, tmp_path: Path) -> None:
+def test_different_tokenizers_are_an_error(
+    fails: Fails, model: Path, text: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     shutil.copytree(model, other)
     (other / "merges.txt").write_text("h e\n", encoding="utf-8")
@@ -61,13 +63,18 @@ def test_the_tokens_must_be_the_same(fails: Fails, model: Path, text: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("word", "content"), [("empty", b""), ("1 token", b"hello"), ("not UTF-8", b"ab\xff")]
+    ("word", "content"),
+    [
+        ("a.txt: empty", b""),
+        ("a.txt: 1 token", b"hello"),
+        ("a.txt, line 1: the byte 0xff is not UTF-8", b"ab\xff"),
+    ],
 )
-def test_a_text_that_cannot_be(
+def test_a_wrong_text_is_named(
     fails: Fails, model: Path, text: Path, word: str, content: bytes
 ) -> None:
     text.write_bytes(content)
-    fails(1, f"a.txt: {word}", "compare", model, model, "--text", "a.txt")
+    fails(1, word, "compare", model, model, "--text", "a.txt")
 
 
 @pytest.mark.parametrize(
@@ -83,12 +90,12 @@ def test_a_text_that_cannot_be(
         (2, "extra", ["--text", "a.txt", "c"]),
     ],
 )
-def test_what_cannot_be(
+def test_wrong_options(
     fails: Fails, model: Path, text: Path, code: int, word: str, args: list[str]
 ) -> None:
     fails(code, word, "compare", model, model, *args)
 
 
-def test_both_sources_are_needed(fails: Fails, model: Path, text: Path) -> None:
+def test_both_sources_are_required(fails: Fails, model: Path, text: Path) -> None:
     fails(2, "'B'", "compare", model, "--text", text)
     fails(1, "nowhere", "compare", model, "nowhere", "--text", text)

@@ -1,4 +1,4 @@
-"""minigpt eval, as typed."""
+"""The command `minigpt eval`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def texts(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_json_is_what_the_library_finds(run: Run, model: Path, texts: Path) -> None:
+def test_json_is_the_result_of_the_library(run: Run, model: Path, texts: Path) -> None:
     from minigpt import GPTModel, GPTTokenizer
     from minigpt.evaluation.perplexity import perplexity
 
@@ -46,7 +46,7 @@ def test_json_is_what_the_library_finds(run: Run, model: Path, texts: Path) -> N
     assert (found["model"], found["files"][0]["file"]) == (str(model), "a.txt")
 
 
-def test_several_files_each_and_together(run: Run, model: Path, texts: Path) -> None:
+def test_json_has_each_file_and_the_total(run: Run, model: Path, texts: Path) -> None:
     done = run("eval", "-m", model, "a.txt", "b.txt", "--dtype", "bf16", "--json")
     found = json.loads(done.stdout)
     a, b = found["files"]
@@ -57,7 +57,7 @@ def test_several_files_each_and_together(run: Run, model: Path, texts: Path) -> 
     assert math.isclose(found["perplexity"], math.exp(nats / found["tokens"]))
 
 
-def test_table(run: Run, model: Path, texts: Path) -> None:
+def test_table_of_texts(run: Run, model: Path, texts: Path) -> None:
     done = run("eval", "-m", model, "a.txt", "b.txt", *SHORT)
     assert (done.returncode, done.stderr) == (0, b"")
     head, titles, *rows = done.stdout.decode().splitlines()
@@ -82,18 +82,18 @@ def tasks(texts: Path) -> Path:
     return texts
 
 
-def test_tasks_are_what_the_library_finds(run: Run, model: Path, tasks: Path) -> None:
+def test_json_of_tasks_is_the_result_of_the_library(run: Run, model: Path, tasks: Path) -> None:
     from minigpt import GPTModel, GPTTokenizer
-    from minigpt.evaluation.task_files import read_lines
-    from minigpt.evaluation.tasks import choices, last_words
+    from minigpt.evaluation.task_files import read_task_file
+    from minigpt.evaluation.tasks import last_word_accuracy, multiple_choice
 
     done = run("eval", "-m", model, "c.jsonl", "w.jsonl", "--threads", "1", "--json")
     assert (done.returncode, done.stderr) == (0, b"")
     found = json.loads(done.stdout)
     assert list(found) == ["model", "dtype", "files"]
     loaded = GPTModel.from_pretrained(model), GPTTokenizer.from_pretrained(model)
-    for file, evaluated in zip(found["files"], (choices, last_words), strict=True):
-        expected = asdict(evaluated(*loaded, read_lines(str(tasks / file["file"]))))
+    for file, evaluated in zip(found["files"], (multiple_choice, last_word_accuracy), strict=True):
+        expected = asdict(evaluated(*loaded, read_task_file(str(tasks / file["file"]))))
         assert list(file) == ["file", *expected]
         for name in expected:
             if name not in ("seconds", "tokens_per_s"):
@@ -102,7 +102,7 @@ def test_tasks_are_what_the_library_finds(run: Run, model: Path, tasks: Path) ->
     assert found["files"][0]["accuracy"] in (1 / 3, 2 / 3)
 
 
-def test_documents_are_each_a_text(run: Run, model: Path, tasks: Path) -> None:
+def test_documents_are_scored_as_separate_texts(run: Run, model: Path, tasks: Path) -> None:
     args = ["eval", "-m", model, *SHORT, "--json"]
     documents, files = (
         json.loads(run(*args, *names).stdout) for names in (["d.jsonl"], ["a.txt", "b.txt"])
@@ -111,7 +111,7 @@ def test_documents_are_each_a_text(run: Run, model: Path, tasks: Path) -> None:
         assert documents[name] == documents["files"][0][name] == files[name], name
 
 
-def test_a_table_of_each_kind(run: Run, model: Path, tasks: Path) -> None:
+def test_each_kind_of_file_has_a_table(run: Run, model: Path, tasks: Path) -> None:
     done = run("eval", "-m", model, "c.jsonl", "a.txt", "w.jsonl", "d.jsonl", *SHORT)
     assert (done.returncode, done.stderr) == (0, b"")
     head, *tables = done.stdout.decode().removesuffix("\n").split("\n\n")
@@ -140,7 +140,7 @@ def test_a_table_of_each_kind(run: Run, model: Path, tasks: Path) -> None:
         ("the byte 0xff is not UTF-8", b'{"context": "\xff"}'),
     ],
 )
-def test_a_line_that_cannot_be(
+def test_a_wrong_line_is_named(
     fails: Fails, model: Path, tasks: Path, word: str, line: bytes
 ) -> None:
     with (tasks / "w.jsonl").open("ab") as file:
@@ -148,19 +148,19 @@ def test_a_line_that_cannot_be(
     fails(1, f"w.jsonl, line 6: {word}", "eval", "-m", model, "a.txt", "w.jsonl")
 
 
-def test_a_document_that_is_too_short(fails: Fails, model: Path, tasks: Path) -> None:
+def test_a_short_document_is_named(fails: Fails, model: Path, tasks: Path) -> None:
     (tasks / "e.jsonl").write_bytes(b'{"text": "hello hello"}\n{"text": ""}')
     fails(1, "e.jsonl, line 2: empty", "eval", "-m", model, "e.jsonl")
 
 
-def test_a_word_beyond_the_context(fails: Fails, model: Path, tasks: Path) -> None:
+def test_a_word_longer_than_the_context_is_named(fails: Fails, model: Path, tasks: Path) -> None:
     line = json.dumps({"context": "a", "continuation": "x" * 3000})
     (tasks / "e.jsonl").write_text(line, encoding="utf-8")
-    fails(1, "e.jsonl, line 1: an ending of 3001 tokens", "eval", "-m", model, "e.jsonl")
+    fails(1, "e.jsonl, line 1: a continuation of 3001 tokens", "eval", "-m", model, "e.jsonl")
 
 
 @pytest.mark.parametrize("dash", [[], ["-"]])
-def test_a_text_on_stdin(run: Run, model: Path, dash: list[str]) -> None:
+def test_a_text_may_come_on_stdin(run: Run, model: Path, dash: list[str]) -> None:
     done = run("eval", "-m", model, *dash, input=b"hello hello")
     row = done.stdout.decode().splitlines()[-1]
     assert (row.startswith("standard input "), row.split()[2]) == (True, "2")
@@ -168,23 +168,29 @@ def test_a_text_on_stdin(run: Run, model: Path, dash: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("word", "text"),
-    [("empty", b""), ("1 token", b"hello"), ("not UTF-8 text: byte 2 is 0xff", b"ab\xff")],
+    [
+        (": empty", b""),
+        (": 1 token", b"hello"),
+        (", line 1: the byte 0xff is not UTF-8", b"ab\xff"),
+    ],
 )
-def test_a_text_that_cannot_be(
+def test_a_wrong_text_is_named(
     fails: Fails, model: Path, tmp_path: Path, word: str, text: bytes
 ) -> None:
     (tmp_path / "text.txt").write_bytes(text)
-    fails(1, f"text.txt: {word}", "eval", "-m", model, "text.txt")
-    fails(1, f"standard input: {word}", "eval", "-m", model, input=text)
+    fails(1, f"text.txt{word}", "eval", "-m", model, "text.txt")
+    fails(1, f"standard input{word}", "eval", "-m", model, input=text)
 
 
-def test_a_file_that_is_too_long(fails: Fails, model: Path, tmp_path: Path) -> None:
+def test_a_file_longer_than_the_limit_is_an_error(
+    fails: Fails, model: Path, tmp_path: Path
+) -> None:
     with (tmp_path / "long.txt").open("wb") as file:
         file.truncate((64 << 20) + 1)  # zeros that take no disk
     fails(1, "long.txt: longer than", "eval", "-m", model, "long.txt")
 
 
-def test_a_file_that_is_not_there(fails: Fails, model: Path, texts: Path) -> None:
+def test_a_missing_file_is_an_error(fails: Fails, model: Path, texts: Path) -> None:
     fails(1, "nowhere.txt", "eval", "-m", model, "a.txt", "nowhere.txt")
     fails(1, "nowhere", "eval", "-m", "nowhere", "a.txt")
     (texts / "folder").mkdir()
@@ -203,7 +209,7 @@ def test_a_file_that_is_not_there(fails: Fails, model: Path, texts: Path) -> Non
         (2, "--threads", ["--threads", "0"]),
     ],
 )
-def test_what_cannot_be(
+def test_wrong_options(
     fails: Fails, model: Path, texts: Path, code: int, word: str, args: list[str]
 ) -> None:
     fails(code, word, "eval", "-m", model, "a.txt", *args)

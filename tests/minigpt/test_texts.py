@@ -1,4 +1,4 @@
-"""Documents from files: read as they are, and each bad byte or line named."""
+"""Documents from files: texts are unchanged, and errors name the file and the line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from minigpt import texts
 from minigpt.errors import InputError
-from minigpt.texts import documents
+from minigpt.texts import documents, read_text
 
 
 def write(path: Path, content: bytes) -> str:
@@ -21,7 +21,7 @@ def write(path: Path, content: bytes) -> str:
     return str(path)
 
 
-def test_documents_come_as_they_are_and_in_order(tmp_path, monkeypatch) -> None:
+def test_documents_are_unchanged_and_in_order(tmp_path, monkeypatch) -> None:
     text = write(tmp_path / "a.txt", "one\r\n  two é\n".encode())
     marked = write(tmp_path / "b.TXT", b"\xef\xbb\xbfa mark\xef\xbb\xbf")
     lines = write(
@@ -58,9 +58,9 @@ def test_documents_come_as_they_are_and_in_order(tmp_path, monkeypatch) -> None:
         (b'{"text": "' + b"a" * 100 + b'"}', "longer than 99 bytes"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path, monkeypatch, line: bytes, message: str) -> None:
+def test_a_wrong_line_is_named(tmp_path, monkeypatch, line: bytes, message: str) -> None:
     if "longer" in message:
-        monkeypatch.setattr(texts, "LARGEST_LINE", 99)
+        monkeypatch.setattr(texts, "MAX_LINE_BYTES", 99)
     name = write(tmp_path / "a.jsonl", b'{"text": "good"}\n\n' + line + b"\n")
     found = documents([name])
     assert next(found) == "good"
@@ -70,10 +70,10 @@ def test_a_bad_line_is_named(tmp_path, monkeypatch, line: bytes, message: str) -
     assert "\n" not in str(error.value)
 
 
-def test_an_endless_line_or_text_is_not_read_to_its_end(tmp_path, monkeypatch) -> None:
-    """The file has a hundred times what it may have; the memory sees little of it."""
-    monkeypatch.setattr(texts, "LARGEST_LINE", 1 << 16)
-    monkeypatch.setattr(texts, "LARGEST_TEXT", 1 << 16)
+def test_reading_stops_at_the_limit(tmp_path, monkeypatch) -> None:
+    """The file has a hundred times the limit; less than ten times of it reach the memory."""
+    monkeypatch.setattr(texts, "MAX_LINE_BYTES", 1 << 16)
+    monkeypatch.setattr(texts, "MAX_TEXT_BYTES", 1 << 16)
     for name in ("a.jsonl", "a.txt"):
         path = write(tmp_path / name, bytes(100 << 16))
         tracemalloc.start()
@@ -84,7 +84,7 @@ def test_an_endless_line_or_text_is_not_read_to_its_end(tmp_path, monkeypatch) -
         assert peak < 10 << 16
 
 
-def test_a_byte_that_is_no_text_is_found_by_its_line(tmp_path, monkeypatch) -> None:
+def test_a_byte_that_is_not_utf8_is_named_with_its_line(tmp_path, monkeypatch) -> None:
     name = write(tmp_path / "a.txt", b"one\ntwo\nthr\xffee\n")
     with pytest.raises(InputError, match="line 3: the byte 0xff is not UTF-8"):
         list(documents([name]))
@@ -93,7 +93,7 @@ def test_a_byte_that_is_no_text_is_found_by_its_line(tmp_path, monkeypatch) -> N
         list(documents(["-"]))
 
 
-def test_a_missing_file_is_told_before_the_first_is_read(tmp_path, monkeypatch) -> None:
+def test_a_missing_file_is_an_error_before_the_first_is_read(tmp_path, monkeypatch) -> None:
     good = write(tmp_path / "a.txt", b"text")
     for bad in (str(tmp_path / "none.txt"), "zero\0byte"):
         with pytest.raises(InputError, match="cannot be read"):
@@ -106,10 +106,23 @@ def test_a_missing_file_is_told_before_the_first_is_read(tmp_path, monkeypatch) 
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
-def test_a_pipe_is_opened_but_once(tmp_path) -> None:
-    """Who writes into one would find it closed after a look at whether it can be read."""
+def test_a_pipe_is_opened_only_once(tmp_path) -> None:
+    """Opening a pipe to see whether it can be read would break it for its writer."""
     os.mkfifo(tmp_path / "pipe")
     writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=["x" * (1 << 18)])
     writer.start()
     assert list(documents([str(tmp_path / "pipe")])) == ["x" * (1 << 18)]
     writer.join()
+
+
+def test_read_text_keeps_the_byte_order_mark_that_documents_drop(tmp_path) -> None:
+    name = write(tmp_path / "a.txt", b"\xef\xbb\xbfone\r\n")
+    assert read_text(name, 99) == "\ufeffone\r\n"
+    assert list(documents([name])) == ["one\r\n"]
+
+
+def test_read_text_raises_for_a_longer_text(tmp_path) -> None:
+    name = write(tmp_path / "a.txt", b"12345")
+    assert read_text(name, 5) == "12345"
+    with pytest.raises(InputError, match=r"a\.txt: longer than 4 bytes"):
+        read_text(name, 4)

@@ -1,4 +1,4 @@
-"""Scoring texts: every token once, with the context it should have, to the value of plain NumPy."""
+"""Perplexity and divergence: each token is scored once, from the right context, as in NumPy."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from minigpt import GPTModel, GPTTokenizer
 from minigpt.errors import CheckpointError, InputError
-from minigpt.evaluation import perplexity as evaluate
-from minigpt.evaluation.perplexity import common_ids, compare, perplexity, together
+from minigpt.evaluation import perplexity as perplexity_module
+from minigpt.evaluation.perplexity import combined, common_ids, compare, perplexity
 from minigpt.tokenizer.bpe import byte_symbols
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
@@ -35,18 +35,18 @@ def ids() -> np.ndarray:
 
 
 def log_p(logits: np.ndarray) -> np.ndarray:
-    """float64 [n, V]: ln of the softmax, as the textbook has it."""
+    """float64 [n, V]: ln of the softmax, by its definition."""
     logits = logits.astype(np.float64)
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
-def whole(model: GPTModel, ids: np.ndarray) -> np.ndarray:
+def log_p_of(model: GPTModel, ids: np.ndarray) -> np.ndarray:
     """log_p after every token but the last, of a text that fits the context."""
     return log_p(model(ids).logits[0])[:-1]
 
 
 def contexts(length: int, window: int, stride: int) -> list[range]:
-    """For each token after the first what it is to be predicted from, found one by one."""
+    """The tokens that each token after the first is predicted from."""
     found = []
     for t in range(1, length):
         windows_before = max(0, math.ceil((t - window) / stride))
@@ -58,9 +58,9 @@ def contexts(length: int, window: int, stride: int) -> list[range]:
 
 
 @pytest.mark.parametrize("length", [2, 3, 129, 130, 250])
-def test_a_text_within_the_window_is_plain_arithmetic(model, ids, length) -> None:
+def test_perplexity_of_a_text_within_the_window_is_its_formula(model, ids, length) -> None:
     text = ids[:length]
-    nats = -whole(model, text)[np.arange(length - 1), text[1:]]
+    nats = -log_p_of(model, text)[np.arange(length - 1), text[1:]]
     found = perplexity(model, text, 1000)
     assert (found.dtype, found.tokens, found.bytes) == ("f32", length - 1, 1000)
     assert (found.window, found.stride) == (300, 150)
@@ -73,7 +73,7 @@ def test_a_text_within_the_window_is_plain_arithmetic(model, ids, length) -> Non
 
 @pytest.mark.parametrize("length", [2, 16, 17, 18, 33, 60])
 @pytest.mark.parametrize("stride", [1, 5, 8, 15, 16])
-def test_windows_give_each_token_its_own_context(model, ids, length, stride) -> None:
+def test_each_token_is_predicted_from_the_context_of_its_window(model, ids, length, stride) -> None:
     nats = [
         -log_p(model(ids[context]).logits[0])[-1, ids[context.stop]]
         for context in contexts(length, 16, stride)
@@ -83,18 +83,18 @@ def test_windows_give_each_token_its_own_context(model, ids, length, stride) -> 
     assert math.isclose(found.nats_per_token, np.mean(nats), rel_tol=1e-6)
 
 
-def test_contexts_are_as_documented() -> None:
+def test_contexts_have_the_documented_sizes() -> None:
     sizes = [len(context) for context in contexts(60, 16, 5)]
     assert sizes[:16] == list(range(1, 17))
     assert set(sizes[16:]) == set(range(16 - 5 + 1, 17))
     assert {len(context) for context in contexts(60, 16, 1)[15:]} == {16}
 
 
-def test_what_is_read_and_of_what_logits_are_made(
+def test_context_is_read_without_logits_and_the_rest_in_chunks(
     model, monkeypatch: pytest.MonkeyPatch, ids
 ) -> None:
-    """Context without logits, the rest in pieces of at most _ROWS: memory is bounded."""
-    monkeypatch.setattr(evaluate, "_ROWS", 40)
+    """A chunk has at most MAX_LOGITS tokens, which bounds the memory."""
+    monkeypatch.setattr(perplexity_module, "MAX_LOGITS", 40)
     calls: list[tuple[int, int, bool]] = []
     advance = GPTModel.advance
 
@@ -116,25 +116,25 @@ def test_the_default_stride_is_half_the_window(model, ids) -> None:
     assert perplexity(model, ids[:9], 1, window=1).stride == 1
 
 
-def test_progress_goes_to_the_end(model, ids) -> None:
-    told: list[tuple[int, int]] = []
-    perplexity(model, ids, 1, 100, 50, lambda done, total: told.append((done, total)))
-    done = [number for number, _ in told]
+def test_progress_increases_to_the_total(model, ids) -> None:
+    calls: list[tuple[int, int]] = []
+    perplexity(model, ids, 1, 100, 50, lambda done, total: calls.append((done, total)))
+    done = [number for number, _ in calls]
     assert done == sorted(set(done))
-    assert told[-1] == (249, 249)
+    assert calls[-1] == (249, 249)
 
 
 @pytest.mark.parametrize(
     "ids", [[1, 2, 3], (np.int8(1), 2, 3), np.array([1, 9, 2, 9, 3], np.uint64)[::2]]
 )
-def test_ids_of_every_kind(model, ids) -> None:
+def test_ids_may_be_a_list_a_tuple_or_an_array(model, ids) -> None:
     expected = perplexity(model, np.array([1, 2, 3]), 1).perplexity
     assert perplexity(model, ids, 1).perplexity == expected
 
 
-def test_several_texts_together(model, ids) -> None:
+def test_combined_perplexity_weighs_texts_by_their_tokens(model, ids) -> None:
     parts = [perplexity(model, ids[:30], 50), perplexity(model, ids[30:130], 150)]
-    total = together(parts)
+    total = combined(parts)
     nats = sum(part.tokens * part.nats_per_token for part in parts)
     assert (total.tokens, total.bytes) == (29 + 99, 200)
     assert math.isclose(total.perplexity, math.exp(nats / 128))
@@ -164,14 +164,16 @@ def test_several_texts_together(model, ids) -> None:
         ("stride", {"stride": True}),
     ],
 )
-def test_what_cannot_be(model, word: str, wrong: dict[str, object]) -> None:
+def test_wrong_arguments_raise_input_error(model, word: str, wrong: dict[str, object]) -> None:
     with pytest.raises(InputError, match=word) as caught:
         perplexity(model, **({"ids": [1, 2, 3], "text_bytes": 3} | wrong))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_logits_that_are_no_numbers(model, value, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_that_are_not_finite_raise_checkpoint_error(
+    model, value, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def advance(model, state, rows, ids, every=False):
         logits = np.zeros((len(ids[0]), V), np.float32)
         logits[-1, 7] = value
@@ -185,8 +187,10 @@ def test_logits_that_are_no_numbers(model, value, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("size", "nats"), [(300, 300), (1000, None), (1e38, None)])
-def test_logits_of_any_size(model, size, nats, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing overflows on the way; what no float64 holds in the end is an error."""
+def test_logits_of_any_size_overflow_only_in_the_result(
+    model, size, nats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A perplexity that overflows float64 is an error; nothing overflows before."""
 
     def advance(model, state, rows, ids, every=False):
         logits = np.full((len(ids[0]), V), -size, np.float32)
@@ -197,14 +201,14 @@ def test_logits_of_any_size(model, size, nats, monkeypatch: pytest.MonkeyPatch) 
     if nats:
         assert perplexity(model, [1, 2, 3], 3).nats_per_token == nats
     else:
-        with pytest.raises(CheckpointError, match="nats per token"):
+        with pytest.raises(CheckpointError, match=r"perplexity: overflows at .* nats per token"):
             perplexity(model, [1, 2, 3], 3)
 
 
-# ---- comparing ----
+# ---- compare ----
 
 
-def test_a_model_is_itself(model, ids) -> None:
+def test_a_model_does_not_diverge_from_itself(model, ids) -> None:
     found = compare(model, GPTModel.from_pretrained(GOLDEN / "gelu-new", threads=1), ids, 100)
     alone = perplexity(model, ids, 1, 100)
     assert (found.kl_mean, found.kl_p99, found.kl_max, found.top1_agreement) == (0, 0, 0, 1)
@@ -213,10 +217,10 @@ def test_a_model_is_itself(model, ids) -> None:
     assert (found.window, found.stride, found.tokens) == (100, 50, 249)
 
 
-def test_a_divergence_is_plain_arithmetic(model, narrow, ids) -> None:
-    a, b = whole(model, ids), whole(narrow, ids)
+def test_divergence_is_its_formula(model, narrow, ids) -> None:
+    a, b = log_p_of(model, ids), log_p_of(narrow, ids)
     kl = (np.exp(a) * (a - b)).sum(axis=1)
-    assert kl.max() > 1e-5  # or this would prove nothing
+    assert kl.max() > 1e-5  # else the test would prove nothing
     found = compare(model, narrow, ids)
     assert (found.dtype_a, found.dtype_b) == ("f32", "bf16")
     assert math.isclose(found.kl_mean, kl.mean(), rel_tol=1e-2, abs_tol=1e-7)
@@ -225,18 +229,18 @@ def test_a_divergence_is_plain_arithmetic(model, narrow, ids) -> None:
     assert found.top1_agreement == (a.argmax(axis=1) == b.argmax(axis=1)).mean()
 
 
-def test_each_has_its_own_perplexity(model, narrow, ids) -> None:
-    told: list[tuple[int, int]] = []
-    found = compare(model, narrow, ids, 60, 20, lambda *numbers: told.append(numbers))
+def test_compare_and_perplexity_agree(model, narrow, ids) -> None:
+    calls: list[tuple[int, int]] = []
+    found = compare(model, narrow, ids, 60, 20, lambda *numbers: calls.append(numbers))
     a, b = (perplexity(each, ids, 1, 60, 20).perplexity for each in (model, narrow))
     assert math.isclose(found.perplexity_a, a)
     assert math.isclose(found.perplexity_b, b)
     assert math.isclose(found.perplexity_change_percent, 100 * (b / a - 1), abs_tol=1e-9)
-    assert told[-1] == (249, 249)
+    assert calls[-1] == (249, 249)
 
 
-def test_unlike_models_of_the_same_vocabulary(ids) -> None:
-    """The shorter of the contexts, 219 and 256, is the window; nothing depends on their order."""
+def test_models_of_other_sizes_are_compared_within_the_shorter_context(ids) -> None:
+    """The contexts are 219 and 256; swapping the models swaps the results."""
     names = ("cerebras", "silu-f16")
     a, b = (GPTModel.from_pretrained(GOLDEN / name, threads=1) for name in names)
     text = ids[:219] % 97
@@ -244,18 +248,18 @@ def test_unlike_models_of_the_same_vocabulary(ids) -> None:
     assert one.window == other.window == 219
     assert one.perplexity_a == other.perplexity_b
     assert one.top1_agreement == other.top1_agreement < 1
-    p, q = whole(a, text), whole(b, text)
+    p, q = log_p_of(a, text), log_p_of(b, text)
     assert math.isclose(one.kl_mean, (np.exp(p) * (p - q)).sum(axis=1).mean(), rel_tol=1e-5)
     assert math.isclose(other.kl_mean, (np.exp(q) * (q - p)).sum(axis=1).mean(), rel_tol=1e-5)
 
 
-def test_other_vocabularies_cannot_be_compared(model) -> None:
+def test_models_of_other_vocabularies_raise_input_error(model) -> None:
     other = GPTModel.from_pretrained(GOLDEN / "cerebras", threads=1)
     with pytest.raises(InputError, match="257 and 97"):
         compare(model, other, [1, 2, 3])
 
 
-def test_a_wrong_argument_of_compare(model) -> None:
+def test_wrong_arguments_of_compare_raise_input_error(model) -> None:
     with pytest.raises(InputError, match="1 token"):
         compare(model, model, [1])
     with pytest.raises(InputError, match="window"):
@@ -266,7 +270,7 @@ def test_a_wrong_argument_of_compare(model) -> None:
 
 
 def tokenizer(folder: Path, merges: list[str]) -> GPTTokenizer:
-    """Of the bytes and these merges."""
+    """A tokenizer of the 256 bytes and these merges."""
     folder.mkdir()
     tokens = [*byte_symbols(), *(merge.replace(" ", "") for merge in merges)]
     vocabulary = {token: i for i, token in enumerate(tokens)}
@@ -275,7 +279,7 @@ def tokenizer(folder: Path, merges: list[str]) -> GPTTokenizer:
     return GPTTokenizer.from_pretrained(folder)
 
 
-def test_tokenizers_must_agree_on_the_text(tmp_path: Path) -> None:
+def test_common_ids_names_the_first_token_that_differs(tmp_path: Path) -> None:
     a, b = tokenizer(tmp_path / "a", ["h e"]), tokenizer(tmp_path / "b", ["h e", "x y"])
     assert common_ids(a, b, "he x") == a.encode("he x")
     with pytest.raises(InputError, match="from token 2 on"):

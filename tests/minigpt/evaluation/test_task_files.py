@@ -1,4 +1,4 @@
-"""Task files: every form is read as told, and what is of none is named by file and line."""
+"""Task files: each form is read, and errors name file and line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from minigpt.errors import InputError
-from minigpt.evaluation.task_files import Choice, Document, LastWord, read_lines
+from minigpt.evaluation.task_files import Choice, Document, LastWord, read_task_file
 
 WORD = {"context": "The cat sat on the", "continuation": "mat"}
 CHOICE = {"query": "Question: Which?", "choices": ["this", "that"], "gold": 1}
@@ -23,17 +23,17 @@ def write(folder: Path, *lines: Any) -> str:
     return str(path)
 
 
-def test_last_words(tmp_path: Path) -> None:
+def test_last_words_are_stripped(tmp_path: Path) -> None:
     other = {"continuation": " two\nwords\n", "context": "\n\nSome  text \n", "id": 7}
     name = write(tmp_path, WORD, b"", other)
-    assert read_lines(name) == [
+    assert read_task_file(name) == [
         LastWord(f"{name}, line 1", "The cat sat on the", "mat"),
         LastWord(f"{name}, line 3", "Some  text", "two\nwords"),
     ]
 
 
-def test_choices(tmp_path: Path) -> None:
-    """A question of PIQA and ARC is asked as one; whatever else there is goes straight on."""
+def test_questions_get_an_answer_line(tmp_path: Path) -> None:
+    """Only a query that begins with Question: and does not end in Answer: gets one."""
     plain = {
         "query": "He opened ",
         "choices": [" a door ", "the sea", "\u00e9"],
@@ -42,17 +42,17 @@ def test_choices(tmp_path: Path) -> None:
     }
     asked = {**CHOICE, "query": "Question: Which?\nAnswer:"}
     name = write(tmp_path, CHOICE, plain, asked)
-    assert read_lines(name) == [
+    assert read_task_file(name) == [
         Choice(f"{name}, line 1", "Question: Which?\nAnswer:", ("this", "that"), 1),
         Choice(f"{name}, line 2", "He opened", ("a door", "the sea", "\u00e9"), 0),
         Choice(f"{name}, line 3", "Question: Which?\nAnswer:", ("this", "that"), 1),
     ]
 
 
-def test_documents_are_as_they_are(tmp_path: Path) -> None:
+def test_documents_are_unchanged(tmp_path: Path) -> None:
     name = write(tmp_path, {"text": " a\n"}, {"text": "b\u2028c"})
     lines = [Document(f"{name}, line 1", " a\n"), Document(f"{name}, line 2", "b\u2028c")]
-    assert read_lines(name) == lines
+    assert read_task_file(name) == lines
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_documents_are_as_they_are(tmp_path: Path) -> None:
         ("half of a character", b'{"context": "\\ud800", "continuation": "a"}'),
     ],
 )
-def test_a_last_word_that_cannot_be(tmp_path: Path, message: str, line: Any) -> None:
-    refused(write(tmp_path, WORD, b"", line), 3, message)
+def test_wrong_last_word_lines_are_named(tmp_path: Path, message: str, line: Any) -> None:
+    assert_refused(write(tmp_path, WORD, b"", line), 3, message)
 
 
 @pytest.mark.parametrize(
@@ -94,28 +94,30 @@ def test_a_last_word_that_cannot_be(tmp_path: Path, message: str, line: Any) -> 
         ('its "gold" is ', {"gold": 10**4000}),
     ],
 )
-def test_a_choice_that_cannot_be(tmp_path: Path, message: str, change: dict[str, Any]) -> None:
-    refused(write(tmp_path, CHOICE, CHOICE | change), 2, message)
+def test_wrong_multiple_choice_lines_are_named(
+    tmp_path: Path, message: str, change: dict[str, Any]
+) -> None:
+    assert_refused(write(tmp_path, CHOICE, CHOICE | change), 2, message)
 
 
-def test_a_form_that_is_not_known(tmp_path: Path) -> None:
+def test_an_unknown_form_is_named(tmp_path: Path) -> None:
     forms = '"context", "continuation"; or "query", "choices", "gold"; or "text"'
-    refused(write(tmp_path, {"question": "a"}), 1, f"is of no known form; must have {forms}")
+    assert_refused(write(tmp_path, {"question": "a"}), 1, f"is of no known form; must have {forms}")
 
 
-def test_no_lines(tmp_path: Path) -> None:
+def test_a_file_without_lines_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"task\.jsonl: holds no lines"):
-        read_lines(write(tmp_path, b"\n \n"))
+        read_task_file(write(tmp_path, b"\n \n"))
 
 
-def test_no_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     for path in (tmp_path / "none.jsonl", tmp_path):
         with pytest.raises(InputError, match="cannot be read"):
-            read_lines(str(path))
+            read_task_file(str(path))
 
 
-def refused(name: str, line: int, message: str) -> None:
+def assert_refused(name: str, line: int, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        read_lines(name)
+        read_task_file(name)
     assert str(caught.value).startswith(f"{name}, line {line}: ")
     assert "\n" not in str(caught.value)
