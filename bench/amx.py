@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from minigpt.kernels.jit import entry
-from minigpt.kernels.layout import CACHE_LINE, zeros
+from minigpt.kernels.layout import CACHE_LINE, aligned_zeros
 from minigpt.kernels.simd import AMX
 from minigpt.kernels.simd.amx import (
     AMX_K,
@@ -65,8 +65,8 @@ def products_of_tiles(a, b, start):
 def flops_per_s(kernel: Callable[..., Any], start: int) -> float:
     """The best of a few."""
     room = CACHE_LINE // 2
-    a = zeros(2 * AMX_ROWS * (K + AMX_K) + room, np.uint16)
-    b = zeros(2 * AMX_ROWS * K + room, np.uint16)
+    a = aligned_zeros(2 * AMX_ROWS * (K + AMX_K) + room, np.uint16)
+    b = aligned_zeros(2 * AMX_ROWS * K + room, np.uint16)
     kernel(a, b, np.int64(start))
     times = []
     for _ in range(5):

@@ -35,13 +35,13 @@ from minigpt.kernels.layout import (
     KEY_BLOCK,
     LANES,
     STORAGE_DTYPE,
+    aligned_zeros,
     padded,
     panels_size,
     qweight_size,
     row_stride,
     scales_size,
     thread_scratch,
-    zeros,
 )
 from minigpt.kernels.matmul import (
     MATMUL_SCRATCH,
@@ -157,7 +157,7 @@ def line(what: str, work: float, times: list[tuple[float, float]], limit: float 
 
 def in_lines(array: np.ndarray) -> np.ndarray:
     """A copy, flat, that begins with a cache line, as what kernels work on does in a model."""
-    copy = zeros(array.size, array.dtype)
+    copy = aligned_zeros(array.size, array.dtype)
     copy[:] = array.ravel()
     return copy
 
@@ -190,7 +190,7 @@ class Bench:
         rows[:M, :K] = x
         narrow = dtype == "bf16" and BF16_PRODUCTS
         left = in_lines(bfloat16(rows) if narrow else rows)
-        y = zeros(M * N, np.float32)
+        y = aligned_zeros(M * N, np.float32)
         right = in_lines(panels(w, TYPES[dtype]))
         nothing = np.empty(0, np.float32)
         return partial(
@@ -227,7 +227,7 @@ def whole_products(bench: Bench) -> None:
         for M, K, N in SHAPES[1:-1]:
             x, w = bench.random(M, K), bench.random(K, N)
             right = QuantizedMatrix(*map(in_lines, codes(*quantized(w, dtype))))
-            nothing, y = np.empty(0, np.float32), zeros(M * N, np.float32)
+            nothing, y = np.empty(0, np.float32), aligned_zeros(M * N, np.float32)
             room = make_quantized_activations(M, K)
             ours = partial(
                 bench.run, matmul_whole, y, N, room, x.ravel(), K, right, nothing, M, K, N

@@ -34,7 +34,7 @@ from .simd import (
     splat,
     store,
     store_first,
-    store_two,
+    store_row_pair,
     transpose_16x16,
     vmax,
 )
@@ -489,7 +489,7 @@ def _square_backward(head, queries, square, key, ahead, TP, HSP):
         for c in range(0, SQUARE, LANES):
             first = _p_and_ds(queries, square, r, c, ahead)
             second = _p_and_ds(queries, square, r + 1, c, ahead)
-            store_two(first, second, square.dsp, c * SQUARE + r * LANES)
+            store_row_pair(first, second, square.dsp, c * SQUARE + r * LANES)
     # pass 3: what follows for values, keys and queries
     gemm_accumulate(
         head.dv, key * HSP, HSP, square.p, _START, n,

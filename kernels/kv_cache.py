@@ -16,7 +16,7 @@ from .simd import (
     load_first,
     panel_offset,
     put,
-    store_two,
+    store_row_pair,
     transpose_16x16_to_panel,
 )
 from .team import barrier, next_task
@@ -86,4 +86,4 @@ def _write_lanes(keys, values, block, qkv, key, value, ldq, t, HS, HSP):
         for d in range(0, HS, LANES):
             here, lanes = value + i * ldq + d, min(LANES, HS - d)
             first, second = load_first(qkv, here, lanes), load_first(qkv, here + ldq, lanes)
-            store_two(first, second, values, block + d * KEY_BLOCK + (t + i) * LANES)
+            store_row_pair(first, second, values, block + d * KEY_BLOCK + (t + i) * LANES)

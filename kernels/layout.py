@@ -1,90 +1,115 @@
-"""How numbers lie in memory; free of Numba, which reading a header need not load.
+"""The memory layout of weights, activations and scratch. Imports no Numba.
 
-The right factor of a product, [K, N], is held in panels: sixteen columns each, row below row, so
-that a product reads it from front to back, whatever the number of rows of the left factor.
+**Panels.** A weight matrix w [K, N] is the B operand of a product y = x · w. It is cut into panels
+of sixteen columns (LANES), and the rows of a panel lie one below the other. A product walks down
+the rows of a panel, so it reads the weights from front to back, for one row of x as for many:
 
-    float32   [N / 16, K, 16]
-    bfloat16  [N / 16, K / 2, 16, 2]     rows 2i and 2i + 1 side by side
-    int8      [N / 16, K / 4, 16, 4]     rows 4i … 4i + 3 side by side
-    int4      [N / 16, K / 8, 16, 4]     byte j: row 8i + j in its low half, 8i + 4 + j in its high
+    w [K, N]                           in memory
+           panel 0   panel 1
+    row 0  0 … 15    16 … 31           panel 0: row 0, row 1, … row K − 1
+    row 1  0 … 15    16 … 31           panel 1: row 0, row 1, … row K − 1
+    …                                  …
 
-K is rounded up to a multiple of K_ALIGN, for int8 and int4 of QUANT_BLOCK, and N to one of
-N_BLOCK; what is
-added is zero. Rows of activations, [M, C], lie row_stride(C) elements apart; what is between them
-is zero, too.
+    float32    [N / 16, K, 16]         element (k, n) at n // 16 · (K · 16) + k · 16 + n % 16
 
-int8 and int4 are whole numbers q: a weight is scale · q, in int4 scale · q + offset with q from 0
-to 15. Each QUANT_BLOCK rows of a column have a scale (and an offset) of their own, bfloat16:
+Where processors have instructions that multiply several bfloat16 or bytes of one column at once,
+these lie side by side:
+
+    bfloat16   [N / 16, K / 2, 16, 2]  rows 2i, 2i + 1 of each column
+    int8       [N / 16, K / 4, 16, 4]  rows 4i … 4i + 3 of each column
+    int4       [N / 16, K / 8, 16, 4]  byte j: row 8i + j in its low, 8i + 4 + j in its high half
+
+NumPy has no bfloat16: it is stored as its bits in uint16, the upper half of a float32.
+
+**Padding.** K is rounded up to a multiple of K_ALIGN (int8 and int4: of QUANT_BLOCK) and N to a
+multiple of N_BLOCK. The padding is zero.
+
+**Quantized weights.** int8 and int4 store integers q. QUANT_BLOCK rows of one column are a block
+and share a scale (int4: and an offset), in bfloat16:
+
+    int8       w = scale · q           q from −127 to 127
+    int4       w = scale · q + offset  q from 0 to 15
 
     scales of int8  [N / 16, K / QUANT_BLOCK, 16]
     scales of int4  [N / 16, K / QUANT_BLOCK, 2, 16]     scales, then offsets
 
-What a kernel works on begins with a cache line: each row of a tile of AMX, and each vector of
-AVX-512, is a line, and one that begins elsewhere lies in two, which takes twice the time.
+**Activations.** The A operand x [M, K] is stored row by row, row_stride(K) elements apart, with
+zeros between the rows. Quantized activations (gemm/quantized.py) are rows of int8 that are
+qx_stride(K) apart, beside rows of scales that are activation_scales_stride(K) apart.
+
+**Alignment.** Operands of kernels begin with a cache line (`aligned_zeros`). A row of an AMX tile
+and a vector of AVX-512 are one cache line each; one that begins elsewhere crosses into a second
+line and takes twice as long to load.
+
+Kernels take these arrays flat, with offsets and strides in elements.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 LANES = 16  # float32 in a vector, on every processor; columns of a panel
-K_ALIGN = 32  # the rows of a panel are a multiple of it
-N_BLOCK = 64  # columns of a matrix that are computed together: four panels
-QUANT_BLOCK = 64  # rows of a panel of whole numbers that share a scale
+K_ALIGN = 32  # K is padded to a multiple of it
+N_BLOCK = 64  # columns of y that a task computes together: four panels
+QUANT_BLOCK = 64  # rows of a column of quantized weights that share a scale
 CACHE_LINE = 64  # bytes
-IGNORED = -100  # as a target: the row does not count
-KEY_BLOCK = 256  # keys that attention takes at a time: a cache's capacity is a multiple of it
+IGNORED = -100  # a target that does not count in the loss
+KEY_BLOCK = 256  # keys that attention processes together; a cache's capacity is a multiple of it
 
-
-# How weights are held; bfloat16 as its bits, int4 as pairs.
-STORAGE_DTYPE = {
+# The dtype in which weights are stored; bfloat16 as its bits, int4 in pairs.
+STORAGE_DTYPE: dict[str, np.dtype[Any]] = {
     "f32": np.dtype(np.float32),
     "bf16": np.dtype(np.uint16),
     "int8": np.dtype(np.int8),
     "int4": np.dtype(np.uint8),
 }
-# Bits of a weight in panels, with its part of scales and offsets.
-BITS_PER_WEIGHT = {
+# Bits of a weight in panels, including its share of scales and offsets.
+BITS_PER_WEIGHT: dict[str, float] = {
     "f32": 32,
     "bf16": 16,
     "int8": 8 + 16 / QUANT_BLOCK,
     "int4": 4 + 32 / QUANT_BLOCK,
 }
-# What is no factor on the right of a product, beside weights held so: wpe, keys and values.
+# The dtype of wpe and of the KV cache, by the dtype of the weights.
 AUX_DTYPE = {dtype: STORAGE_DTYPE["f32" if dtype == "f32" else "bf16"] for dtype in STORAGE_DTYPE}
 
 
 def padded(n: int, multiple: int = K_ALIGN) -> int:
-    """n, rounded up."""
+    """n rounded up to a multiple."""
     return -(-n // multiple) * multiple
 
 
 def row_stride(n: int) -> int:
-    """From row to row of [M, n]: an odd multiple of K_ALIGN, so that the rows of a tile, read
-    side by
-    side, do not all fall into the same few sets of a cache."""
+    """Elements from row to row of activations [M, n]: an odd multiple of K_ALIGN.
+
+    Rows a power of two apart would all fall into the same few sets of a cache.
+    """
     return padded(n) | K_ALIGN
 
 
 def qx_stride(n: int) -> int:
-    """The same for rows of whole numbers: an odd multiple of QUANT_BLOCK."""
+    """Elements from row to row of int8 activations [M, n]: an odd multiple of QUANT_BLOCK."""
     return padded(n, QUANT_BLOCK) | QUANT_BLOCK
 
 
 def activation_scales_stride(n: int) -> int:
-    """From row to row of what their blocks are worth, two float32 a block; whole cache lines."""
+    """Elements from row to row of the scales of int8 activations [M, n].
+
+    Two float32 for each block, the scale and the sum of its integers, padded to a cache line.
+    """
     return padded(2 * (padded(n, QUANT_BLOCK) // QUANT_BLOCK), LANES)
 
 
 def panels_size(K: int, N: int) -> int:
-    """The elements of the panels of a matrix [K, N]."""
+    """The number of elements in the panels of a float matrix [K, N]."""
     return padded(K) * padded(N, N_BLOCK)
 
 
 def qweight_shape(K: int, N: int, dtype: str) -> tuple[int, ...]:
-    """Of the panels of whole numbers of a matrix [K, N], in bytes; dtype "int8" or "int4"."""
+    """The shape, in bytes, of the integer panels of a matrix [K, N]; dtype "int8" or "int4"."""
     return (
         padded(N, N_BLOCK) // LANES,
         padded(K, QUANT_BLOCK) // (8 if dtype == "int4" else 4),
@@ -94,61 +119,61 @@ def qweight_shape(K: int, N: int, dtype: str) -> tuple[int, ...]:
 
 
 def scales_shape(K: int, N: int, dtype: str) -> tuple[int, ...]:
-    """Of their scales, and in int4 offsets, in bfloat16."""
+    """The shape, in bfloat16, of their scales and, for "int4", offsets."""
     offsets = (2,) if dtype == "int4" else ()
     return padded(N, N_BLOCK) // LANES, padded(K, QUANT_BLOCK) // QUANT_BLOCK, *offsets, LANES
 
 
 def qweight_size(K: int, N: int, dtype: str) -> int:
-    """The bytes of the panels of whole numbers of a matrix [K, N]."""
+    """The number of bytes in the integer panels of a matrix [K, N]."""
     return math.prod(qweight_shape(K, N, dtype))
 
 
 def scales_size(K: int, N: int, dtype: str) -> int:
-    """The bfloat16 of their scales and offsets."""
+    """The number of bfloat16 in their scales and offsets."""
     return math.prod(scales_shape(K, N, dtype))
 
 
-def zeros(size: int, kind: np.dtype | type) -> np.ndarray:
-    """Zeros, flat, from the beginning of a cache line on."""
-    size *= np.dtype(kind).itemsize
+def aligned_zeros(size: int, dtype: np.dtype[Any] | type) -> np.ndarray:
+    """`size` zeros, 1-D, that begin with a cache line."""
+    size *= np.dtype(dtype).itemsize
     memory = np.zeros(size + CACHE_LINE, np.uint8)
     first = -memory.ctypes.data % CACHE_LINE
-    return memory[first : first + size].view(kind)
+    return memory[first : first + size].view(dtype)
 
 
 def thread_scratch(threads: int, size: int) -> np.ndarray:
     """float32 [threads, at least `size`]: a row of working memory for each thread of a team."""
     size = padded(size, LANES)
-    return zeros(threads * size, np.float32).reshape(threads, size)
+    return aligned_zeros(threads * size, np.float32).reshape(threads, size)
 
 
-def bf16_to_f32(halves: np.ndarray) -> np.ndarray:
-    """bfloat16 (uint16) to float32, exactly."""
-    return (halves.astype(np.uint32) << 16).view(np.float32)
+def bf16_to_f32(bits: np.ndarray) -> np.ndarray:
+    """The float32 values of bfloat16 stored as uint16; exact."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def unpack_panels(panels: np.ndarray, K: int, N: int) -> np.ndarray:
-    """Panels, flat, as the matrix [K, N] in the same type."""
+    """The matrix [K, N] of float panels (1-D), in their dtype."""
     rows = padded(K)
     if panels.dtype == np.uint16:
-        blocks = panels.reshape(-1, rows // 2, LANES, 2).transpose(1, 3, 0, 2)
+        matrix = panels.reshape(-1, rows // 2, LANES, 2).transpose(1, 3, 0, 2)
     else:
-        blocks = panels.reshape(-1, rows, LANES).transpose(1, 0, 2)
-    return blocks.reshape(rows, -1)[:K, :N]
+        matrix = panels.reshape(-1, rows, 1, LANES).transpose(1, 2, 0, 3)
+    return matrix.reshape(rows, -1)[:K, :N]
 
 
-def dequantize_panels(numbers: np.ndarray, scales: np.ndarray, K: int, N: int) -> np.ndarray:
-    """Whole numbers and their scales, flat, as the matrix [K, N] in float32."""
+def dequantize_panels(qweight: np.ndarray, scales: np.ndarray, K: int, N: int) -> np.ndarray:
+    """The float32 matrix [K, N] of integer panels and their scales (both 1-D)."""
     rows = padded(K, QUANT_BLOCK)
-    if numbers.dtype == np.uint8:
-        lines = numbers.reshape(-1, rows // 8, LANES, 4)
-        halves = np.stack([lines & 15, lines >> 4])  # [2, panels, lines, 16, 4]
+    if qweight.dtype == np.uint8:
+        lines = qweight.reshape(-1, rows // 8, LANES, 4)
+        halves = np.stack([lines & 15, lines >> 4])  # [2, N / 16, K / 8, 16, 4]
         q = halves.transpose(1, 2, 0, 4, 3).reshape(-1, rows // QUANT_BLOCK, QUANT_BLOCK, LANES)
     else:
-        lines = numbers.reshape(-1, rows // 4, LANES, 4)
+        lines = qweight.reshape(-1, rows // 4, LANES, 4)
         q = lines.transpose(0, 1, 3, 2).reshape(-1, rows // QUANT_BLOCK, QUANT_BLOCK, LANES)
     parts = bf16_to_f32(scales).reshape(len(q), rows // QUANT_BLOCK, -1, 1, LANES)
     scale, *offset = np.moveaxis(parts, 2, 0)
-    w = q * scale + offset[0] if offset else q * scale
+    w: np.ndarray = q * scale + offset[0] if offset else q * scale
     return w.transpose(1, 2, 0, 3).reshape(rows, -1)[:K, :N]

@@ -1,64 +1,54 @@
-"""Threads that work on one kernel together.
+"""A team of threads that run one kernel together.
 
-A team is the calling thread and size − 1 more. All of them run the same compiled function at
-once, without the GIL; each is told its rank. Inside, a kernel is a row of phases: the phase's
-work is cut into tasks, whoever is free claims the next one, and all meet at a barrier.
+A team is the calling thread and size − 1 workers. All of them call the same compiled function at
+the same time, without the GIL, each with its own rank. A kernel is a sequence of phases. The work
+of a phase is cut into tasks; each thread takes the next free task until none is left, and then
+waits for the others at a barrier:
 
-    task = claim(team)
+    task = next_task(team)
     while task < tasks:
         ...
-        task = claim(team)
+        task = next_task(team)
     barrier(team)
 
-Who computes a task never changes what is computed, so results do not depend on the number of
-threads; and a thread that another process slows down simply claims fewer tasks.
+Which thread computes a task never changes the result, so results do not depend on the number of
+threads, and a thread that another process slows down simply takes fewer tasks.
 
-At a barrier a thread spins, then sleeps and looks again. Where the processors are the team's own,
-spinning is right: the others are only microseconds behind. Where they are shared it is wrong: a
-thread that spins uses up the time it is given, and is kept waiting for more when it has something
-to do. So the team's patience is a number that it learns: a wait so long that somebody must have
-been interrupted ends it at once, and every short one gives a little of it back.
+At a barrier a thread spins, then sleeps between looks. While every thread has a processor to
+itself, spinning is right: the others arrive within microseconds. When other programs share the
+processors it is wrong: a spinning thread uses up its time slice, and then waits for the next one
+when there is work. So the team adapts its spin limit: a wait that lasts beyond it, because a thread
+was interrupted, resets it to the minimum, and each short wait raises it by one.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import weakref
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from numba import typeof
-from numba.core import types
 
-from .jit import inline, jit
-from .simd import atomic_add, atomic_load, atomic_store, pause
+from .jit import compile_for, inline, jit
+from .simd import SLEEP_TIME, atomic_add, atomic_load, atomic_store, pause, sleep
 
-# Places in Member.sync, each in a cache line of its own.
-_ARRIVED, _ROUND, _NEXT, _ABORT, _PATIENCE, _SYNC_SIZE = 0, 8, 16, 24, 32, 40
+# Offsets in Member.sync, each in a cache line of its own.
+_ARRIVED, _ROUND, _NEXT_TASK, _ABORT, _SPIN_LIMIT, _SYNC_SIZE = 0, 8, 16, 24, 32, 40
 
-# Patience is how often a thread looks before it sleeps: at most some 40 µs long, which is more
-# than the tail of a well shared phase.
-_MOST, _LEAST = 4_000, 50
-_LONG = 2  # naps after which a wait was an interruption
-
-# The same symbols that C would link; found in the running process.
-if sys.platform == "win32":
-    _sleep = types.ExternalFunction("Sleep", types.void(types.uint32))
-    _NAP = 0  # milliseconds: let another thread run, if one wants to
-else:
-    _sleep = types.ExternalFunction("usleep", types.int32(types.uint32))
-    _NAP = 5  # microseconds, to which the system adds some
+# How often a waiting thread looks before it sleeps. The maximum takes about 40 µs, longer than the
+# last task of a phase whose tasks are small enough.
+_MAX_SPINS, _MIN_SPINS = 4_000, 50
+_LONG_WAIT = 2  # sleeps after which a wait counts as an interruption
 
 
 class Member(NamedTuple):
-    """What a compiled kernel knows of the team it runs in.
+    """A thread's view of its team: the first argument of every kernel.
 
-    rank     0 … size − 1
+    rank     this thread, 0 … size − 1; 0 is the caller
     size     the number of threads
-    sync     int64 [40], shared: the barrier and the task counter
+    sync     int64 [40], common to the team: the state of the barrier and the task counter
     scratch  float32 [n], this thread's own working memory
     """
 
@@ -70,137 +60,149 @@ class Member(NamedTuple):
 
 @inline
 def next_task(team):
-    """The number of the next task that nobody has taken yet in this phase."""
-    return atomic_add(team.sync, _NEXT, 1)
+    """Take the next task of this phase and return its number, counted from 0."""
+    return atomic_add(team.sync, _NEXT_TASK, 1)
 
 
 @jit
 def barrier(team):
-    """Wait until every thread of the team is here; then the next phase's tasks count from 0."""
+    """Wait for all threads of the team; the next phase counts its tasks from 0 again."""
     sync = team.sync
     this_round = atomic_load(sync, _ROUND)
     if atomic_add(sync, _ARRIVED, 1) == team.size - 1:
         atomic_store(sync, _ARRIVED, 0)
-        atomic_store(sync, _NEXT, 0)
+        atomic_store(sync, _NEXT_TASK, 0)
         atomic_store(sync, _ROUND, this_round + 1)
         return
-    patience = atomic_load(sync, _PATIENCE)
-    waits = 0
+    spin_limit = atomic_load(sync, _SPIN_LIMIT)
+    looks = 0
     while atomic_load(sync, _ROUND) == this_round and atomic_load(sync, _ABORT) == 0:
-        waits += 1
-        if waits < patience:
+        looks += 1
+        if looks < spin_limit:
             pause()
         else:
-            _sleep(_NAP)
-    if waits > patience + _LONG:
-        atomic_store(sync, _PATIENCE, _LEAST)
-    elif patience < _MOST:
-        atomic_store(sync, _PATIENCE, patience + 1)
+            sleep(SLEEP_TIME)
+    if looks > spin_limit + _LONG_WAIT:
+        atomic_store(sync, _SPIN_LIMIT, _MIN_SPINS)
+    elif spin_limit < _MAX_SPINS:
+        atomic_store(sync, _SPIN_LIMIT, spin_limit + 1)
+
+
+_Job: TypeAlias = tuple[Any, Member, tuple[Any, ...]]  # function, member, arguments after it
+_Jobs: TypeAlias = "SimpleQueue[_Job | None]"  # None ends the worker
+_Results: TypeAlias = "SimpleQueue[BaseException | None]"  # None: the job ended without an error
 
 
 class Team:
-    """`size` threads; `run` has them all execute one compiled function.
+    """`size` threads; `run` calls one compiled function in all of them.
 
-    One call runs at a time: a second caller waits. The threads sleep between calls, end with
-    the team, and are started anew in a forked child, which has none.
-
-    keep  what the addresses among the arguments point into: it lives as long as a thread works
+    One call runs at a time: a second caller waits. Workers sleep between calls and end with the
+    team. A forked child, which inherits no threads, starts its own at the first call.
     """
 
-    def __init__(self, size: int, keep: object = None) -> None:
-        """Raises RuntimeError where the system gives no more threads."""
-        self.size = size
-        self._keep = keep
-        self._compiled: set[Any] = set()
-        self._jobs: list[SimpleQueue] = []
-        # Not at exit: what other modules do there may still compute, and the threads are daemons.
-        weakref.finalize(self, _dismiss, self._jobs).atexit = False
-        self._begin()
-        self._hire()
+    def __init__(self, size: int, owner: object = None) -> None:
+        """Start size − 1 workers; raises RuntimeError where the system starts no more threads.
 
-    def _begin(self) -> None:
-        """With no threads; also in a forked child, where those of the parent are not."""
-        self._whole = False
+        owner  an object with the memory that addresses among the arguments point to: workers hold
+               a reference to it, so that the memory lives as long as one of them runs
+        """
+        self.size = size
+        self._owner = owner
+        self._compiled: set[Any] = set()
+        self._jobs: list[_Jobs] = []
+        # Not at exit: other modules' exit handlers may still compute, and workers are daemons.
+        weakref.finalize(self, _end_workers, self._jobs).atexit = False
+        self._reset()
+        self._start_workers()
+
+    def _reset(self) -> None:
+        """The state of a team without workers, also that of a forked child."""
+        self._usable = False
         self._threads: list[threading.Thread] = []
         self._sync = np.zeros(_SYNC_SIZE, np.int64)
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
-    def _hire(self) -> None:
+    def _start_workers(self) -> None:
         self._sync = np.zeros(_SYNC_SIZE, np.int64)
-        self._sync[_PATIENCE] = _MOST
-        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._sync[_SPIN_LIMIT] = _MAX_SPINS
+        self._done: _Results = SimpleQueue()
         self._jobs[:] = [SimpleQueue() for _ in range(self.size - 1)]
         self._threads = []
         for jobs in self._jobs:
-            arguments = (jobs, self._done, self._keep)
-            name = "minigpt-worker"
-            thread = threading.Thread(target=_work, args=arguments, name=name, daemon=True)
+            thread = threading.Thread(
+                target=_work,
+                args=(jobs, self._done, self._owner),
+                name="minigpt-worker",
+                daemon=True,
+            )
             thread.start()
             self._threads.append(thread)
-        self._whole = True
+        self._usable = True
 
-    def _dismiss(self) -> None:
-        """Send all workers home, whatever they are doing, and wait until they have gone."""
+    def _stop_workers(self) -> None:
+        """Abort what the workers are running and join them."""
         self._sync[_ABORT] = 1
-        _dismiss(self._jobs)
+        _end_workers(self._jobs)
         for thread in self._threads:
             thread.join()
 
     def run(self, function: Any, scratch: np.ndarray, *arguments: Any) -> None:
         """Call `function(member, *arguments)` in every thread and wait for all of them.
 
-        function  made by `jit.entry`; it must end with a barrier
-        scratch   float32 [size, n], a row of working memory for each thread
+        function  an `entry` of jit.py; it must end with a barrier
+        scratch   float32 [size, n]: row i is the working memory of thread i
+
+        Raises the first exception that a thread raised.
         """
         if self._pid != os.getpid():
-            self._begin()
+            self._reset()
         with self._lock:
-            if not self._whole:
-                self._dismiss()
-                self._hire()
-            self._sync[:_PATIENCE] = 0
+            if not self._usable:
+                self._stop_workers()
+                self._start_workers()
+            self._sync[:_SPIN_LIMIT] = 0
             members = [
                 Member(rank, self.size, self._sync, scratch[rank]) for rank in range(self.size)
             ]
             if function not in self._compiled:
-                # Here, not in all threads at once: Ctrl-C then leaves none that goes on compiling.
-                function.compile(tuple(typeof(a) for a in (members[0], *arguments)))
+                # Not in all threads at once: after Ctrl-C no thread must go on compiling.
+                compile_for(function, (members[0], *arguments))
                 self._compiled.add(function)
-            # Ctrl-C can come between any two steps, and leave who knows how many threads at work
-            # and results unread. So whoever does not reach the end leaves the team to be renewed.
-            self._whole = False
+            # Ctrl-C can come between any two steps and leave workers running and results unread:
+            # unless the end is reached, the next call starts new workers.
+            self._usable = False
             try:
                 for jobs, member in zip(self._jobs, members[1:], strict=True):
                     jobs.put((function, member, arguments))
                 function(members[0], *arguments)
-                failures = [self._done.get() for _ in self._jobs]
+                errors = [self._done.get() for _ in self._jobs]
             except BaseException:
-                self._sync[_ABORT] = 1  # nobody shall wait for us
+                self._sync[_ABORT] = 1  # releases the workers that wait for this thread
                 raise
-            self._whole = True
-        for failure in failures:
-            if failure is not None:
-                raise failure
+            self._usable = True
+        for error in errors:
+            if error is not None:
+                raise error
 
 
-def _dismiss(jobs: list[SimpleQueue]) -> None:
-    """Send the workers home."""
+def _end_workers(jobs: list[_Jobs]) -> None:
+    """End each worker after the jobs that it has."""
     for queue in jobs:
         queue.put(None)
 
 
-def _work(jobs: SimpleQueue, done: SimpleQueue, keep: object) -> None:
-    """A worker's life: take a job, do it, say so; until the job is None."""
+def _work(jobs: _Jobs, done: _Results, owner: object) -> None:
+    """The loop of a worker: take a job, run it, report its error or None; end at the job None."""
     while (job := jobs.get()) is not None:
         function, member, arguments = job
+        error = None
         try:
             function(member, *arguments)
-            failure = None
-        except BaseException as error:
+        except BaseException as raised:
             member.sync[_ABORT] = 1
-            failure = error
-        # Nothing of the job may stay alive in a thread that sleeps.
+            error = raised
+        # A sleeping worker must hold no reference to anything of its last job.
         del job, function, member, arguments
-        done.put(failure)
-        del failure
+        done.put(error)
+        del error

@@ -1,20 +1,20 @@
-"""The one loop nest under every product of matrices: c += a · b, with b in panels.
+"""The loop nest under every matrix product: C += A · B, with B in panels (layout.py).
 
-matmul.py gives it weights as b, attention.py keys and values. It cuts c into tiles that stay in
-registers; simd/ has the loop inside a tile.
+matmul.py calls it with weights as B, attention.py with keys and values. It cuts C into tiles that
+stay in registers; the loop inside a tile is a microkernel of simd/.
 
-How an element is summed is part of the definition: one chain of multiply-adds in the order of k
-(in AMX, of blocks of 32 k), added to what is in c. So it has the same bits whatever tile it is
-in, and however many rows are multiplied at once.
+The order of a sum is part of the definition: an element of C is one chain of multiply-adds in the
+order of k (with AMX, of blocks of 32 k), added to what C contains. It has the same bits in whatever
+tile it is computed, and however many rows are multiplied together.
 
     gemm_accumulate(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K)
 
-adds a[rows, K] · b[K, 16 · panels] to c:
-    c  float32 at ic, rows `ldc` apart
-    a  at ia, rows `lda` apart; bfloat16 only where BF16_PRODUCTS, and b, are
-    b  panels `panel` elements apart, the first at ib; their number is even
-With AMX and bfloat16, whole tiles are read and written: rows up to a multiple of AMX_ROWS, for
-which a and c have room, and K up to a multiple of K_ALIGN, for which a and b have zeros.
+adds A [rows, K] · B [K, 16 · panels] to C:
+    c  float32, element (0, 0) at ic, rows `ldc` apart
+    a  element (0, 0) at ia, rows `lda` apart: float32, or bfloat16 where BF16_PRODUCTS
+    b  `panels` panels, an even number, float32 or bfloat16; the first at ib, `panel` elements apart
+AMX reads and writes full tiles: bfloat16 A and C then need memory for rows up to a multiple of
+AMX_ROWS, and A and B zeros for K up to a multiple of K_ALIGN.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba.core import types
-from numba.extending import overload
 
-from ..jit import jit
+from ..jit import dispatch_on_types, dtype_of, is_instance, jit
 from ..layout import LANES, padded
 from ..simd import (
     AMX,
     AMX_INT8,
     AMX_ROWS,
     BF16_PRODUCTS,
+    MANY_ROWS,
     TILE_ROWS,
     TILE_VECTORS,
     amx_configure_tiles,
@@ -40,50 +39,48 @@ from ..simd import (
     amx_release_tiles,
     microkernel,
 )
+from .quantized import QuantizedActivations
 
-# Few rows wait for memory: a single one takes four panels at a time, more ask for what comes
-# next of b. Many wait for arithmetic: from more than _FEW rows on, the largest tile is the best.
-_FEW = 16
-_full = microkernel(TILE_ROWS, TILE_VECTORS, ahead=False)
-_four = microkernel(4, TILE_VECTORS, ahead=True)
-_two = microkernel(2, TILE_VECTORS, ahead=True)
-_one = microkernel(1, TILE_VECTORS, ahead=True)
-_one_wide = microkernel(1, 4, ahead=False)
+_tile = microkernel(TILE_ROWS, TILE_VECTORS, prefetch_next=False)
+_tile_4 = microkernel(4, TILE_VECTORS, prefetch_next=True)
+_tile_2 = microkernel(2, TILE_VECTORS, prefetch_next=True)
+_tile_1 = microkernel(1, TILE_VECTORS, prefetch_next=True)
+_tile_1x4 = microkernel(1, 4, prefetch_next=False)
 
 
 @jit
-def _gemm_accumulate(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K):
-    """With vectors: a single row by itself, more in tiles."""
+def _accumulate_vectors(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K):
+    """gemm_accumulate by vector instructions."""
     if rows == 1 and panels % 4 == 0:
         for p in range(0, panels, 4):
-            _one_wide(c, ic + p * LANES, ldc, a, ia, lda, b, ib + p * panel, panel, K)
+            _tile_1x4(c, ic + p * LANES, ldc, a, ia, lda, b, ib + p * panel, panel, K)
     else:
         for p in range(0, panels, TILE_VECTORS):
-            _add_in_tiles(
+            _accumulate_tiles(
                 c, ic + p * LANES, ldc, a, ia, lda, b, ib + p * panel, panel, rows, K
             )  # fmt: skip
 
 
 @jit
-def _add_in_tiles(c, ic, ldc, a, ia, lda, b, ib, panel, rows, K):
-    """All rows with one tile's panels: the largest tiles first, then what is left."""
+def _accumulate_tiles(c, ic, ldc, a, ia, lda, b, ib, panel, rows, K):
+    """All rows with TILE_VECTORS panels: full tiles first, smaller ones for the rest."""
     row = 0
-    while row + TILE_ROWS <= rows and rows > _FEW:
-        _full(c, ic + row * ldc, ldc, a, ia + row * lda, lda, b, ib, panel, K)
+    while row + TILE_ROWS <= rows and rows > MANY_ROWS:
+        _tile(c, ic + row * ldc, ldc, a, ia + row * lda, lda, b, ib, panel, K)
         row += TILE_ROWS
     while row + 4 <= rows:
-        _four(c, ic + row * ldc, ldc, a, ia + row * lda, lda, b, ib, panel, K)
+        _tile_4(c, ic + row * ldc, ldc, a, ia + row * lda, lda, b, ib, panel, K)
         row += 4
     while row + 2 <= rows:
-        _two(c, ic + row * ldc, ldc, a, ia + row * lda, lda, b, ib, panel, K)
+        _tile_2(c, ic + row * ldc, ldc, a, ia + row * lda, lda, b, ib, panel, K)
         row += 2
     if row < rows:
-        _one(c, ic + row * ldc, ldc, a, ia + row * lda, lda, b, ib, panel, K)
+        _tile_1(c, ic + row * ldc, ldc, a, ia + row * lda, lda, b, ib, panel, K)
 
 
 @jit
-def _add_in_amx(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K):
-    """Tiles of 32 rows × 2 panels, then of 16."""
+def _accumulate_amx(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K):
+    """gemm_accumulate by AMX: tiles of 32 rows × 2 panels, then one of 16."""
     depth = padded(K)
     for p in range(0, panels, 2):
         row = 0
@@ -105,60 +102,51 @@ if AMX:
     @jit
     def gemm_accumulate(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K):
         if a.itemsize == 2:
-            _add_in_amx(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K)
+            _accumulate_amx(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K)
         else:
-            _gemm_accumulate(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K)
+            _accumulate_vectors(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K)
 
 else:
-    gemm_accumulate = _gemm_accumulate
+    gemm_accumulate = _accumulate_vectors
 
 
-def configure_tiles(a: Any) -> None:
-    """What a thread does before it multiplies with `a` on the left."""
-    raise NotImplementedError("for compiled code")
+def _uses_amx(a: Any) -> bool:
+    """Whether products with A operands of Numba type `a` run on AMX: bfloat16, quantized."""
+    if is_instance(a, QuantizedActivations):
+        return AMX_INT8
+    return AMX and dtype_of(a) == np.uint16
 
 
-def release_tiles(a: Any) -> None:
-    """What it does afterwards."""
-    raise NotImplementedError("for compiled code")
+@dispatch_on_types
+def configure_tiles(a):
+    """Set up this thread's AMX tiles, if products with the A operand `a` use them."""
+    if _uses_amx(a):
+        return lambda a: amx_configure_tiles()
+    return lambda a: None
 
 
-def _in_amx(a: Any) -> bool:
-    """Whether AMX multiplies left factors of a's type: bfloat16, or Rows of whole numbers."""
-    if isinstance(a, types.Array):
-        return AMX and a.dtype.bitwidth == 16
-    return AMX_INT8
+@dispatch_on_types
+def release_tiles(a):
+    """Release this thread's AMX tiles after the products; the counterpart of configure_tiles."""
+    if _uses_amx(a):
+        return lambda a: amx_release_tiles()
+    return lambda a: None
 
 
-@overload(configure_tiles)
-def _configure_tiles(a):
-    return (lambda a: amx_configure_tiles()) if _in_amx(a) else (lambda a: None)
+@dispatch_on_types
+def as_a_operand(scratch, b):
+    """float32 scratch viewed in the dtype of an A operand for products with b.
 
-
-@overload(release_tiles)
-def _release_tiles(a):
-    return (lambda a: amx_release_tiles()) if _in_amx(a) else (lambda a: None)
-
-
-def as_a_operand(scratch: Any, b: Any) -> Any:
-    """float32 scratch as room for what is multiplied with b: for bfloat16 where that is faster."""
-    raise NotImplementedError("for compiled code")
-
-
-@overload(as_a_operand)
-def _as_a_operand(scratch, b):
-    if BF16_PRODUCTS and b.dtype.bitwidth == 16:
+    bfloat16 where b is bfloat16 and the processor multiplies bfloat16 itself, else float32.
+    """
+    if BF16_PRODUCTS and dtype_of(b) == np.uint16:
         return lambda scratch, b: scratch.view(np.uint16)
     return lambda scratch, b: scratch
 
 
-def as_b_operand(scratch: Any, like: Any) -> Any:
-    """float32 scratch as room for panels of the type of `like`."""
-    raise NotImplementedError("for compiled code")
-
-
-@overload(as_b_operand)
-def _as_b_operand(scratch, like):
-    if like.dtype.bitwidth == 16:
+@dispatch_on_types
+def as_b_operand(scratch, like):
+    """float32 scratch viewed in the dtype of the panels `like`."""
+    if dtype_of(like) == np.uint16:
         return lambda scratch, like: scratch.view(np.uint16)
     return lambda scratch, like: scratch

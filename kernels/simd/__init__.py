@@ -1,34 +1,28 @@
-"""Vectors and tiles for Numba: the only folder that knows about instructions.
+"""Vectors and tiles for Numba: the only folder that knows a processor's instructions.
 
-`Vector` is sixteen float32 in a row (LLVM's `<16 x float>`). One such value is one AVX-512
-register, two AVX2 registers, four of SSE or NEON: LLVM splits it as the processor needs, so a
-kernel written once over sixteen lanes runs everywhere. It is also what keeps results the same
-everywhere: a sum over lanes has sixteen partial sums on every machine.
+`Vector` is sixteen float32 (LLVM's `<16 x float>`): one AVX-512 register, two of AVX2, four of SSE
+or NEON. LLVM splits it as the processor needs, so a kernel written once for sixteen lanes runs
+everywhere. It also keeps results the same everywhere: a sum over lanes has sixteen partial sums on
+every machine.
 
-A `Tile` is rows × vectors of them that stay in registers while a product of matrices is summed
-into them; TILE_ROWS × TILE_VECTORS fill the registers of this processor. Where it has AMX, tiles
-of its own kind multiply bfloat16 and bytes.
+A `Tile` is rows × vectors of sums that stay in registers while a matrix product is computed;
+TILE_ROWS × TILE_VECTORS fill the registers of this processor. AMX has tiles of its own, which
+multiply bfloat16 and bytes.
 
-Arrays are one-dimensional here and places in them are given as element numbers. An array of
-uint16 is bfloat16, the upper half of a float32: widened when it is read, rounded when it is
-written. Kernels need not know how weights and activations are held.
+Functions take 1-D arrays, with offsets and strides in elements. An array of uint16 is bfloat16, the
+upper half of a float32: loads convert it to float32 and stores round to it, so that kernels need
+not know the dtype of weights and activations. layout.py describes panels and quantized matrices.
 
-The right factor of a product lies in panels: sixteen columns wide, row below row. In bfloat16 two
-rows 2i and 2i + 1 are interleaved, element by element, as the processors' instructions for pairs
-want them; row k of a panel begins at element 16 · k for even k in either type.
+    llvm.py       LLVM types, the processor's features, helpers that emit instructions
+    vectors.py    arithmetic and reductions of sixteen float32
+    memory.py     loads and stores between arrays and vectors
+    transpose.py  blocks of 16 × 16 elements
+    atomics.py    atomic numbers, pause and sleep
+    tiles.py      register tiles of float products
+    int_tiles.py  register tiles of quantized products
+    amx.py        both in AMX's tiles
 
-Weights may also be whole numbers of 8 or 4 bits, with scales (layout.py). What they are multiplied
-with is then made whole, too, and products are summed as integers: exactly, so every processor's
-way to do it gives the same bits.
-
-    llvm.py     the processor's features; LLVM's types, and what the others are made of
-    vectors.py  sixteen float32 at once
-    memory.py   from arrays to vectors and back
-    squares.py  sixteen vectors, turned
-    shared.py   numbers that threads share
-    tiles.py    sums of products of floats
-    whole.py    sums of products of whole numbers
-    amx.py      both in AMX's tiles
+What a function does on other processors is chosen here, at import, by `cpu_features()`.
 """
 
 from __future__ import annotations
@@ -43,13 +37,13 @@ from .amx import (
     amx_microkernel_int8,
     amx_release_tiles,
 )
-from .atomics import atomic_add, atomic_load, atomic_store, pause
+from .atomics import SLEEP_TIME, atomic_add, atomic_load, atomic_store, pause, sleep
 from .int_tiles import (
     INT_TILE_ROWS,
     INT_TILE_VECTORS,
     int_microkernel,
-    rows_of_line,
-    scales_of_block,
+    k_per_line,
+    scales_per_block,
 )
 from .llvm import AMX, AMX_INT8, BF16_PRODUCTS
 from .memory import (
@@ -63,10 +57,10 @@ from .memory import (
     store,
     store_bytes,
     store_first,
-    store_numbers,
-    store_two,
+    store_int8,
+    store_row_pair,
 )
-from .tiles import TILE_ROWS, TILE_VECTORS, microkernel
+from .tiles import MANY_ROWS, TILE_ROWS, TILE_VECTORS, microkernel
 from .transpose import transpose_16x16, transpose_16x16_to_panel
 from .vectors import (
     as_bfloat16,
@@ -92,6 +86,8 @@ __all__ = [
     "BF16_PRODUCTS",
     "INT_TILE_ROWS",
     "INT_TILE_VECTORS",
+    "MANY_ROWS",
+    "SLEEP_TIME",
     "TILE_ROWS",
     "TILE_VECTORS",
     "amx_configure_tiles",
@@ -108,6 +104,7 @@ __all__ = [
     "fma",
     "get",
     "int_microkernel",
+    "k_per_line",
     "lane_ids",
     "load",
     "load_first",
@@ -119,15 +116,15 @@ __all__ = [
     "put",
     "reduce_max",
     "reduce_sum",
-    "rows_of_line",
-    "scales_of_block",
+    "scales_per_block",
     "select_less",
+    "sleep",
     "splat",
     "store",
     "store_bytes",
     "store_first",
-    "store_numbers",
-    "store_two",
+    "store_int8",
+    "store_row_pair",
     "transpose_16x16",
     "transpose_16x16_to_panel",
     "vabs",

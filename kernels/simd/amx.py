@@ -1,4 +1,10 @@
-"""The tiles of AMX, which multiply bfloat16 and bytes."""
+"""Microkernels in AMX's tiles, which multiply bfloat16 and bytes.
+
+A processor with AMX has eight tiles of 16 rows × 64 bytes for each thread, named by number: here
+four of C, two of A, two of B. One instruction adds the product of a tile of A [16, 32] and a tile
+of B [32, 16], bfloat16 in the layout of panels, to a tile of C [16, 16], float32. With int8 A is
+[16, 64], B [64, 16] in the layout of quantized panels, and C int32.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +13,36 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.core.extending import intrinsic
 
 from ..jit import inline, jit
 from ..layout import LANES, QUANT_BLOCK, activation_scales_stride, padded, qx_stride
 from .int_tiles import (
     LINE,
-    activation_scales,
+    add_dequantized,
     all_lanes,
-    rows_of_line,
-    scales_of_block,
-    weight_scales,
-    worth,
+    k_per_line,
+    load_activation_scale,
+    load_weight_scales,
+    scales_per_block,
 )
-from .llvm import V16I, V64B, call, element, load_vector, store_vector
+from .llvm import V16I, V64B, call, element, intrinsic, literal_intrinsic, load_vector, store_vector
 from .memory import check, prefetch
 
-# Eight tiles of 16 rows × 64 bytes. A product reads bfloat16 A [16, 32] and B, half a panel's
-# block [32, 16] in pairs of rows, and adds to float32 C [16, 16]. Tiles are named by number:
-# four sums, two of A, two of B.
-AMX_ROWS = 16  # rows of A and C
-AMX_K = 32  # columns of A, rows of B
-_C, _A, _B = 0, 4, 6
-# Of int8, A is [16, 64] and B a block of a panel of whole numbers, [64, 16] in fours of rows.
+AMX_ROWS = 16  # rows of a tile of A and C
+AMX_K = 32  # columns of a tile of A, rows of a tile of B, in bfloat16
+_C, _A, _B = 0, 4, 6  # the first tile of each operand
 
-# Palette 1 and, for each tile, the bytes of a row and the number of rows: the 64 bytes that
-# LDTILECFG reads.
-_AMX_SHAPES = bytes([1, *[0] * 15, *[64, 0] * 8, *[0] * 16, *[16] * 8, *[0] * 8])
+# The 64 bytes that LDTILECFG reads: palette 1, then for each tile the bytes of a row, and the rows.
+_AMX_CONFIG = bytes([1, *[0] * 15, *[64, 0] * 8, *[0] * 16, *[16] * 8, *[0] * 8])
 
 
 def _tile_number(number: int) -> Any:
+    """A tile's number as the LLVM intrinsics take it."""
     return ir.Constant(ir.IntType(8), number)
 
 
 def _tile_memory(context, builder, kind, array, index, stride) -> tuple[Any, Any]:
-    """The address of a tile's first row in an array, and the bytes from row to row."""
+    """The address of a tile's first row in an array, and the stride of rows in bytes."""
     byte = ir.IntType(8).as_pointer()
     address = builder.bitcast(element(context, builder, kind, array, index), byte)
     return address, builder.mul(stride, stride.type(kind.dtype.bitwidth // 8))
@@ -49,11 +50,11 @@ def _tile_memory(context, builder, kind, array, index, stride) -> tuple[Any, Any
 
 @intrinsic
 def amx_configure_tiles(typingctx):
-    """Set up this thread's tiles; `amx_release_tiles` gives them back."""
+    """Configure this thread's tiles, until amx_release_tiles."""
 
     def codegen(context, builder, signature, arguments):
-        shapes = cgutils.global_constant(builder, "amx_shapes", cgutils.make_bytearray(_AMX_SHAPES))
-        pointer = builder.bitcast(shapes, ir.IntType(8).as_pointer())
+        config = cgutils.global_constant(builder, "amx_config", cgutils.make_bytearray(_AMX_CONFIG))
+        pointer = builder.bitcast(config, ir.IntType(8).as_pointer())
         call(builder, "llvm.x86.ldtilecfg", ir.VoidType(), pointer)
 
     return types.void(), codegen
@@ -61,6 +62,8 @@ def amx_configure_tiles(typingctx):
 
 @intrinsic
 def amx_release_tiles(typingctx):
+    """Return this thread's tiles to their initial state, so that the system need not save them."""
+
     def codegen(context, builder, signature, arguments):
         call(builder, "llvm.x86.tilerelease", ir.VoidType())
 
@@ -68,9 +71,9 @@ def amx_release_tiles(typingctx):
 
 
 def _amx_move(name: str, first: int) -> Any:
-    """A function that moves tile `first` + number from or to memory."""
+    """A function of compiled code that loads or stores tile `first` + number (a constant)."""
 
-    @intrinsic(prefer_literal=True)
+    @literal_intrinsic
     def move(typingctx, number, array, index, stride):
         tile = first + number.literal_value
 
@@ -90,9 +93,9 @@ _amx_load_c = _amx_move("llvm.x86.tileloadd64", _C)
 _amx_store_c = _amx_move("llvm.x86.tilestored64", _C)
 
 
-@intrinsic(prefer_literal=True)
+@literal_intrinsic
 def _amx_multiply(typingctx, row, column):
-    """C[row, column] += A[row] · B[column], both 0 or 1."""
+    """C[row, column] += A[row] · B[column], in bfloat16; row and column are constants, 0 or 1."""
     r, c = row.literal_value, column.literal_value
 
     def codegen(context, builder, signature, arguments):
@@ -104,7 +107,7 @@ def _amx_multiply(typingctx, row, column):
 
 @jit
 def amx_microkernel_32(c, ic, ldc, a, ia, lda, b, ib, panel, K):
-    """As the function of `microkernel`, for 32 rows × 2 panels of bfloat16; K % 32 = 0."""
+    """`microkernel` for 32 rows × 2 panels of bfloat16; K is a multiple of 32."""
     _check_amx(c, ic, ldc, a, ia, lda, b, ib, panel, K, 2 * AMX_ROWS)
     below_a, below_c = AMX_ROWS * lda, AMX_ROWS * ldc
     _amx_load_c(0, c, ic, ldc)
@@ -128,15 +131,15 @@ def amx_microkernel_32(c, ic, ldc, a, ia, lda, b, ib, panel, K):
 
 @jit
 def amx_microkernel_16(c, ic, ldc, a, ia, lda, b, ib, panel, K):
-    """The same for 16 rows × 2 panels, asking for what comes next of b meanwhile."""
+    """As amx_microkernel_32 for 16 rows × 2 panels; prefetches the rows of b that follow."""
     _check_amx(c, ic, ldc, a, ia, lda, b, ib, panel, K, AMX_ROWS)
     _amx_load_c(0, c, ic, ldc)
     _amx_load_c(1, c, ic + LANES, ldc)
     for k in range(0, K, AMX_K):
         _amx_load_a(0, a, ia + k, lda)
         for line in range(0, AMX_K * LANES, AMX_K):
-            prefetch(b, ib + k * LANES + _AMX_AHEAD + line)
-            prefetch(b, ib + panel + k * LANES + _AMX_AHEAD + line)
+            prefetch(b, ib + k * LANES + _PREFETCH_DISTANCE + line)
+            prefetch(b, ib + panel + k * LANES + _PREFETCH_DISTANCE + line)
         _amx_load_b(0, b, ib + k * LANES, AMX_K)
         _amx_multiply(0, 0)
         _amx_load_b(1, b, ib + panel + k * LANES, AMX_K)
@@ -145,20 +148,21 @@ def amx_microkernel_16(c, ic, ldc, a, ia, lda, b, ib, panel, K):
     _amx_store_c(1, c, ic + LANES, ldc)
 
 
-_AMX_AHEAD = 4 * AMX_K * LANES  # elements: 4 KiB
+_PREFETCH_DISTANCE = 4 * AMX_K * LANES  # elements: 4 KiB
 
 
 @inline
 def _check_amx(c, ic, ldc, a, ia, lda, b, ib, panel, K, rows):
+    """Bounds checks of the bfloat16 microkernels."""
     check(a, ia, ia + (rows - 1) * lda + K - 1)
     check(b, ib, ib + panel + K * LANES - 1)
     check(c, ic, ic + (rows - 1) * ldc + 2 * LANES - 1)
 
 
 def _amx_int_multiply(name: str) -> Any:
-    """As _amx_multiply, for bytes; sums are int32."""
+    """As _amx_multiply for bytes and sums in int32, by the LLVM intrinsic `name`."""
 
-    @intrinsic(prefer_literal=True)
+    @literal_intrinsic
     def multiply(typingctx, row, column):
         r, c = row.literal_value, column.literal_value
 
@@ -172,11 +176,12 @@ def _amx_int_multiply(name: str) -> Any:
 
 
 _amx_multiply_signed = _amx_int_multiply("llvm.x86.tdpbssd")
-_amx_multiply_unsigned = _amx_int_multiply("llvm.x86.tdpbsud")  # A signed, B not
+_amx_multiply_unsigned = _amx_int_multiply("llvm.x86.tdpbsud")  # A signed, B unsigned
 
 
-@intrinsic(prefer_literal=True)
+@literal_intrinsic
 def _amx_zero(typingctx, number):
+    """Zero C tile `number`, a constant."""
     tile = _C + number.literal_value
 
     def codegen(context, builder, signature, arguments):
@@ -186,8 +191,8 @@ def _amx_zero(typingctx, number):
 
 
 @intrinsic
-def _halves_of_bytes(typingctx, source, index, target, offset):
-    """64 bytes of pairs to 128: the low halves of all, then the high halves."""
+def _unpack_int4(typingctx, source, index, target, offset):
+    """Write a line of int4, 64 bytes, as 128 bytes: the low halves, then the high halves."""
 
     def codegen(context, builder, signature, arguments):
         source, index, target, offset = arguments
@@ -205,73 +210,77 @@ def _halves_of_bytes(typingctx, source, index, target, offset):
 
 
 @intrinsic
-def _accumulate_dequantized(typingctx, sums, index, c, ic, units, iu, b, scales, isc):
-    """c[16] += what sixteen int32 of `sums` are worth, as _int_tile_accumulate does it."""
+def _accumulate_dequantized(typingctx, sums, index, c, ic, xs, ixs, b, ws, iws):
+    """C[16] += sixteen int32 of `sums`, dequantized by the scales of activations and weights."""
 
     def codegen(context, builder, signature, arguments):
-        sums, index, c, ic, units, iu, _, scales, isc = arguments
-        kind, _, kind_c, _, kind_u, _, kind_b, kind_s, _ = signature.args
+        sums, index, c, ic, xs, ixs, _, ws, iws = arguments
+        kind, _, kind_c, _, kind_xs, _, kind_b, kind_ws, _ = signature.args
         address = element(context, builder, kind, sums, index)
-        whole = builder.load(builder.bitcast(address, V16I.as_pointer()), align=4)
-        row = activation_scales(context, builder, kind_u, units, iu)
-        column = weight_scales(context, builder, kind_s, scales, isc, kind_b)
+        dot = builder.load(builder.bitcast(address, V16I.as_pointer()), align=4)
+        row = load_activation_scale(context, builder, kind_xs, xs, ixs)
+        column = load_weight_scales(context, builder, kind_ws, ws, iws, kind_b)
         target = element(context, builder, kind_c, c, ic)
-        value = worth(builder, whole, row, column, load_vector(builder, kind_c, target))
-        store_vector(builder, kind_c, value, target)
+        before = load_vector(builder, kind_c, target)
+        store_vector(builder, kind_c, add_dequantized(builder, before, dot, row, column), target)
 
     n = types.intp
-    return types.void(sums, n, c, n, units, n, b, scales, n), codegen
+    return types.void(sums, n, c, n, xs, n, b, ws, n), codegen
 
 
-AMX_INT_SCRATCH = (2 * QUANT_BLOCK * LANES + 4 * 4 * AMX_ROWS * LANES) // 4  # float32
+_BLOCK_BYTES = QUANT_BLOCK * LANES  # a block of a panel in int8
+_C_BYTES = 4 * AMX_ROWS * LANES  # a tile of C
+# float32 elements of scratch: two blocks of unpacked int4, four tiles of C
+AMX_INT_SCRATCH = (2 * _BLOCK_BYTES + 4 * _C_BYTES) // 4
 
 
-def _amx_int_microkernel(multiply: Any, pairs: bool) -> Any:
-    """c [rows, 32] += x[m : m + rows, :] · two panels of w, from number `panel` on.
+def _amx_int_microkernel(multiply: Any, int4: bool) -> Any:
+    """Make the function that adds x[m : m + rows, :] · two panels of w to C [rows, 32].
 
-    pairs  w is int4: each block of a panel is first spread to bytes
+    int4  unpack each block of a panel to bytes first
     """
 
     @jit
     def gemm_accumulate(c, ic, ldc, x, m, w, panel, rows, K, scratch):
-        """
+        """Add A · B to C [rows, 32].
+
         c        float32 at ic, rows `ldc` apart
-        x, w     Rows and QuantizedMatrix of K terms; x has room for whole tiles of rows
+        x        QuantizedActivations with K columns, with memory for full tiles of rows from m on
+        w        QuantizedMatrix with K rows; B is its panels `panel` and `panel` + 1
         scratch  float32 [AMX_INT_SCRATCH]
         """
-        lines, step = QUANT_BLOCK // rows_of_line(w.numbers), scales_of_block(w.numbers)
-        ld, ldu, blocks = (
+        lines, step = QUANT_BLOCK // k_per_line(w.qweight), scales_per_block(w.qweight)
+        ld, ldxs, blocks = (
             qx_stride(K),
             activation_scales_stride(K),
             (K + QUANT_BLOCK - 1) // QUANT_BLOCK,
         )
-        size, size_of_scales = blocks * lines * LINE, blocks * step
-        whole = QUANT_BLOCK * LANES
-        spread = scratch[: 2 * whole // 4].view(w.numbers.dtype)
-        sums = scratch[2 * whole // 4 : AMX_INT_SCRATCH].view(np.int32)
-        check(x.numbers, m * ld, (m + padded(rows, AMX_ROWS) - 1) * ld + blocks * QUANT_BLOCK - 1)
-        check(w.numbers, panel * size, (panel + 2) * size - 1)
-        check(w.scales, panel * size_of_scales, (panel + 2) * size_of_scales - 1)
+        panel_size, panel_scales = blocks * lines * LINE, blocks * step
+        unpacked = scratch[: 2 * _BLOCK_BYTES // 4].view(w.qweight.dtype)
+        sums = scratch[2 * _BLOCK_BYTES // 4 : AMX_INT_SCRATCH].view(np.int32)
+        check(x.qx, m * ld, (m + padded(rows, AMX_ROWS) - 1) * ld + blocks * QUANT_BLOCK - 1)
+        check(w.qweight, panel * panel_size, (panel + 2) * panel_size - 1)
+        check(w.scales, panel * panel_scales, (panel + 2) * panel_scales - 1)
         check(c, ic, ic + (rows - 1) * ldc + 2 * LANES - 1)
         for block in range(blocks):
-            ib = panel * size + block * lines * LINE
-            if pairs:
+            ib = panel * panel_size + block * lines * LINE
+            if int4:
                 for line in range(lines):
-                    here = ib + line * LINE
-                    _halves_of_bytes(w.numbers, here, spread, 2 * line * LINE)
-                    _halves_of_bytes(w.numbers, here + size, spread, whole + 2 * line * LINE)
-                _amx_load_b(0, spread, 0, QUANT_BLOCK)
-                _amx_load_b(1, spread, whole, QUANT_BLOCK)
+                    i, to = ib + line * LINE, 2 * line * LINE
+                    _unpack_int4(w.qweight, i, unpacked, to)
+                    _unpack_int4(w.qweight, i + panel_size, unpacked, _BLOCK_BYTES + to)
+                _amx_load_b(0, unpacked, 0, QUANT_BLOCK)
+                _amx_load_b(1, unpacked, _BLOCK_BYTES, QUANT_BLOCK)
             else:
-                _amx_load_b(0, w.numbers, ib, QUANT_BLOCK)
-                _amx_load_b(1, w.numbers, ib + size, QUANT_BLOCK)
-            isc = panel * size_of_scales + block * step
+                _amx_load_b(0, w.qweight, ib, QUANT_BLOCK)
+                _amx_load_b(1, w.qweight, ib + panel_size, QUANT_BLOCK)
+            iws = panel * panel_scales + block * step
             row = 0
             while row < rows:
                 ia = (m + row) * ld + block * QUANT_BLOCK
                 _amx_zero(0)
                 _amx_zero(1)
-                _amx_load_a(0, x.numbers, ia, ld)
+                _amx_load_a(0, x.qx, ia, ld)
                 multiply(0, 0)
                 multiply(0, 1)
                 _amx_store_c(0, sums, 0, 2 * LANES)
@@ -279,26 +288,25 @@ def _amx_int_microkernel(multiply: Any, pairs: bool) -> Any:
                 if row + AMX_ROWS < rows:
                     _amx_zero(2)
                     _amx_zero(3)
-                    _amx_load_a(1, x.numbers, ia + AMX_ROWS * ld, ld)
+                    _amx_load_a(1, x.qx, ia + AMX_ROWS * ld, ld)
                     multiply(1, 0)
                     multiply(1, 1)
                     _amx_store_c(2, sums, AMX_ROWS * 2 * LANES, 2 * LANES)
                     _amx_store_c(3, sums, AMX_ROWS * 2 * LANES + LANES, 2 * LANES)
                 for r in range(min(2 * AMX_ROWS, rows - row)):
-                    iu = (m + row + r) * ldu + 2 * block
-                    here = ic + (row + r) * ldc
-                    at = r * 2 * LANES
+                    ixs = (m + row + r) * ldxs + 2 * block
+                    i, to = r * 2 * LANES, ic + (row + r) * ldc
                     _accumulate_dequantized(
-                        sums, at, c, here, x.units, iu, w.numbers, w.scales, isc
+                        sums, i, c, to, x.scales_and_sums, ixs, w.qweight, w.scales, iws
                     )
                     _accumulate_dequantized(
-                        sums, at + LANES, c, here + LANES, x.units, iu,
-                        w.numbers, w.scales, isc + size_of_scales,
+                        sums, i + LANES, c, to + LANES, x.scales_and_sums, ixs,
+                        w.qweight, w.scales, iws + panel_scales,
                     )  # fmt: skip
                 row += 2 * AMX_ROWS
 
     return gemm_accumulate
 
 
-amx_microkernel_int8 = _amx_int_microkernel(_amx_multiply_signed, pairs=False)
-amx_microkernel_int4 = _amx_int_microkernel(_amx_multiply_unsigned, pairs=True)
+amx_microkernel_int8 = _amx_int_microkernel(_amx_multiply_signed, int4=False)
+amx_microkernel_int4 = _amx_int_microkernel(_amx_multiply_unsigned, int4=True)

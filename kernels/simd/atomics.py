@@ -1,17 +1,19 @@
-"""What the threads of a team share: numbers that change in one step."""
+"""What threads that wait for each other need: atomic numbers, pause and sleep."""
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 from llvmlite import ir
 from numba.core import types
-from numba.core.extending import intrinsic
 
-from .llvm import call, cpu_features, element
+from .llvm import call, cpu_features, element, intrinsic
 
 
 @intrinsic
 def atomic_add(typingctx, array, index, value):
-    """Add to an element of an int64 array in one step; returns what was there before."""
+    """Add to an element of an int64 array atomically; returns its former value."""
 
     def codegen(context, builder, signature, arguments):
         address = element(context, builder, signature.args[0], *arguments[:2])
@@ -22,7 +24,7 @@ def atomic_add(typingctx, array, index, value):
 
 @intrinsic
 def atomic_load(typingctx, array, index):
-    """An element of an int64 array as the other threads last left it."""
+    """Load an element of an int64 array with what other threads stored."""
 
     def codegen(context, builder, signature, arguments):
         address = element(context, builder, signature.args[0], *arguments)
@@ -33,7 +35,7 @@ def atomic_load(typingctx, array, index):
 
 @intrinsic
 def atomic_store(typingctx, array, index, value):
-    """Write an element of an int64 array for the other threads to see."""
+    """Store to an element of an int64 array, visibly to other threads."""
 
     def codegen(context, builder, signature, arguments):
         address = element(context, builder, signature.args[0], *arguments[:2])
@@ -47,10 +49,20 @@ _IS_X86 = "sse2" in cpu_features()
 
 @intrinsic
 def pause(typingctx):
-    """Tell the processor that this loop only waits."""
+    """Hint to the processor that this is a spin loop."""
 
     def codegen(context, builder, signature, arguments):
         if _IS_X86:
             call(builder, "llvm.x86.sse2.pause", ir.VoidType())
 
     return types.void(), codegen
+
+
+# The system's own functions, which C would link; LLVM finds them in the running process.
+sleep: Any
+if sys.platform == "win32":
+    sleep = types.ExternalFunction("Sleep", types.void(types.uint32))
+    SLEEP_TIME = 0  # milliseconds: yields to another thread that is ready to run
+else:
+    sleep = types.ExternalFunction("usleep", types.int32(types.uint32))
+    SLEEP_TIME = 5  # microseconds; the system adds some

@@ -1,11 +1,12 @@
-"""What LLVM is asked for: types, processors, and the instructions that the others are made of."""
+"""LLVM types, the processor's features, and helpers that emit instructions for the other files."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, cast
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils, extending, types
 from numba.core.extending import models, register_model
 from numba.core.registry import cpu_target
 
@@ -23,10 +24,29 @@ V16B = ir.VectorType(I8, LANES)
 V64B = ir.VectorType(I8, 4 * LANES)
 
 
-def cpu_features() -> frozenset[str]:
-    """The features that code is compiled for, as LLVM names them: `avx2`, `fma`, `avx512f`, ….
+_Parameters = ParamSpec("_Parameters")
+_Typing = Callable[Concatenate[Any, _Parameters], Any]
 
-    They are Numba's, so NUMBA_CPU_NAME and NUMBA_CPU_FEATURES mask them.
+
+def intrinsic(typing: _Typing[_Parameters]) -> Callable[_Parameters, Any]:
+    """Numba's decorator for a function of compiled code that is written in LLVM's instructions.
+
+    `typing` takes the typing context and the Numba types of the arguments; it returns the
+    signature and a function that emits the instructions. The parameters after the context are
+    those of the function that compiled code calls.
+    """
+    return cast(Callable[_Parameters, Any], extending.intrinsic(typing))
+
+
+def literal_intrinsic(typing: _Typing[_Parameters]) -> Callable[_Parameters, Any]:
+    """As `intrinsic`; constants among the arguments arrive as literal types, with their values."""
+    return cast(Callable[_Parameters, Any], extending.intrinsic(prefer_literal=True)(typing))
+
+
+def cpu_features() -> frozenset[str]:
+    """The processor features that Numba compiles for, in LLVM's names: `avx2`, `fma`, `avx512f`, ….
+
+    NUMBA_CPU_NAME and NUMBA_CPU_FEATURES override those of this processor.
     """
     _, _, features = cpu_target.target_context.codegen().magic_tuple()
     return frozenset(name[1:] for name in features.split(",") if name.startswith("+"))
@@ -34,12 +54,12 @@ def cpu_features() -> frozenset[str]:
 
 AMX = "amx-bf16" in cpu_features() and amx_allowed()
 AMX_INT8 = "amx-int8" in cpu_features() and amx_allowed()
-# Products of two bfloat16 are instructions of their own: what is multiplied is held so, too.
+# Whether the processor multiplies bfloat16 itself. Then A operands are stored as bfloat16, too.
 BF16_PRODUCTS = AMX or "avx512bf16" in cpu_features()
 
 
 class VectorType(types.Type):
-    """Sixteen float32."""
+    """The Numba type of a vector of sixteen float32."""
 
     def __init__(self) -> None:
         super().__init__(name="Vector16f")
@@ -61,19 +81,19 @@ def element(context: Any, builder: Any, array_type: Any, array: Any, index: Any)
 
 
 def at(builder: Any, start: Any, stride: Any, times: int) -> Any:
-    """start + stride · times"""
+    """start + stride · times, for offsets and strides known at run time."""
     return builder.add(start, builder.mul(stride, ir.Constant(stride.type, times)))
 
 
 def widen(builder: Any, halves: Any, to: Any) -> Any:
-    """bfloat16 to float32: the bits, moved to the upper half."""
-    whole = V16I if isinstance(to, ir.VectorType) else I32
-    shift = ir.Constant(whole, [16] * LANES if whole is V16I else 16)
-    return builder.bitcast(builder.shl(builder.zext(halves, whole), shift), to)
+    """bfloat16 to float32, exactly: its bits are the upper half of a float32."""
+    wide = V16I if isinstance(to, ir.VectorType) else I32
+    shift = ir.Constant(wide, [16] * LANES if wide is V16I else 16)
+    return builder.bitcast(builder.shl(builder.zext(halves, wide), shift), to)
 
 
 def load_vector(builder: Any, array_type: Any, address: Any) -> Any:
-    """Sixteen elements from any address that an element may have."""
+    """Load sixteen elements as float32; aligned like an element, not like a vector."""
     narrow = array_type.dtype == types.uint16
     pointer = builder.bitcast(address, (V16H if narrow else V16F).as_pointer())
     value = builder.load(pointer, align=2 if narrow else 4)
@@ -81,12 +101,13 @@ def load_vector(builder: Any, array_type: Any, address: Any) -> Any:
 
 
 def load_scalar(builder: Any, array_type: Any, address: Any) -> Any:
+    """Load one element as float32."""
     value = builder.load(address)
     return widen(builder, value, F32) if array_type.dtype == types.uint16 else value
 
 
 def narrow(builder: Any, value: Any) -> Any:
-    """float32 to bfloat16 as integers: to the nearest, halves to the even one; NaN stays NaN."""
+    """float32 to the bits of bfloat16, rounded to nearest, ties to even; NaN stays NaN."""
     wide = isinstance(value.type, ir.VectorType)
     kind, half = (V16I, V16H) if wide else (I32, I16)
 
@@ -101,24 +122,25 @@ def narrow(builder: Any, value: Any) -> Any:
 
 
 def as_stored(builder: Any, array_type: Any, value: Any) -> Any:
-    """float32 in the type of an array's elements."""
+    """float32 converted to the dtype of an array."""
     return narrow(builder, value) if array_type.dtype == types.uint16 else value
 
 
-def store_int8(builder: Any, value: Any, address: Any) -> None:
-    """Sixteen whole numbers −128 … 127, as float32, to int8."""
-    whole = builder.trunc(builder.fptosi(value, V16I), V16B)
-    builder.store(whole, builder.bitcast(address, V16B.as_pointer()), align=1)
+def emit_store_int8(builder: Any, value: Any, address: Any) -> None:
+    """Store sixteen float32 with integral values −128 … 127 as int8."""
+    integers = builder.trunc(builder.fptosi(value, V16I), V16B)
+    builder.store(integers, builder.bitcast(address, V16B.as_pointer()), align=1)
 
 
 def store_vector(builder: Any, array_type: Any, value: Any, address: Any) -> None:
-    """Sixteen float32 to any address that an element may have, in the type of the array."""
+    """Store sixteen float32 in the dtype of an array; aligned like an element."""
     value = as_stored(builder, array_type, value)
     align = 2 if array_type.dtype == types.uint16 else 4
     builder.store(value, builder.bitcast(address, value.type.as_pointer()), align=align)
 
 
 def broadcast(builder: Any, scalar: Any) -> Any:
+    """A vector with a float32 in every lane."""
     one = builder.insert_element(ir.Constant(V16F, ir.Undefined), scalar, ir.Constant(I32, 0))
     return builder.shuffle_vector(one, one, ir.Constant(V16I, [0] * LANES))
 
@@ -130,13 +152,13 @@ def call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
 
 
 def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """a · b + c, rounded once where the processor can, as two operations where it can not."""
+    """a · b + c: fused, rounded once, if the processor has the instruction, else two operations."""
     kind = "v16f32" if isinstance(a.type, ir.VectorType) else "f32"
     return call(builder, f"llvm.fmuladd.{kind}", a.type, a, b, c)
 
 
 def first_lanes(builder: Any, count: Any) -> Any:
-    """A mask of the first `count` lanes."""
+    """A mask with the first `count` lanes set."""
     lanes = ir.Constant(V16I, list(range(LANES)))
     limit = builder.trunc(count, I32)
     wide = builder.insert_element(ir.Constant(V16I, ir.Undefined), limit, ir.Constant(I32, 0))
@@ -145,7 +167,7 @@ def first_lanes(builder: Any, count: Any) -> Any:
 
 
 def load_lanes(builder: Any, array_type: Any, address: Any, count: Any) -> Any:
-    """The first `count` of sixteen elements; the other lanes are 0 and are not read."""
+    """Load the first `count` of sixteen elements; the other lanes are 0 and are not read."""
     narrow = array_type.dtype == types.uint16
     kind = V16H if narrow else V16F
     pointer = builder.bitcast(address, kind.as_pointer())

@@ -1,14 +1,14 @@
-"""Between arrays and vectors, with the bounds checks that NUMBA_BOUNDSCHECK asks for."""
+"""Loads and stores between arrays and vectors, with bounds checks if NUMBA_BOUNDSCHECK is set."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, config, types
-from numba.core.extending import intrinsic, register_jitable
+from numba.core import cgutils, types
+from numba.core.extending import register_jitable
 
-from ..jit import inline
+from ..jit import BOUNDS_CHECK, inline
 from ..layout import LANES, activation_scales_stride, padded, panels_size, qx_stride, row_stride
 from .llvm import (
     I32,
@@ -18,26 +18,27 @@ from .llvm import (
     at,
     call,
     element,
+    emit_store_int8,
     first_lanes,
+    intrinsic,
     load_lanes,
     load_scalar,
     load_vector,
     narrow,
-    store_int8,
     store_vector,
     vector_type,
 )
 
-# What NumPy and compiled code count with alike.
+# Sizes and strides that Python and compiled code compute alike.
 for _function in (padded, row_stride, qx_stride, activation_scales_stride, panels_size):
     register_jitable(_function)
 
 
-if config.BOUNDSCHECK:
+if BOUNDS_CHECK:
 
     @inline
     def check(array, first, last):
-        """Raise where elements first … last are not all inside."""
+        """Raise IndexError unless elements first … last are inside the array."""
         if first < 0 or last >= array.size:
             raise IndexError("a vector reaches outside its array")
 
@@ -45,7 +46,7 @@ else:
 
     @inline
     def check(array, first, last):
-        """Nothing, without the flag."""
+        """Do nothing: bounds are not checked."""
 
 
 @intrinsic
@@ -94,28 +95,28 @@ def _store_first(typingctx, vector, array, index, count):
 
 @inline
 def load(array, index):
-    """Elements index … index + 15 as a vector."""
+    """Load elements index … index + 15 as a vector."""
     check(array, index, index + LANES - 1)
     return _load(array, index)
 
 
 @inline
 def store(vector, array, index):
-    """Write the lanes to elements index … index + 15."""
+    """Store the lanes to elements index … index + 15."""
     check(array, index, index + LANES - 1)
     _store(vector, array, index)
 
 
 @inline
 def load_first(array, index, count):
-    """As `load`, of `count` ≤ 16 elements; the other lanes are 0 and their memory is not read."""
+    """Load `count` ≤ 16 elements; the other lanes are 0 and their memory is not read."""
     check(array, index, index + count - 1)
     return _load_first(array, index, count)
 
 
 @inline
 def store_first(vector, array, index, count):
-    """As `store`, of the first `count` ≤ 16 lanes."""
+    """Store the first `count` ≤ 16 lanes."""
     check(array, index, index + count - 1)
     _store_first(vector, array, index, count)
 
@@ -141,31 +142,31 @@ def _put(typingctx, value, array, index):
 
 @inline
 def get(array, index):
-    """One element as float32."""
+    """Load one element as float32."""
     check(array, index, index)
     return _get(array, index)
 
 
 @inline
 def put(value, array, index):
-    """Write a float32 to one element."""
+    """Store a float32 to one element."""
     check(array, index, index)
     _put(value, array, index)
 
 
 @inline
 def panel_offset(array, k, lane):
-    """Where in a panel of the array's type the element in row k and column `lane` lies."""
+    """The offset of row k and column `lane` in a panel of the dtype of `array`."""
     if array.itemsize == 2:
         return (k - k % 2) * LANES + 2 * lane + k % 2
     return k * LANES + lane
 
 
-def store_pair(
+def emit_store_row_pair(
     context: Any, builder: Any, kind: Any, first: Any, second: Any, panel: Any, start: Any
 ) -> None:
-    """Two vectors to rows k and k + 1 of a panel, an array of the type `kind`; the first, of an
-    even k, at `start`."""
+    """Store two vectors to rows k and k + 1 of a panel of Numba type `kind`; k is even and row k
+    begins at `start`."""
     address = element(context, builder, kind, panel, start)
     if kind.dtype == types.uint16:
         low, high = (builder.zext(narrow(builder, v), V16I) for v in (first, second))
@@ -178,54 +179,54 @@ def store_pair(
 
 
 @intrinsic
-def _store_two(typingctx, first, second, array, index):
+def _store_row_pair(typingctx, first, second, array, index):
     def codegen(context, builder, signature, arguments):
-        store_pair(context, builder, signature.args[2], *arguments)
+        emit_store_row_pair(context, builder, signature.args[2], *arguments)
 
     return types.void(first, second, array, types.intp), codegen
 
 
 @inline
-def store_two(first, second, array, index):
-    """Write rows k and k + 1 of a panel, k even, the first of them at `index`."""
+def store_row_pair(first, second, array, index):
+    """Store two vectors to rows k and k + 1 of a panel; k is even and row k begins at `index`."""
     check(array, index, index + 2 * LANES - 1)
-    _store_two(first, second, array, index)
+    _store_row_pair(first, second, array, index)
 
 
 @intrinsic
-def _store_numbers(typingctx, vector, array, index):
+def _store_int8(typingctx, vector, array, index):
     def codegen(context, builder, signature, arguments):
         value, target, offset = arguments
         address = element(context, builder, signature.args[1], target, offset)
-        store_int8(builder, value, address)
+        emit_store_int8(builder, value, address)
 
     return types.void(vector, array, types.intp), codegen
 
 
 @inline
-def store_numbers(vector, array, index):
-    """Write whole numbers −128 … 127 to elements index … index + 15 of an int8 array."""
+def store_int8(vector, array, index):
+    """Store lanes with integral values −128 … 127 to elements index … index + 15 of int8."""
     check(array, index, index + LANES - 1)
-    _store_numbers(vector, array, index)
+    _store_int8(vector, array, index)
 
 
 @intrinsic
 def _store_bytes(typingctx, a, b, c, d, array, index):
     def codegen(context, builder, signature, arguments):
         *vectors, target, offset = arguments
-        whole = ir.Constant(V16I, [0] * LANES)
+        packed = ir.Constant(V16I, [0] * LANES)
         for byte, vector in enumerate(vectors):
             bits = builder.and_(builder.fptosi(vector, V16I), ir.Constant(V16I, [255] * LANES))
-            whole = builder.or_(whole, builder.shl(bits, ir.Constant(V16I, [8 * byte] * LANES)))
+            packed = builder.or_(packed, builder.shl(bits, ir.Constant(V16I, [8 * byte] * LANES)))
         address = element(context, builder, signature.args[4], target, offset)
-        builder.store(whole, builder.bitcast(address, V16I.as_pointer()), align=1)
+        builder.store(packed, builder.bitcast(address, V16I.as_pointer()), align=1)
 
     return types.void(a, b, c, d, array, types.intp), codegen
 
 
 @inline
 def store_bytes(a, b, c, d, array, index):
-    """Write the lanes of four vectors of whole numbers −128 … 255, as bytes, lane by lane."""
+    """Store four vectors with integral values −128 … 255 as bytes: a[0] b[0] c[0] d[0] a[1] …"""
     check(array, index, index + 4 * LANES - 1)
     _store_bytes(a, b, c, d, array, index)
 
@@ -248,27 +249,27 @@ def _load_strided(typingctx, array, index, stride):
 
 @inline
 def load_strided(array, index, stride):
-    """Sixteen elements `stride` apart as a vector."""
+    """Load sixteen elements `stride` apart as a vector."""
     check(array, index, index + (LANES - 1) * stride)
     return _load_strided(array, index, stride)
 
 
 @intrinsic
 def prefetch(typingctx, array, index):
-    """Ask for the cache line of element `index`, to L2; it may lie outside: nothing is read."""
+    """Prefetch the cache line of element `index` to L2; it may lie outside the array."""
 
     def codegen(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
         address = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
-        read, keep, is_data = (ir.Constant(I32, number) for number in (0, 2, 1))
-        call(builder, "llvm.prefetch.p0", ir.VoidType(), address, read, keep, is_data)
+        read, locality, is_data = (ir.Constant(I32, number) for number in (0, 2, 1))
+        call(builder, "llvm.prefetch.p0", ir.VoidType(), address, read, locality, is_data)
 
     return types.void(array, types.intp), codegen
 
 
 @inline
-def prefetch_two(b, index):
-    """Ask for rows k and k + 1 of a panel."""
+def prefetch_row_pair(b, index):
+    """Prefetch rows k and k + 1 of a panel; k is even and row k begins at `index`."""
     prefetch(b, index)
     if b.itemsize == 4:
         prefetch(b, index + LANES)
@@ -276,10 +277,10 @@ def prefetch_two(b, index):
 
 @intrinsic
 def array_at(typingctx, address, size, like):
-    """The `size` elements at `address` as an array of the type of the array `like`.
+    """The `size` elements at `address` as a 1-D array of the dtype of `like`.
 
-    A table of addresses is how weights reach compiled code: its type is the same for every number
-    of layers. The caller keeps the memory alive.
+    Weights reach compiled code as a table of addresses, whose type is the same for any number of
+    layers. The caller keeps the memory alive.
     """
 
     def codegen(context, builder, signature, arguments):

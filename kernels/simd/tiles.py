@@ -1,4 +1,4 @@
-"""Tiles of sums in registers: the inside of every product of floats."""
+"""Register tiles for float products: the microkernel, a tile of C that stays in registers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.core.extending import intrinsic, models, register_model
+from numba.core.extending import models, register_model
 
 from ..jit import jit
 from ..layout import LANES
@@ -19,31 +19,37 @@ from .llvm import (
     call,
     cpu_features,
     element,
+    intrinsic,
+    literal_intrinsic,
     load_scalar,
     load_vector,
     multiply_add,
     store_vector,
 )
-from .memory import check, prefetch_two
+from .memory import check, prefetch_row_pair
 
 
 def _tile_shape() -> tuple[int, int]:
-    """(rows, vectors) of the largest tile that fits in registers with a row of b."""
+    """(rows, vectors) of the largest tile that fits into registers beside a row of B."""
     features = cpu_features()
-    if "avx512f" in features:  # 32 registers of 16 lanes: 24 sums
+    if "avx512f" in features:  # 32 registers of 16 lanes, 24 of them sums
         return 12, 2
-    if "avx2" in features:  # 16 registers of 8 lanes: 12 sums
+    if "avx2" in features:  # 16 registers of 8 lanes, 12 of them sums
         return 6, 1
-    if "neon" in features:  # 32 registers of 4 lanes: 24 sums
+    if "neon" in features:  # 32 registers of 4 lanes, 24 of them sums
         return 6, 1
-    return 2, 1  # 16 registers of 4 lanes: 8 sums
+    return 2, 1  # 16 registers of 4 lanes, 8 of them sums
 
 
 TILE_ROWS, TILE_VECTORS = _tile_shape()
+# Up to MANY_ROWS rows a product waits for memory: a single row takes four panels at a time, and
+# smaller tiles prefetch the next panels. With more rows it waits for arithmetic, and the largest
+# tile is fastest.
+MANY_ROWS = 16
 
 
 class TileType(types.Type):
-    """`rows` × `vectors` vectors of LLVM's type `vector`, row by row."""
+    """A tile of `rows` × `vectors` vectors of the LLVM type `vector`, row by row."""
 
     def __init__(self, rows: int, vectors: int, vector: ir.Type) -> None:
         self.rows = rows
@@ -58,10 +64,10 @@ class _TileModel(models.PrimitiveModel):
         super().__init__(manager, tile, ir.ArrayType(tile.vector, tile.rows * tile.vectors))
 
 
-def zeros_of(vector: ir.Type) -> Any:
-    """A function for compiled code: a tile of zeros; its arguments are literal numbers."""
+def make_tile_zeros(vector: ir.Type) -> Any:
+    """A function for compiled code that returns a tile of zeros; rows and vectors are constants."""
 
-    @intrinsic(prefer_literal=True)
+    @literal_intrinsic
     def zeros(typingctx, rows, vectors):
         tile = TileType(rows.literal_value, vectors.literal_value, vector)
 
@@ -73,15 +79,15 @@ def zeros_of(vector: ir.Type) -> Any:
     return zeros
 
 
-_tile_zeros = zeros_of(V16F)
+_tile_zeros = make_tile_zeros(V16F)
 
 
-def _row_of_panel(context: Any, builder: Any, kind: Any, array: Any, first: Any, odd: int) -> Any:
-    """Row k or k + 1 (`odd`) of a panel, k even, whose row k begins at element `first`."""
+def _panel_row(context: Any, builder: Any, kind: Any, array: Any, first: Any, odd: int) -> Any:
+    """Row k + odd of a panel as float32; k is even, and row k begins at element `first`."""
     if kind.dtype != types.uint16:
         start = builder.add(first, first.type(LANES * odd))
         return load_vector(builder, kind, element(context, builder, kind, array, start))
-    # Two bfloat16 in 32 bits: either is a float32 once the other's bits are gone.
+    # Two bfloat16 in 32 bits: each becomes a float32 by clearing the bits of the other.
     address = builder.bitcast(element(context, builder, kind, array, first), V16I.as_pointer())
     pairs = builder.load(address, align=2)
     if odd:
@@ -92,10 +98,10 @@ def _row_of_panel(context: Any, builder: Any, kind: Any, array: Any, first: Any,
 
 
 def _add_row(context: Any, builder: Any, tile: Any, kinds: Any, values: Any, odd: int) -> Any:
-    """acc[r, v] += a[r, k] · b[k, v] for the even k at the given places, or for k + 1 (`odd`)."""
+    """acc[r, v] += a[r, k + odd] · b[k + odd, v], for the even k that the offsets point to."""
     acc, a, ia, lda, b, ib, panel = values
     rows = [
-        _row_of_panel(context, builder, kinds[4], b, at(builder, ib, panel, v), odd)
+        _panel_row(context, builder, kinds[4], b, at(builder, ib, panel, v), odd)
         for v in range(tile.vectors)
     ]
     for r in range(tile.rows):
@@ -109,17 +115,17 @@ def _add_row(context: Any, builder: Any, tile: Any, kinds: Any, values: Any, odd
     return acc
 
 
-def _read_again(builder: Any) -> None:
-    """No instruction, but LLVM keeps nothing in registers over it that it can read again.
+def _compiler_barrier(builder: Any) -> None:
+    """No instruction; LLVM reloads from memory after it what it loaded before it.
 
-    Else it would keep the pairs of an even row for the odd one, and write sums to memory instead.
+    Without it LLVM keeps the pairs of an even row in registers for the odd row, and spills sums.
     """
-    nothing = ir.FunctionType(ir.VoidType(), [])
-    builder.asm(nothing, "", "~{memory}", [], side_effect=True)
+    no_result = ir.FunctionType(ir.VoidType(), [])
+    builder.asm(no_result, "", "~{memory}", [], side_effect=True)
 
 
-class _BFloat(ir.Type):
-    """LLVM's bfloat, which llvmlite has no name for."""
+class _BFloat(ir.Type):  # type: ignore[misc]  # llvmlite has no types
+    """LLVM's type bfloat, which llvmlite does not offer."""
 
     def _to_string(self) -> str:
         return "bfloat"
@@ -129,7 +135,7 @@ _V32B = ir.VectorType(_BFloat(), 2 * LANES)
 
 
 def _add_pairs(context: Any, builder: Any, tile: Any, kinds: Any, values: Any) -> Any:
-    """The same for k and k + 1 at once, of a and b in bfloat16, by AVX-512's instruction for it."""
+    """acc[r, v] += a[r, k] · b[k, v] + a[r, k + 1] · b[k + 1, v] in bfloat16, by AVX-512 BF16."""
     acc, a, ia, lda, b, ib, panel = values
 
     def pairs(kind: Any, array: Any, index: Any, to: Any) -> Any:
@@ -161,7 +167,7 @@ def _tile_two(typingctx, tile, a, ia, lda, b, ib, panel):
         _, *offsets = arguments
         acc = _add_row(context, builder, tile, signature.args, arguments, 0)
         if b.dtype == types.uint16:
-            _read_again(builder)
+            _compiler_barrier(builder)
         return _add_row(context, builder, tile, signature.args, [acc, *offsets], 1)
 
     n = types.intp
@@ -193,28 +199,29 @@ def _tile_accumulate(typingctx, tile, c, ic, ldc):
     return types.void(tile, c, types.intp, types.intp), codegen
 
 
-def microkernel(rows: int, vectors: int, ahead: bool) -> Any:
-    """c[r, v] += Σ_k a[r, k] · b[k, v]: a function for tiles of rows × (16 · vectors) elements.
+def microkernel(rows: int, vectors: int, prefetch_next: bool) -> Any:
+    """Make the function that adds A · B to a tile of C, rows × (16 · vectors) elements.
 
-    Each sum is one chain of multiply-adds in the order of k, begun with 0. With `ahead`, the
-    same rows of the panels that follow are asked for meanwhile.
+    C[r, v] += Σ_k A[r, k] · B[k, v]; each sum is one chain of multiply-adds in the order of k that
+    starts from 0. With `prefetch_next` it also prefetches the same rows of the panels after b's.
     """
 
     @jit
     def gemm_accumulate(c, ic, ldc, a, ia, lda, b, ib, panel, K):
-        """
-        c  float32 [rows, vectors · 16] at ic, rows `ldc` apart
+        """Add A · B to a tile of C.
+
+        c  float32 [rows, 16 · vectors] at ic, rows `ldc` apart
         a  [rows, K] at ia, rows `lda` apart
-        b  [K, vectors · 16] in panels `panel` elements apart, the first at ib
+        b  [K, 16 · vectors] in panels `panel` elements apart, the first at ib
         """
         check(a, ia, ia + (rows - 1) * lda + K - 1)
         check(b, ib, ib + (vectors - 1) * panel + (K + K % 2 * (4 // b.itemsize - 1)) * LANES - 1)
         check(c, ic, ic + (rows - 1) * ldc + vectors * LANES - 1)
         acc = _tile_zeros(rows, vectors)
         for k in range(0, K - 1, 2):
-            if ahead:
+            if prefetch_next:
                 for v in range(vectors, 2 * vectors):
-                    prefetch_two(b, ib + v * panel + k * LANES)
+                    prefetch_row_pair(b, ib + v * panel + k * LANES)
             acc = _tile_two(acc, a, ia + k, lda, b, ib + k * LANES, panel)
         if K % 2:
             acc = _tile_one(acc, a, ia + K - 1, lda, b, ib + (K - 1) * LANES, panel)

@@ -1,4 +1,4 @@
-"""Sixteen float32 at once: arithmetic, comparisons, sums."""
+"""Vectors of sixteen float32: arithmetic, comparisons, reductions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.core.extending import intrinsic, overload
+from numba.core.extending import overload
 
 from ..layout import LANES
 from .llvm import (
@@ -16,6 +16,7 @@ from .llvm import (
     V16I,
     broadcast,
     call,
+    intrinsic,
     multiply_add,
     narrow,
     vector_type,
@@ -25,7 +26,7 @@ from .llvm import (
 
 @intrinsic
 def splat(typingctx, scalar):
-    """Sixteen times the same float32."""
+    """A vector with the same float32 in every lane."""
 
     def codegen(context, builder, signature, arguments):
         return broadcast(builder, arguments[0])
@@ -35,7 +36,7 @@ def splat(typingctx, scalar):
 
 @intrinsic
 def lane_ids(typingctx):
-    """0, 1, …, 15."""
+    """The vector 0, 1, …, 15."""
 
     def codegen(context, builder, signature, arguments):
         return ir.Constant(V16F, [float(lane) for lane in range(LANES)])
@@ -45,7 +46,7 @@ def lane_ids(typingctx):
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """a · b + c, for three vectors or three float32."""
+    """a · b + c of three vectors or three float32, fused where the processor can."""
 
     def codegen(context, builder, signature, arguments):
         return multiply_add(builder, *arguments)
@@ -55,7 +56,7 @@ def fma(typingctx, a, b, c):
 
 @intrinsic
 def vmax(typingctx, a, b):
-    """The greater of each pair of lanes; of a NaN and a number, the number."""
+    """The maximum, lane by lane; of NaN and a number, the number."""
 
     def codegen(context, builder, signature, arguments):
         return call(builder, "llvm.maxnum.v16f32", V16F, *arguments)
@@ -65,7 +66,7 @@ def vmax(typingctx, a, b):
 
 @intrinsic
 def vmin(typingctx, a, b):
-    """The smaller of each pair of lanes; of a NaN and a number, the number."""
+    """The minimum, lane by lane; of NaN and a number, the number."""
 
     def codegen(context, builder, signature, arguments):
         return call(builder, "llvm.minnum.v16f32", V16F, *arguments)
@@ -85,7 +86,7 @@ def vabs(typingctx, a):
 
 @intrinsic
 def vround(typingctx, a):
-    """Each lane to the nearest whole number, halves to the even one."""
+    """Each lane rounded to the nearest integer, ties to even."""
 
     def codegen(context, builder, signature, arguments):
         return call(builder, "llvm.rint.v16f32", V16F, *arguments)
@@ -95,7 +96,7 @@ def vround(typingctx, a):
 
 @intrinsic
 def vsqrt(typingctx, a):
-    """The root of each lane, correctly rounded."""
+    """The square root of each lane, correctly rounded."""
 
     def codegen(context, builder, signature, arguments):
         return call(builder, "llvm.sqrt.v16f32", V16F, *arguments)
@@ -105,7 +106,7 @@ def vsqrt(typingctx, a):
 
 @intrinsic
 def select_less(typingctx, a, b, then, otherwise):
-    """Lane by lane: `then` where a < b, else `otherwise` (also where either is NaN)."""
+    """`then` where a < b, else `otherwise`, lane by lane; `otherwise` if a or b is NaN."""
 
     def codegen(context, builder, signature, arguments):
         a, b, then, otherwise = arguments
@@ -116,7 +117,7 @@ def select_less(typingctx, a, b, then, otherwise):
 
 @intrinsic
 def as_bfloat16(typingctx, a):
-    """Each lane rounded to what bfloat16 can hold."""
+    """Each lane rounded to bfloat16 and converted back to float32."""
 
     def codegen(context, builder, signature, arguments):
         return widen(builder, narrow(builder, arguments[0]), V16F)
@@ -126,18 +127,18 @@ def as_bfloat16(typingctx, a):
 
 @intrinsic
 def power_of_two(typingctx, exponent):
-    """2 ** exponent for whole numbers −126 … 127, by writing them into the exponent's bits."""
+    """2 ** exponent for integral values −126 … 127, written into the exponent bits."""
 
     def codegen(context, builder, signature, arguments):
-        whole = builder.fptosi(arguments[0], V16I)
-        biased = builder.add(whole, ir.Constant(V16I, [127] * LANES))
+        integers = builder.fptosi(arguments[0], V16I)
+        biased = builder.add(integers, ir.Constant(V16I, [127] * LANES))
         return builder.bitcast(builder.shl(biased, ir.Constant(V16I, [23] * LANES)), V16F)
 
     return vector_type(exponent), codegen
 
 
-def _halving(builder: Any, value: Any, combine: Any) -> Any:
-    """Combine sixteen lanes to one: upper half with lower half, four times. Always this order."""
+def _reduce(builder: Any, value: Any, combine: Any) -> Any:
+    """Combine sixteen lanes to one, in a fixed order: lower with upper half, four times."""
     width = LANES
     while width > 1:
         width //= 2
@@ -154,26 +155,26 @@ def reduce_sum(typingctx, a):
     """The sum of the sixteen lanes, a float32."""
 
     def codegen(context, builder, signature, arguments):
-        return _halving(builder, arguments[0], builder.fadd)
+        return _reduce(builder, arguments[0], builder.fadd)
 
     return types.float32(a), codegen
 
 
 @intrinsic
 def reduce_max(typingctx, a):
-    """The greatest of the sixteen lanes, a float32."""
+    """The maximum of the sixteen lanes, a float32."""
 
     def codegen(context, builder, signature, arguments):
-        def greater(x, y):
+        def maximum(x, y):
             return call(builder, f"llvm.maxnum.v{x.type.count}f32", x.type, x, y)
 
-        return _halving(builder, arguments[0], greater)
+        return _reduce(builder, arguments[0], maximum)
 
     return types.float32(a), codegen
 
 
 def _arithmetic(operation: Any, method: str) -> None:
-    """Let compiled code write `a + b` for vectors."""
+    """Define the operator `operation` for vectors in compiled code, by a method of the builder."""
 
     @intrinsic
     def compute(typingctx, a, b):

@@ -34,7 +34,7 @@ class Engine:
         self.config = config
         self.weights = weights
         self.threads = threads
-        self._team = Team(threads, keep=weights)
+        self._team = Team(threads, owner=weights)
         self._dims = make_dims(config)
         self._table = make_weight_table(weights, config)
         self._scales = attention_scales(config)

@@ -26,8 +26,8 @@ from ..kernels.attention import (
 )
 from ..kernels.embedding import embedding_forward, gather_forward
 from ..kernels.gemm.quantized import (
+    QuantizedActivations,
     QuantizedMatrix,
-    Rows,
     make_quantized_activations,
 )
 from ..kernels.jit import entry
@@ -37,10 +37,10 @@ from ..kernels.layout import (
     AUX_DTYPE,
     LANES,
     STORAGE_DTYPE,
+    aligned_zeros,
     padded,
     row_stride,
     thread_scratch,
-    zeros,
 )
 from ..kernels.matmul import (
     ADD,
@@ -81,7 +81,7 @@ class Buffers(NamedTuple):
     normed, attended, hidden  [rows, C], [rows, C], [rows, H]: what weights are multiplied with;
                               bfloat16 (uint16) where the processor multiplies that, else float32
     partials                  float32, for attention
-    whole                     Rows: what weights of whole numbers are multiplied with
+    whole                     QuantizedActivations, for products with quantized weights
     """
 
     x: np.ndarray
@@ -90,7 +90,7 @@ class Buffers(NamedTuple):
     attended: np.ndarray
     hidden: np.ndarray
     partials: np.ndarray
-    whole: Rows
+    whole: QuantizedActivations
 
 
 class TokenBatch(NamedTuple):
@@ -255,12 +255,14 @@ def make_buffers(config: GPTConfig, rows: int, capacity: int, dtype: str, thread
     factor = np.uint16 if narrow else np.float32
     whole = padded(rows, LANES) if narrow else rows  # AMX reads and writes whole tiles
     return Buffers(
-        x=zeros(whole * row_stride(C), np.float32),
-        qkv=zeros(whole * row_stride(3 * C), np.float32),
-        normed=zeros(whole * row_stride(C), factor),
-        attended=zeros(whole * row_stride(C), factor),
-        hidden=zeros(whole * row_stride(H), factor),
-        partials=zeros(partials_size(rows, config.n_head, config.head_size, capacity), np.float32),
+        x=aligned_zeros(whole * row_stride(C), np.float32),
+        qkv=aligned_zeros(whole * row_stride(3 * C), np.float32),
+        normed=aligned_zeros(whole * row_stride(C), factor),
+        attended=aligned_zeros(whole * row_stride(C), factor),
+        hidden=aligned_zeros(whole * row_stride(H), factor),
+        partials=aligned_zeros(
+            partials_size(rows, config.n_head, config.head_size, capacity), np.float32
+        ),
         whole=make_quantized_activations(
             max(rows, threads), max(C, H) if dtype in QUANTIZED else 0
         ),

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..config import GPTConfig
 from ..errors import InputError
-from ..kernels.layout import AUX_DTYPE, KEY_BLOCK, padded, zeros
+from ..kernels.layout import AUX_DTYPE, KEY_BLOCK, aligned_zeros, padded
 
 
 class State:
@@ -29,7 +29,7 @@ class State:
         size = heads * self.capacity * padded(config.head_size)
         try:
             # zeros are given out by the system when first touched: unused capacity costs nothing
-            self.keys, self.values = (zeros(size, AUX_DTYPE[dtype]) for _ in range(2))
+            self.keys, self.values = (aligned_zeros(size, AUX_DTYPE[dtype]) for _ in range(2))
         except MemoryError as error:
             raise InputError(
                 f"{slots} sequences of {capacity} tokens need more memory for their keys and "

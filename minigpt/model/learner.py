@@ -23,11 +23,11 @@ from ..kernels.layout import (
     KEY_BLOCK,
     LANES,
     STORAGE_DTYPE,
+    aligned_zeros,
     padded,
     panels_size,
     row_stride,
     thread_scratch,
-    zeros,
 )
 from ..kernels.matmul import MATMUL_SCRATCH, Room
 from ..kernels.simd import BF16_PRODUCTS
@@ -79,7 +79,7 @@ class Learner:
         self._grads, self.grads = _zeros_like(tensors)
         self.first_moments: dict[str, np.ndarray] = {}
         self.second_moments: dict[str, np.ndarray] = {}
-        self._team = Team(threads, keep=tensors)
+        self._team = Team(threads, owner=tensors)
         self._recompute = recompute
         # what right and left factors of products are held as
         self._panels = STORAGE_DTYPE[dtype]
@@ -258,7 +258,7 @@ def _zeros_like(tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, n
     """A piece of memory, float32, and the tensors of these shapes in it, with zeros between them:
     what is done to all of them alike is done to the whole at once."""
     sizes = [padded(tensor.size, LANES) for tensor in tensors.values()]
-    memory, start, views = zeros(sum(sizes), np.float32), 0, {}
+    memory, start, views = aligned_zeros(sum(sizes), np.float32), 0, {}
     for (name, tensor), size in zip(tensors.items(), sizes, strict=True):
         views[name] = memory[start : start + tensor.size].reshape(tensor.shape)
         start += size
@@ -267,7 +267,7 @@ def _zeros_like(tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, n
 
 def _rows(rows: int, width: int, kind: np.dtype = STORAGE_DTYPE["f32"]) -> np.ndarray:
     """Zeros for [rows, width], flat."""
-    return zeros(rows * row_stride(width), kind)
+    return aligned_zeros(rows * row_stride(width), kind)
 
 
 def _make_saved(config: GPTConfig, rows: int, factor: np.dtype) -> SavedActivations:
@@ -275,7 +275,7 @@ def _make_saved(config: GPTConfig, rows: int, factor: np.dtype) -> SavedActivati
     return SavedActivations(
         qkv=_rows(rows, 3 * C, factor),
         attended=_rows(rows, C, factor),
-        norms=zeros(rows * config.n_head, np.float32),
+        norms=aligned_zeros(rows * config.n_head, np.float32),
         middle=_rows(rows, C),
         fc=_rows(rows, config.n_inner, factor),
     )
@@ -294,20 +294,20 @@ def _make_workspace(
     return Workspace(
         normed=_rows(rows, C, factor),
         hidden=_rows(rows, H, factor),
-        keys=zeros(cache, panels),
-        values=zeros(cache, panels),
-        partials=zeros(partials_size(single, NH, HS, capacity), np.float32),
+        keys=aligned_zeros(cache, panels),
+        values=aligned_zeros(cache, panels),
+        partials=aligned_zeros(partials_size(single, NH, HS, capacity), np.float32),
         room=_make_room(config, B * T, head_rows, panels, factor),
         dx=_rows(rows, C),
         dnormed=_rows(rows, C),
         dqkv=_rows(rows, 3 * C, factor),
         dhidden=_rows(rows, H, factor),
-        sums=zeros(layernorm_partials(rows, C), np.float32),
+        sums=aligned_zeros(layernorm_partials(rows, C), np.float32),
         logits=_rows(head_rows, V),
         dlogits=_rows(head_rows, int(HEAD_COLUMNS), factor),
-        head_panels=zeros(panels_size(head_rows, C), panels),
-        losses=zeros(rows, np.float32),
-        norms=zeros(head_rows, np.float32),
+        head_panels=aligned_zeros(panels_size(head_rows, C), panels),
+        losses=aligned_zeros(rows, np.float32),
+        norms=aligned_zeros(head_rows, np.float32),
     )
 
 
@@ -323,8 +323,8 @@ def _make_room(
         right += [(K, N), (M, N), (N, K)]  # w, dy, wᵀ
         left += [(K, M), (M, N)]  # xᵀ, dy
     return Room(
-        zeros(max(panels_size(*shape) for shape in right), panels),
-        zeros(max(padded(rows, LANES) * row_stride(width) for rows, width in left), factor),
+        aligned_zeros(max(panels_size(*shape) for shape in right), panels),
+        aligned_zeros(max(padded(rows, LANES) * row_stride(width) for rows, width in left), factor),
     )
 
 

@@ -1,4 +1,4 @@
-"""Threads: every task is done once, exceptions come back, nothing hangs, forks work."""
+"""Teams: every task runs once, exceptions reach the caller, nothing hangs, forks work."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def count_tasks(team, done, phases):
 def fail_in_one(team, rank, phases):
     for _ in range(phases):
         if team.rank == rank:
-            raise ValueError("as wanted")
+            raise ValueError("expected error")
         barrier(team)
 
 
@@ -41,7 +41,7 @@ def scratch(size):
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_every_task_is_done_once_in_every_phase(size):
+def test_every_task_runs_once_in_every_phase(size):
     team, done = Team(size), np.zeros(17, np.int64)
     for _ in range(20):
         team.run(count_tasks, scratch(size), done, 50)
@@ -51,15 +51,15 @@ def test_every_task_is_done_once_in_every_phase(size):
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_an_exception_in_one_thread_reaches_the_caller(rank):
     team = Team(3)
-    with pytest.raises(ValueError, match="as wanted"):
+    with pytest.raises(ValueError, match="expected error"):
         team.run(fail_in_one, scratch(3), rank, 3)
     done = np.zeros(4, np.int64)
     team.run(count_tasks, scratch(3), done, 2)
     assert (done == 2).all()
 
 
-class Interrupted:
-    """A queue whose first user gets a Ctrl-C right after it was used."""
+class InterruptedQueue:
+    """A queue whose get and put raise KeyboardInterrupt after they have done their work."""
 
     def __init__(self, queue):
         self.queue = queue
@@ -73,14 +73,14 @@ class Interrupted:
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("moment", ["after a job was given out", "after one was done"])
-def test_after_an_interrupt_anywhere_the_team_works_again(moment):
+@pytest.mark.parametrize("moment", ["job sent", "result read"])
+def test_a_team_works_again_after_an_interrupt(moment):
     team, done = Team(3), np.zeros(4, np.int64)
     jobs, results = team._jobs[0], team._done
-    if "given out" in moment:
-        team._jobs[0] = Interrupted(jobs)
+    if moment == "job sent":
+        team._jobs[0] = InterruptedQueue(jobs)
     else:
-        team._done = Interrupted(results)
+        team._done = InterruptedQueue(results)
     with pytest.raises(KeyboardInterrupt):
         team.run(count_tasks, scratch(3), np.zeros(4, np.int64), 2)
     team._jobs[0], team._done = jobs, results
@@ -88,8 +88,8 @@ def test_after_an_interrupt_anywhere_the_team_works_again(moment):
     assert (done == 2).all()
 
 
-def test_a_team_works_until_the_very_end_of_the_process():
-    """What runs at exit is called last to first: this one after all that Team could ask for."""
+def test_a_team_works_in_exit_handlers():
+    """Exit handlers run in reverse order, so this one runs after any that Team could register."""
     program = """
 import atexit
 atexit.register(lambda: print(len(model.generate([1], max_new_tokens=2)[0])))
@@ -101,7 +101,7 @@ model = GPTModel.from_pretrained("tests/golden/gelu-new", threads=2)
     assert (done.returncode, done.stdout.split()) == (0, [b"3"]), done.stderr
 
 
-def test_callers_wait_for_each_other():
+def test_concurrent_calls_run_one_after_the_other():
     team, done = Team(2), np.zeros(8, np.int64)
     calls = [
         threading.Thread(target=lambda: team.run(count_tasks, scratch(2), done, 200))
@@ -114,7 +114,7 @@ def test_callers_wait_for_each_other():
     assert (done == 800).all()
 
 
-def test_the_threads_end_with_the_team():
+def test_workers_end_with_the_team():
     others = set(threading.enumerate())
     team = Team(4)
     started = set(threading.enumerate()) - others
@@ -125,7 +125,7 @@ def test_the_threads_end_with_the_team():
         assert not thread.is_alive()
 
 
-def test_an_idle_team_uses_no_processor_time():
+def test_an_idle_team_uses_no_cpu_time():
     team, done = Team(3), np.zeros(8, np.int64)
     team.run(count_tasks, scratch(3), done, 10)
     start = time.process_time()
@@ -135,7 +135,7 @@ def test_an_idle_team_uses_no_processor_time():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_has_its_own_threads():
+def test_a_forked_child_starts_its_own_workers():
     team, done = Team(2), np.zeros(8, np.int64)
     team.run(count_tasks, scratch(2), done, 3)
     child = os.fork()

@@ -161,15 +161,14 @@ def test_rows_are_the_twins(run, rng, M, K):
     rows = make_quantized_activations(M, K)
     run(keep_rows, rows, x.ravel(), M, K)
     p, unit = reference.quantized_rows(x)
-    numbers = rows.numbers.reshape(-1, qx_stride(K))[:M]
-    units = rows.units.reshape(-1, activation_scales_stride(K))[:M, : 2 * unit.shape[1]].reshape(
-        M, -1, 2
-    )
-    np.testing.assert_array_equal(numbers[:, :K], p)
-    assert not numbers[:, K : padded(K, QUANT_BLOCK)].any()
-    np.testing.assert_array_equal(units[..., 0], unit)
+    qx = rows.qx.reshape(-1, qx_stride(K))[:M]
+    scales_and_sums = rows.scales_and_sums.reshape(-1, activation_scales_stride(K))[:M]
+    np.testing.assert_array_equal(qx[:, :K], p)
+    assert not qx[:, K : padded(K, QUANT_BLOCK)].any()
+    blocks = unit.shape[1]
+    np.testing.assert_array_equal(scales_and_sums[:, : 2 * blocks : 2], unit)
     sums = np.add.reduceat(p, np.arange(0, K, QUANT_BLOCK), 1)
-    np.testing.assert_array_equal(units[..., 1], sums)
+    np.testing.assert_array_equal(scales_and_sums[:, 1 : 2 * blocks : 2], sums)
 
 
 @jit

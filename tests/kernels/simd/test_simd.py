@@ -17,10 +17,10 @@ from minigpt.kernels.jit import entry
 from minigpt.kernels.layout import (
     CACHE_LINE,
     LANES,
+    aligned_zeros,
     panels_size,
     thread_scratch,
     unpack_panels,
-    zeros,
 )
 from minigpt.kernels.simd import (
     array_at,
@@ -158,7 +158,7 @@ def test_a_square_is_turned(rng, dtype, to):
 
 def test_memory_begins_with_a_cache_line():
     for size, kind in ((1, np.float32), (100, np.uint16), (7, np.int8), (1 << 20, np.float32)):
-        array = zeros(size, kind)
+        array = aligned_zeros(size, kind)
         assert (array.size, array.dtype, array.any()) == (size, kind, False)
         assert array.ctypes.data % CACHE_LINE == 0
     rows = thread_scratch(3, 17)
