@@ -124,7 +124,7 @@ def six_rows(y, x, w, M, K, N):
                 store(total, y, (m + r) * N + n)
 
 
-tile = microkernel(TILE_ROWS, TILE_VECTORS, ahead=False)
+tile = microkernel(TILE_ROWS, TILE_VECTORS, prefetch_next=False)
 WIDTH = TILE_VECTORS * LANES
 
 
