@@ -142,6 +142,22 @@ def aligned_zeros(size: int, dtype: np.dtype[Any] | type) -> np.ndarray:
     return memory[first : first + size].view(dtype)
 
 
+def aligned_arrays(
+    sizes: dict[str, int], dtype: np.dtype[Any]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(memory, {name: 1-D array of that size}): zeros in one allocation.
+
+    Each array begins with a cache line. The gaps between them are zeros, too: an operation on the
+    elements of all arrays can run over `memory`.
+    """
+    line = CACHE_LINE // dtype.itemsize
+    starts, end = {}, 0
+    for name, size in sizes.items():
+        starts[name], end = end, end + padded(size, line)
+    memory = aligned_zeros(end, dtype)
+    return memory, {name: memory[starts[name] :][:size] for name, size in sizes.items()}
+
+
 def thread_scratch(threads: int, size: int) -> np.ndarray:
     """float32 [threads, at least `size`]: a row of working memory for each thread of a team."""
     size = padded(size, LANES)

@@ -13,13 +13,12 @@ import numpy as np
 
 from .arguments import checked_batch, checked_targets, checked_threads
 from .bundled import BUNDLED_MODEL
-from .checkpoint import open_checkpoint, resolve
-from .config import GPTConfig
 from .conversion.saving import save_model
 from .errors import InputError, SourceError
 from .generation import generate as generation
 from .model.engine import Engine
 from .model.kv_cache import State
+from .source import ModelSource, open_source
 from .weights.loading import load_weights
 from .weights.table import checkpoint_name
 
@@ -58,7 +57,7 @@ class GPTModel:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | os.PathLike[str] = BUNDLED_MODEL,
+        source: str | os.PathLike[str] | ModelSource = BUNDLED_MODEL,
         dtype: str = "auto",
         threads: int | None = None,
     ) -> GPTModel:
@@ -73,11 +72,11 @@ class GPTModel:
         the source, InputError for the other arguments.
         """
         threads = checked_threads(threads)
-        folder = resolve(source)
-        config = GPTConfig.from_source(folder)
+        opened = open_source(source)
+        folder = opened.path
         try:
-            weights = load_weights(open_checkpoint(folder), config, dtype, threads)
-            engine = Engine(config, weights, threads)
+            weights = load_weights(opened, dtype, threads)
+            engine = Engine(opened.config, weights, threads)
         except MemoryError as error:
             raise SourceError(f"{folder}: its weights need more memory than there is") from error
         except RuntimeError as error:

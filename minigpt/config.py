@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .checkpoint.strict_json import read_json_object
 from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .checkpoint.gguf import GGUF
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu")
 
@@ -78,16 +81,17 @@ class GPTConfig:
         return cls.from_dict(data, str(path))
 
     @classmethod
-    def from_source(cls, source: Path) -> GPTConfig:
-        """The config of what `resolve` returned: a folder with a config.json, or a GGUF file.
+    def from_source(cls, files: Path | GGUF) -> GPTConfig:
+        """The config of a folder with a config.json, of a GGUF file, or of its parsed header.
 
         Raises ConfigError, naming the file and the key; CheckpointError for a damaged GGUF file.
         """
-        if source.is_file():
-            from .checkpoint.gguf_gpt2 import gguf_config
+        if isinstance(files, Path) and not files.is_file():
+            return cls.from_file(files / "config.json")
+        from .checkpoint.gguf_gpt2 import gguf_config, open_gguf  # only a GGUF file needs it
 
-            return cls.from_dict(gguf_config(source), str(source))
-        return cls.from_file(source / "config.json")
+        gguf = open_gguf(files)
+        return cls.from_dict(gguf_config(gguf), str(gguf.file.path))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str) -> GPTConfig:

@@ -26,10 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import open_checkpoint, resolve
 from .config import GPTConfig
 from .kernels import reference as ops
 from .kernels.layout import IGNORED
+from .source import open_source
+from .weights.packed import float32_tensors
 
 Array = np.ndarray
 Params = dict[str, Array]
@@ -50,11 +51,8 @@ def load(source: str | os.PathLike[str]) -> tuple[GPTConfig, Params]:
 
     int8 and int4 weights are dequantized. Raises SourceError if the source cannot be loaded.
     """
-    from .weights.loading import load_weights  # imports Numba, which nothing else here needs
-
-    path = resolve(source)
-    config = GPTConfig.from_source(path)
-    return config, load_weights(open_checkpoint(path), config).float32_copies()
+    opened = open_source(source)
+    return opened.config, float32_tensors(opened)
 
 
 # ---- forward, and backward as its mirror -----------------------------------------------------

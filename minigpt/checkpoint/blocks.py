@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .tensors import MappedFile, TensorInfo, piece_lines
+from .tensors import MappedFile, TensorInfo, chunk_lines
 
 _READ_BYTES = 8 << 20  # of float32 that `read` decodes at once
 
@@ -76,7 +76,7 @@ Q6_K = Encoding("Q6_K", 14, _Q6_K, 256, _decode_q6_k)
 ENCODINGS = {encoding.type: encoding for encoding in (F32, F16, BF16, Q8_0, Q4_0, Q6_K)}
 
 
-def encoded(numbers: np.ndarray, encoding: Encoding) -> np.ndarray:
+def encode(numbers: np.ndarray, encoding: Encoding) -> np.ndarray:
     """float32 [rows, columns] as F32, F16 or Q8_0; columns are a multiple of `encoding.length`.
 
     Q8_0 is rounded as llama.cpp rounds it, to the nearest, halves away from zero. Returns an
@@ -102,7 +102,7 @@ def _encode_q8_0(numbers: np.ndarray) -> np.ndarray:
 
 
 def all_finite(blocks: np.ndarray) -> bool:
-    """Whether no number, or no scale, of what `encoded` returned is infinite or NaN."""
+    """Whether no number, or no scale, of what `encode` returned is infinite or NaN."""
     numbers = blocks if blocks.dtype.names is None else blocks["d"]
     return bool(np.isfinite(numbers).all())
 
@@ -139,11 +139,11 @@ class EncodedTensor:
             return lines.T
         return lines.reshape(self.info.shape)
 
-    def pieces(self, nbytes: int) -> Iterator[tuple[int, int, np.ndarray]]:
-        """(first row, first column, part) of a matrix, part by part, each as `read` gives it.
+    def chunks(self, nbytes: int) -> Iterator[tuple[int, int, np.ndarray]]:
+        """(first row, first column, chunk) of a matrix, each chunk as `read` returns it.
 
-        A part takes about `nbytes`, and is decoded when it is asked for. It is whole rows, or of
-        a transposed matrix whole columns: a transposed view.
+        A chunk takes about `nbytes`, and is decoded when it is asked for. It has whole rows; of a
+        transposed matrix whole columns, as a transposed view.
         """
         for first, part in self._decoded(self._blocks(), nbytes):
             yield (0, first, part.T) if self.transposed else (first, 0, part)
@@ -164,7 +164,7 @@ class EncodedTensor:
         """(first line, lines), about `nbytes` at a time."""
         decode, (count, length) = self.encoding.decode, self._stored_shape()
         itemsize = blocks.itemsize if decode is None else 4
-        step = piece_lines(nbytes, length * itemsize)
+        step = chunk_lines(nbytes, length * itemsize)
         for first in range(0, count, step):
             part = blocks[first : first + step]
             if decode is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, SourceError, short_repr
 from .files import map_file
@@ -11,6 +12,9 @@ from .named import Checkpoint
 from .safetensors import read_safetensors
 from .strict_json import read_json_object
 from .tensors import MappedFile, StoredTensor
+
+if TYPE_CHECKING:
+    from .gguf import GGUF
 
 _Reader = Callable[[MappedFile], dict[str, StoredTensor]]
 
@@ -33,18 +37,20 @@ _MAX_SHARDS = 10_000
 _LFS_POINTER = b"version https://git-lfs"
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """Finds and opens the weights in a folder in Hugging Face layout, or in a GGUF file.
+def open_checkpoint(files: Path | GGUF) -> Checkpoint:
+    """Open the weights in a folder in Hugging Face layout, or in a GGUF file.
+
+    files  the folder, the GGUF file, or its parsed header
 
     model.safetensors wins over model.safetensors.index.json, and that over pytorch_model.bin
     and pytorch_model.bin.index.json. Raises SourceError when the folder holds none of them,
     CheckpointError when one that it holds is damaged.
     """
-    folder = Path(folder)
-    if folder.is_file():
-        from .gguf_gpt2 import gguf_checkpoint  # who never meets one need not load what reads it
+    if not isinstance(files, Path) or files.is_file():
+        from .gguf_gpt2 import gguf_checkpoint  # only a GGUF file needs its reader
 
-        return gguf_checkpoint(folder)
+        return gguf_checkpoint(files)
+    folder = files
     for single, reader in _SINGLE_AND_INDEX:
         if _exists(folder / single):
             stored = reader(_open(folder / single))

@@ -62,8 +62,14 @@ _SIZES = {  # of config.json
 }
 
 
-def open_gguf(path: Path) -> GGUF:
-    """What a GGUF file of a GPT-2 says before its tensors. Raises CheckpointError."""
+def open_gguf(file: Path | GGUF) -> GGUF:
+    """The parsed header of a GGUF file of a GPT-2; one that is parsed already is returned as it is.
+
+    Raises CheckpointError for a damaged file, and for another architecture.
+    """
+    if isinstance(file, GGUF):
+        return file
+    path = file
     gguf = read_gguf(MappedFile(path, map_file(path)))
     architecture = gguf.values.get("general.architecture")
     if architecture != "gpt2":
@@ -79,17 +85,19 @@ def open_gguf(path: Path) -> GGUF:
 # ---- tensors ----
 
 
-def gguf_checkpoint(path: Path) -> Checkpoint:
+def gguf_checkpoint(file: Path | GGUF) -> Checkpoint:
     """The tensors of a GGUF file under Hugging Face's names, matrices as [in, out].
 
     Raises CheckpointError for a damaged file, and for a tensor that a GPT-2 does not have.
     """
+    gguf = open_gguf(file)
+    path = gguf.file.path
     stored: dict[str, EncodedTensor] = {}
-    for theirs, tensor in open_gguf(path).tensors.items():
+    for theirs, tensor in gguf.tensors.items():
         name = _our_name(theirs)
         if name is None:
             raise CheckpointError(f"{path}: tensor {short_repr(theirs)} is none that a GPT-2 has")
-        flipped = is_flipped(name) and len(tensor.info.shape) == 2
+        flipped = is_transposed_in_gguf(name) and len(tensor.info.shape) == 2
         shape = tensor.info.shape[::-1] if flipped else tensor.info.shape
         info = replace(tensor.info, name=name, shape=shape)
         stored[name] = replace(tensor, info=info, transposed=flipped)
@@ -97,7 +105,7 @@ def gguf_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, (path,), tensors, stored)
 
 
-def is_flipped(name: str) -> bool:
+def is_transposed_in_gguf(name: str) -> bool:
     """Whether a GGUF file holds the transpose of the tensor that we call `name`."""
     return name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
 
@@ -111,7 +119,7 @@ def _our_name(theirs: str) -> str | None:
     return ours and f"h.{layer[1]}.{ours}"
 
 
-def their_name(ours: str) -> str:
+def gguf_name(ours: str) -> str:
     """`h.3.mlp.c_fc.weight` → `blk.3.ffn_up.weight`."""
     if not ours.startswith("h."):
         return _THEIRS[ours]
@@ -122,13 +130,13 @@ def their_name(ours: str) -> str:
 # ---- config.json ----
 
 
-def gguf_config(path: Path) -> dict[str, Any]:
+def gguf_config(file: Path | GGUF) -> dict[str, Any]:
     """What config.json would say of the model in a GGUF file; its ranges are not yet checked.
 
     Raises ConfigError for a value that is missing or of the wrong type, CheckpointError for a
     damaged file.
     """
-    gguf = open_gguf(path)
+    gguf = open_gguf(file)
     data: dict[str, Any] = {"model_type": "gpt2"}
     for name, key in _SIZES.items():
         data[name] = _value(gguf, key, int)
@@ -139,7 +147,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
     data["activation_function"] = _value(gguf, ACTIVATION, str, ASSUMED_ACTIVATION)
     data["eos_token_id"] = _value(gguf, "tokenizer.ggml.eos_token_id", int, -1)
     if "token_embd.weight" not in gguf.tensors:
-        raise CheckpointError(f"{path}: tensor token_embd.weight is missing")
+        raise CheckpointError(f"{gguf.file.path}: tensor token_embd.weight is missing")
     data["vocab_size"] = gguf.tensors["token_embd.weight"].info.shape[0]
     data["tie_word_embeddings"] = "output.weight" not in gguf.tensors
     return data
@@ -158,13 +166,14 @@ def _value(gguf: GGUF, key: str, kind: type, default: object = None) -> Any:
 # ---- tokenizer ----
 
 
-def gguf_tokenizer(path: Path) -> dict[str, bytes]:
+def gguf_tokenizer(file: Path | GGUF) -> dict[str, bytes]:
     """name → content of the tokenizer files that say what a GGUF file says of its tokenizer.
 
     None where it has none. Raises TokenizerError for one of another kind than GPT-2's,
     CheckpointError for a damaged file.
     """
-    gguf = open_gguf(path)
+    gguf = open_gguf(file)
+    path = gguf.file.path
     if gguf.values.get("tokenizer.ggml.model") in (None, "none", "no_vocab"):
         return {}
     _check_kind(gguf)

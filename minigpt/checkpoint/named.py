@@ -1,4 +1,4 @@
-"""The tensors of a model by name, whatever files they lie in."""
+"""The tensors of a model by name, from all of its files."""
 
 from __future__ import annotations
 
@@ -16,49 +16,52 @@ from .tensors import StoredTensor, TensorInfo
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The named tensors of a model; headers are read, tensors are not until asked for.
+    """The named tensors of a model: headers are read, tensors only when asked for.
 
-    folder   where it lies: a folder, or a GGUF file
+    path     the model's folder, or its GGUF file
     files    the files of weights that were opened, first to last
-    tensors  what the headers say of each tensor, by name as it is stored
+    tensors  {stored name: what the headers say of the tensor}
+    stored   {stored name: the tensor's place in its file}
     """
 
-    folder: Path
+    path: Path
     files: tuple[Path, ...]
     tensors: dict[str, TensorInfo]
     stored: Mapping[str, StoredTensor | EncodedTensor]
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as an array of its stored dtype; BF16 comes as the uint16 bits, what is stored
-        in blocks as float32. It is C-contiguous, but for a transposed view of a GGUF file.
+        """A tensor as an array of its stored dtype: BF16 as uint16 bits, blocks as float32.
 
-        Where it lies contiguous and aligned in its file, this is a view: nothing is copied, and
-        pages are loaded as they are touched. Writing to a view never changes the file. A view
-        is lost (the process gets SIGBUS) if another program cuts its file short meanwhile.
+        It is C-contiguous, except that a transposed matrix of a GGUF file is a transposed view.
+
+        Where the stored bytes are contiguous and aligned, the array is a view of the file: nothing
+        is copied, and pages are loaded as they are touched. Writing to a view never changes the
+        file. If another program truncates the file meanwhile, touching the view kills the process
+        (SIGBUS).
 
         Raises CheckpointError when there is no such tensor.
         """
         return self._tensor(name).read()
 
-    def pieces(self, name: str, nbytes: int) -> Iterator[tuple[int, int, np.ndarray]]:
-        """(first row, first column, part) of a matrix, part by part, each as `read` gives it.
+    def chunks(self, name: str, nbytes: int) -> Iterator[tuple[int, int, np.ndarray]]:
+        """(first row, first column, chunk) of a matrix, each chunk as `read` returns it.
 
-        A part takes about `nbytes` and is whole rows, or, where the file holds the transpose,
-        whole columns: a transposed view. So either it or its transpose is C-contiguous.
+        A chunk takes about `nbytes` and has whole rows, or, where the file stores the transpose,
+        whole columns, as a transposed view: either it or its transpose is C-contiguous.
 
         Raises CheckpointError when there is no such tensor.
         """
-        return self._tensor(name).pieces(nbytes)
-
-    def _tensor(self, name: str) -> StoredTensor | EncodedTensor:
-        if name not in self.stored:
-            raise CheckpointError(f"{self.folder}: holds no tensor {short_repr(name)}")
-        return self.stored[name]
+        return self._tensor(name).chunks(nbytes)
 
     def release(self) -> None:
-        """Give back the memory of all pages that were touched; what is read again is loaded again.
+        """Give back the memory of all pages that were touched; reading loads them again.
 
-        What was written to a view is forgotten.
+        Whatever was written to a view is lost.
         """
         for file in {id(tensor.file): tensor.file for tensor in self.stored.values()}.values():
             release_pages(file.data)
+
+    def _tensor(self, name: str) -> StoredTensor | EncodedTensor:
+        if name not in self.stored:
+            raise CheckpointError(f"{self.path}: holds no tensor {short_repr(name)}")
+        return self.stored[name]

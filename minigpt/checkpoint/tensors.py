@@ -79,16 +79,16 @@ class StoredTensor:
         array = np.lib.stride_tricks.as_strided(run, shape, strides)
         return np.require(array, dtype.newbyteorder("="), ["C", "A"])
 
-    def pieces(self, nbytes: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    def chunks(self, nbytes: int) -> Iterator[tuple[int, int, np.ndarray]]:
         """(first row, 0, rows) of a matrix, about `nbytes` at a time."""
         array = self.read()
-        step = piece_lines(nbytes, array.nbytes // max(1, len(array)))
+        step = chunk_lines(nbytes, array.nbytes // max(1, len(array)))
         for first in range(0, len(array), step):
             yield first, 0, array[first : first + step]
 
 
-def piece_lines(nbytes: int, line_nbytes: int) -> int:
-    """How many lines make a piece of about `nbytes`: whole groups of what is packed at once."""
+def chunk_lines(nbytes: int, line_nbytes: int) -> int:
+    """The lines of a chunk of about `nbytes`: a multiple of the lines that are packed together."""
     return max(1, nbytes // max(1, line_nbytes * _LINES)) * _LINES
 
 

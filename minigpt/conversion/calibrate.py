@@ -12,51 +12,42 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..checkpoint import Checkpoint
-from ..config import GPTConfig
 from ..errors import InputError
-from ..kernels.layout import bf16_to_f32
 from ..kernels.reference import embedding_forward, layernorm_forward
 from ..reference_gpt import block_forward
-from ..weights.checks import checked_names
-from ..weights.loading import pieces
+from ..source import ModelSource
 from ..weights.table import HEAD, layer_shapes
 
-SEQUENCE = 512  # tokens that are read as one
-LARGEST = 4096  # tokens that are read in all: more change little
-# Of the mean importance of a matrix, what a row has at least: an error in it is still an error.
-_LEAST = 1e-3
+SEQUENCE = 512  # tokens of a sequence
+MAX_TOKENS = 4096  # of the text; more change little
+_MIN_IMPORTANCE = 1e-3  # of a row, relative to the mean of its matrix: its errors still count
 
 
 def importance(
-    checkpoint: Checkpoint,
-    config: GPTConfig,
+    source: ModelSource,
     ids: list[int],
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """{name: float32 [K]}: of each matrix that is multiplied with, the importance of its rows.
+    """{name: float32 [K]}, the importance of the rows of each packed matrix.
 
-    ids       tokens of a text like those that the model will meet; the first LARGEST are taken
-    progress  is told how many of how many layers are done
+    ids       tokens of a text like those that the model will meet; the first MAX_TOKENS are read
+    progress  called after each layer with (layers done, layers)
 
-    Raises InputError for no tokens at all, or one that is none of the model's.
+    Raises InputError for no tokens, or ids that the model does not have.
     """
+    config = source.config
     if not ids or not 0 <= min(ids) <= max(ids) < config.vocab_size:
         raise InputError("the text to calibrate with: has no tokens, or some that the model lacks")
-    _, stored = checked_names(checkpoint, config)
-
-    def tensor(name: str) -> np.ndarray:
-        return _as_float(checkpoint, stored[name])
-
     if config.activation_function == "gelu":
         # The tanh formula is faster and near enough: only mean squares are needed.
         config = replace(config, activation_function="gelu_new")
     T = min(SEQUENCE, config.n_positions, len(ids))
-    B = min(LARGEST, len(ids)) // T
+    B = min(MAX_TOKENS, len(ids)) // T
     batch = np.array(ids[: B * T]).reshape(B, T)  # [B, T]
-    wte, wpe, scale = tensor("wte.weight"), tensor("wpe.weight"), config.mup_embeddings_scale
-    x = embedding_forward(batch, np.arange(T), wte, wpe, scale)  # [B, T, C]
-    del wte, wpe
+    tensor, scale = source.read_float32, config.mup_embeddings_scale
+    x = embedding_forward(
+        batch, np.arange(T), tensor("wte.weight"), tensor("wpe.weight"), scale
+    )  # [B, T, C]
     squares: dict[str, np.ndarray] = {}  # {matrix: Σ input², float64 [K]}
 
     def add_squares(name: str, inputs: np.ndarray) -> None:
@@ -76,17 +67,7 @@ def importance(
 
 
 def _importance(mean_square: np.ndarray) -> np.ndarray:
-    """float32; at least a part of its own mean."""
-    floor = _LEAST * mean_square.mean() + 1e-30
-    return np.maximum(mean_square, floor).astype(np.float32)
-
-
-def _as_float(checkpoint: Checkpoint, name: str) -> np.ndarray:
-    """A tensor as float32."""
-    if len(checkpoint.tensors[name].shape) == 1:
-        parts = [checkpoint.read(name)]
-    else:
-        parts = [piece for _, piece in pieces(checkpoint, name)]
-    wide = [bf16_to_f32(p) if p.dtype == np.uint16 else p.astype(np.float32) for p in parts]
-    checkpoint.release()
-    return np.concatenate(wide)
+    """float32 [K]: the mean squares, none below a fraction of their mean."""
+    floor = _MIN_IMPORTANCE * mean_square.mean() + 1e-30
+    importance: np.ndarray = np.maximum(mean_square, floor).astype(np.float32)
+    return importance

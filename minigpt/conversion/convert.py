@@ -1,11 +1,10 @@
-"""From any model source to a folder of ours, a tensor at a time.
+"""Any model source → a folder of another dtype, one tensor at a time.
 
     minigpt.conversion.convert.convert("cerebras/Cerebras-GPT-13B", "gpt-13b-int8", dtype="int8")
 
-A folder of f32 or bf16 is in Hugging Face layout. One of int8 or int4 holds what the kernels
-read, as it lies in memory (docs/format.md): it is mapped, and needs no loading. There is never
-more than one tensor and a piece of the source in memory. The folder appears when all of it is on
-the disk, and not before.
+A folder of f32 or bf16 is in Hugging Face layout. One of int8 or int4 holds the panels that the
+kernels read (docs/format.md): it is mapped into memory as it is, and needs no loading. Memory holds
+one tensor and a chunk of the source. The folder appears when all of it is on disk, not before.
 """
 
 from __future__ import annotations
@@ -17,40 +16,36 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import checked_threads
-from ..checkpoint import (
-    Checkpoint,
-    TensorInfo,
-    by_width,
-    creating_folder,
-    open_checkpoint,
-    resolve,
-    write_tensors,
-)
+from ..arguments import checked_choice, checked_threads
+from ..checkpoint import TensorInfo, by_width, creating_folder, write_tensors
 from ..config import GPTConfig
-from ..errors import InputError, SourceError, short_repr
+from ..errors import InputError, SourceError
 from ..kernels.layout import QUANT_BLOCK
 from ..kernels.team import Team
+from ..source import ModelSource, open_source
 from ..tokenizer.tokenizer import GPTTokenizer
-from ..weights.checks import checked_names, quantized_dtype
-from ..weights.loading import allocate_weights, fill, load_weights, pieces, plain, weight_shapes
-from ..weights.table import HEAD, QUANTIZED, SCALES, in_panels
+from ..weights.loading import allocate_packed, pack_matrix, read_unpacked
+from ..weights.packed import map_quantized
+from ..weights.table import QUANTIZED, SCALES, is_packed
 from .calibrate import importance
 from .saving import (
-    as_type,
+    as_dtype,
     checked_folder,
-    converted_infos,
-    plain_infos,
-    plain_name,
-    write_beside,
+    float_infos,
+    quantized_infos,
+    table_name,
+    write_config_and_tokenizer,
 )
 
 DTYPES = ("f32", "bf16", "int8", "int4")
 
+# Returns the arrays that together are a tensor; called once for each, in the order of the file.
+_ReadTensor = Callable[[TensorInfo], Iterator[np.ndarray]]
+
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a conversion is: the tensors and bytes of the result that are written, and all."""
+    """How much of a result is written: tensors and bytes, each beside its total."""
 
     tensors: int
     all_tensors: int
@@ -59,155 +54,139 @@ class Progress:
 
 
 def convert(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | ModelSource,
     folder: str | os.PathLike[str],
     dtype: str = "int8",
     threads: int | None = None,
     calibration: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> None:
-    """Write the model of a source as a new folder.
+    """Write the model of a source, with its tokenizer files, as a new folder.
 
-    dtype        how matrices are held: "f32", "bf16", "int8" or "int4"
-    calibration  for int4, a text like those the model will meet: weights are fitted to what they
-                 are multiplied with in it (see calibrate.py)
-    progress     is told how far it is, after each tensor
+    source       a folder, a GGUF file, or a hub id
+    folder       must not exist, or be empty
+    dtype        of the matrices: "f32", "bf16", "int8" or "int4"
+    threads      that quantize; default: one for each processor this process may use
+    calibration  for int4: a text like those the model will meet. Errors are weighted by the
+                 activations in it (see calibrate.py); default: all weights count alike
+    progress     called after each array that is written
 
-    Raises InputError for an argument out of its range, SourceError (and its children) for what is
-    wrong with the source, or where the folder is there already or cannot be written. Whatever
-    interrupts it leaves no folder behind.
+    Raises InputError for an argument out of its range and for quantizing a quantized source;
+    SourceError (and its children) for a wrong source, and where the folder exists or cannot be
+    written. An interrupted conversion leaves no folder behind.
     """
-    if not (isinstance(dtype, str) and dtype in DTYPES):
-        raise InputError(f"dtype {short_repr(dtype)}: must be one of {', '.join(DTYPES)}")
-    folder, threads = checked_folder(folder), checked_threads(threads)
-    origin = resolve(source)
-    config = GPTConfig.from_source(origin)
-    checkpoint = open_checkpoint(origin)
-    made = quantized_dtype(checkpoint)
+    dtype = checked_choice("dtype", dtype, DTYPES)
     if calibration is not None and dtype != "int4":
-        raise InputError(f"dtype {dtype}: only int4 is fitted to a text")
-    if made and dtype in QUANTIZED:
+        raise InputError(f"dtype {dtype}: only int4 can be calibrated")
+    folder, threads = checked_folder(folder), checked_threads(threads)
+    opened = open_source(source)
+    if opened.quantized and dtype in QUANTIZED:
         raise InputError(
-            f"dtype {dtype}: {origin} was converted to {made} already; convert the original"
+            f"dtype {dtype}: {opened.path} is quantized to {opened.quantized} already; "
+            "convert the original"
         )
-    if made:
-        infos, make = _widened(checkpoint, config, dtype)
+    if opened.quantized:
+        infos, read = _dequantized(opened, opened.quantized, dtype)
     elif dtype in QUANTIZED:
-        known = {}
+        row_importance = {}
         if calibration is not None:
-            ids = GPTTokenizer.from_pretrained(origin).encode(calibration)
-            known = importance(checkpoint, config, ids)
-        infos, make = _whole(checkpoint, config, dtype, threads, known)
+            tokenizer = GPTTokenizer.from_pretrained(opened)
+            row_importance = importance(opened, tokenizer.encode(calibration))
+        infos, read = _quantized(opened, dtype, Team(threads), row_importance)
     else:
-        infos, make = _floats(checkpoint, config, dtype)
+        infos, read = _floats(opened, dtype)
+    if progress:
+        read = _with_progress(read, infos, progress)
     try:
         with creating_folder(folder) as temporary:
-            weights = temporary / "model.safetensors"
             metadata = {"format": "minigpt" if dtype in QUANTIZED else "pt"}
-            write_tensors(weights, infos, _told(infos, make, progress), metadata)
-            tied = all(info.name != HEAD for info in infos)
-            write_beside(temporary, origin, _fields(config, tied, dtype))
+            write_tensors(temporary / "model.safetensors", infos, read, metadata)
+            config = _config_json(opened.config, opened.tied, dtype)
+            write_config_and_tokenizer(temporary, config, opened.files)
     except MemoryError as error:
         raise SourceError(
-            f"{origin}: its largest tensor needs more memory than there is"
+            f"{opened.path}: its largest tensor needs more memory than there is"
         ) from error
 
 
-def _fields(config: GPTConfig, tied: bool, dtype: str) -> dict[str, Any]:
-    """The config.json of the result."""
-    fields = {**config.to_dict(), "tie_word_embeddings": tied}
-    if dtype in QUANTIZED:  # other programs then see that they cannot read it
+def _config_json(config: GPTConfig, tied: bool, dtype: str) -> dict[str, Any]:
+    data = {**config.to_dict(), "tie_word_embeddings": tied}
+    if dtype in QUANTIZED:  # programs that cannot read the folder see it here
         bits = int(dtype.removeprefix("int"))
-        fields["quantization_config"] = {
+        data["quantization_config"] = {
             "quant_method": "minigpt",
             "bits": bits,
             "block": QUANT_BLOCK,
         }
-    return fields
+    return data
 
 
-# Makes a tensor, in one array or several; called in the order in which they lie in the file.
-_Make = Callable[[TensorInfo], Iterator[np.ndarray]]
-
-
-def _told(
-    infos: list[TensorInfo], make: _Make, progress: Callable[[Progress], None] | None
-) -> _Make:
-    """`make`, which tells after each array how far it is."""
-    if progress is None:
-        return make
+def _with_progress(
+    read: _ReadTensor, infos: list[TensorInfo], progress: Callable[[Progress], None]
+) -> _ReadTensor:
+    """`read`, which calls `progress` after each array."""
+    numbers = {info.name: number for number, info in enumerate(infos, 1)}
     total, done = sum(info.nbytes for info in infos), 0
 
-    def told(info: TensorInfo) -> Iterator[np.ndarray]:
+    def reporting(info: TensorInfo) -> Iterator[np.ndarray]:
         nonlocal done
-        for piece in make(info):
-            yield piece
-            done += piece.nbytes
-            progress(Progress(infos.index(info) + 1, len(infos), done, total))
+        for array in read(info):
+            yield array
+            done += array.nbytes
+            progress(Progress(numbers[info.name], len(infos), done, total))
 
-    return told
+    return reporting
 
 
-def _floats(
-    checkpoint: Checkpoint, config: GPTConfig, dtype: str
-) -> tuple[list[TensorInfo], _Make]:
-    """f32 or bf16, in Hugging Face layout."""
-    _, stored = checked_names(checkpoint, config)
-    shapes = weight_shapes(checkpoint, config, stored)
+def _floats(source: ModelSource, dtype: str) -> tuple[list[TensorInfo], _ReadTensor]:
+    """The tensors of a float source as f32 or bf16, and the function that reads them."""
 
-    def make(info: TensorInfo) -> Iterator[np.ndarray]:
-        name = plain_name(info.name)
+    def read(info: TensorInfo) -> Iterator[np.ndarray]:
+        name = table_name(info.name)
         if len(info.shape) == 1:
-            yield plain(checkpoint, stored[name], info.shape, dtype)
+            yield read_unpacked(source, name, dtype)
             return
-        for _, piece in pieces(checkpoint, stored[name]):
-            yield as_type(piece, info.dtype)
-            checkpoint.release()
+        for _, rows in source.row_chunks(name):
+            yield as_dtype(rows, info.dtype)
+            source.checkpoint.release()
 
-    return by_width(plain_infos(shapes, dtype).values()), make
-
-
-def _widened(
-    checkpoint: Checkpoint, config: GPTConfig, dtype: str
-) -> tuple[list[TensorInfo], _Make]:
-    """The same, of what was converted to whole numbers."""
-    weights = load_weights(checkpoint, config)
-
-    def make(info: TensorInfo) -> Iterator[np.ndarray]:
-        yield as_type(weights.tensor(plain_name(info.name)), info.dtype)
-        checkpoint.release()
-
-    return by_width(plain_infos(weights.shapes, dtype).values()), make
+    return by_width(float_infos(source.shapes, dtype)), read
 
 
-def _whole(
-    checkpoint: Checkpoint,
-    config: GPTConfig,
-    dtype: str,
-    threads: int,
-    known: dict[str, np.ndarray],
-) -> tuple[list[TensorInfo], _Make]:
-    """int8 or int4, with each matrix's scales after it.
+def _dequantized(
+    source: ModelSource, quantized: str, dtype: str
+) -> tuple[list[TensorInfo], _ReadTensor]:
+    """The tensors of a quantized source as f32 or bf16, and the function that reads them."""
+    weights = map_quantized(source, quantized)
 
-    known  {matrix: the importance of its rows}
+    def read(info: TensorInfo) -> Iterator[np.ndarray]:
+        yield as_dtype(weights.tensor(table_name(info.name)), info.dtype)
+        source.checkpoint.release()
+
+    return by_width(float_infos(weights.shapes, dtype)), read
+
+
+def _quantized(
+    source: ModelSource, dtype: str, team: Team, row_importance: dict[str, np.ndarray]
+) -> tuple[list[TensorInfo], _ReadTensor]:
+    """The tensors of a float source as int8 or int4, and the function that quantizes them.
+
+    row_importance  {matrix: float32 [K]}; rows of the others are equally important
     """
-    _, stored = checked_names(checkpoint, config)
-    shapes = weight_shapes(checkpoint, config, stored)
-    team = Team(threads)
-    scales: dict[str, np.ndarray] = {}
+    shapes = source.shapes
+    pending: dict[str, np.ndarray] = {}  # scales of the matrix before, which follow it in the file
 
-    def make(info: TensorInfo) -> Iterator[np.ndarray]:
-        name = plain_name(info.name)
+    def read(info: TensorInfo) -> Iterator[np.ndarray]:
+        name = table_name(info.name)
         if name.endswith(SCALES):
-            yield scales.pop(name)
-        elif in_panels(name, shapes[name]):
-            numbers, beside = allocate_weights({name: shapes[name]}, dtype)
-            fill(
-                checkpoint, stored[name], name, numbers[name], beside[name], team, known.get(name)
-            )  # fmt: skip
-            scales[name + SCALES] = beside[name]
-            yield numbers[name]
+            yield pending.pop(name)
+        elif is_packed(name, shapes[name]):
+            qweights, scales = allocate_packed({name: shapes[name]}, dtype)
+            importance = row_importance.get(name)
+            pack_matrix(source, name, qweights[name], scales[name], team, importance)
+            pending[name + SCALES] = scales[name]
+            yield qweights[name]
         else:
-            yield plain(checkpoint, stored[name], shapes[name], dtype)
+            yield read_unpacked(source, name, dtype)
 
-    return converted_infos(shapes, dtype), make
+    return quantized_infos(shapes, dtype), read

@@ -1,7 +1,7 @@
-"""A model as a GGUF file, which llama.cpp and what is built on it run.
+"""A model source → a GGUF file, for llama.cpp and the programs built on it.
 
-Values and names are those of gguf_gpt2.py, which reads them back. Matrices are written in the
-type asked for, vectors and wpe as f32, as llama.cpp's own converter does.
+Keys and names are those of gguf_gpt2.py, which reads them. Matrices are written in the chosen
+dtype, vectors and wpe as F32, as llama.cpp's own converter does.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoint import Checkpoint, open_checkpoint, resolve
-from ..checkpoint.blocks import F16, F32, Q8_0, Encoding, all_finite, encoded
+from ..arguments import checked_choice
+from ..checkpoint.blocks import F16, F32, Q8_0, Encoding, all_finite, encode
 from ..checkpoint.gguf_gpt2 import (
     ACTIVATION,
     CONTROL,
@@ -21,132 +21,137 @@ from ..checkpoint.gguf_gpt2 import (
     PRE_TOKENIZERS,
     UNUSED,
     USER_DEFINED,
-    is_flipped,
-    their_name,
+    gguf_name,
+    is_transposed_in_gguf,
 )
 from ..checkpoint.gguf_writing import NewTensor, WrittenValue, write_gguf
 from ..config import GPTConfig
 from ..errors import CheckpointError, ConfigError, InputError, TokenizerError, short_repr
 from ..kernels.layout import bf16_to_f32
+from ..source import ModelSource, open_source
 from ..tokenizer.vocabulary import Vocabulary, read_vocabulary
-from ..weights.checks import checked_names, quantized_dtype
-from ..weights.loading import weight_shapes
+from ..weights.table import is_packed
 from .convert import Progress
 
 GGUF_DTYPES = {"f32": F32, "f16": F16, "q8_0": Q8_0}
 _FILE_TYPE = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.cpp's LLAMA_FTYPE
-_PIECE_BYTES = 16 << 20  # of float32
+_CHUNK_BYTES = 16 << 20  # of float32
 
-# The first is what llama.cpp computes, the next two are the same by another name or to 1e-7, and
-# the last, Cerebras' own, differs by less than 0.0005.
-_WRITTEN_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu")
+# llama.cpp computes the first for every GPT-2. The next two are the same formula under another name
+# or to 1e-7; the last, which Cerebras-GPT was trained with, differs by less than 0.0005.
+_EXPORTED_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu")
 
 
 def save_gguf(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | ModelSource,
     path: str | os.PathLike[str],
     dtype: str = "f16",
     progress: Callable[[Progress], None] | None = None,
 ) -> None:
-    """Writes a model source as a GGUF file, whole or not at all, in place of any at `path`.
+    """Write the model of a source, with its tokenizer, as a GGUF file.
 
-    dtype     "f32", "f16" or "q8_0": how the matrices are stored
-    progress  is told how far it is, after every few megabytes
+    source    a folder, a GGUF file, or a hub id; not a folder of int8 or int4
+    path      of the file, which is replaced if it exists; it appears complete or not at all
+    dtype     of the matrices: "f32", "f16" or "q8_0"
+    progress  called after every few megabytes that are written
 
-    Memory holds about one tensor. Raises InputError for another dtype, and for a source that was
-    converted to int8 or int4; SourceError (and its children) for a source that is damaged, has no
-    tokenizer, or is a model that llama.cpp would run wrongly, and where the file cannot be written.
+    Memory holds about one tensor. Raises InputError for another dtype and for a quantized source;
+    SourceError (and its children) for a source that is damaged, has no tokenizer, or is a model
+    that llama.cpp would run wrongly, and where the file cannot be written.
     """
-    if not (isinstance(dtype, str) and dtype in GGUF_DTYPES):
-        raise InputError(f"dtype {short_repr(dtype)}: must be one of {', '.join(GGUF_DTYPES)}")
+    dtype = checked_choice("dtype", dtype, tuple(GGUF_DTYPES))
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise InputError(f"path {short_repr(path)}: must be the path of a file")
-    found = resolve(source)
-    config = GPTConfig.from_source(found)
-    _check_expressible(config, found)
-    vocabulary = read_vocabulary(found)
-    checkpoint = open_checkpoint(found)
-    made = quantized_dtype(checkpoint)
-    if made:
-        raise InputError(f"{found}: was converted to {made}; take the original")
-    _, names = checked_names(checkpoint, config)
-    shapes = weight_shapes(checkpoint, config, names)
-    wanted = GGUF_DTYPES[dtype]
-    stored = {_new_tensor(name, shape, wanted): names[name] for name, shape in shapes.items()}
+    opened = open_source(source)
+    _check_exportable(opened.config, opened.path)
+    vocabulary = read_vocabulary(opened.files)
+    if opened.quantized:
+        raise InputError(f"{opened.path}: was quantized to {opened.quantized}; take the original")
+    tensors = {
+        _new_tensor(name, shape, GGUF_DTYPES[dtype]): name for name, shape in opened.shapes.items()
+    }
+    name = opened.path if isinstance(source, ModelSource) else Path(source)
     values: dict[str, WrittenValue] = {
         "general.architecture": "gpt2",
-        "general.name": Path(source).resolve().name.removesuffix(".gguf"),
+        "general.name": name.resolve().name.removesuffix(".gguf"),
         "general.file_type": _FILE_TYPE[dtype],
         "general.quantization_version": 2,
-        **_config_values(config),
-        **_tokenizer_values(vocabulary, config, found),
+        **_config_values(opened.config),
+        **_tokenizer_values(vocabulary, opened.config, opened.path),
     }
-    write_gguf(Path(path), values, list(stored), _blocks_of(checkpoint, stored, progress))
+    write_gguf(Path(path), values, list(tensors), _block_reader(opened, tensors, progress))
 
 
-def _check_expressible(config: GPTConfig, source: Path) -> None:
-    """A file has no way to say these, and llama.cpp would compute something else in silence."""
-    flaw = None
+def _check_exportable(config: GPTConfig, source: Path) -> None:
+    """Raise ConfigError for a config that GGUF has no key for and llama.cpp would ignore."""
+    wrong = None
     if config.model_type != "gpt2":
-        flaw = f"model_type {config.model_type}"
-    elif config.activation_function not in _WRITTEN_ACTIVATIONS:
-        flaw = f"activation_function {config.activation_function}"
+        wrong = f"model_type {config.model_type}"
+    elif config.activation_function not in _EXPORTED_ACTIVATIONS:
+        wrong = f"activation_function {config.activation_function}"
     elif not config.scale_attn_weights:
-        flaw = "scale_attn_weights false"
+        wrong = "scale_attn_weights false"
     elif config.scale_attn_by_inverse_layer_idx:
-        flaw = "scale_attn_by_inverse_layer_idx true"
-    if flaw:
-        raise ConfigError(f"{source}: {flaw} has no form in a GGUF file of GPT-2")
+        wrong = "scale_attn_by_inverse_layer_idx true"
+    if wrong:
+        raise ConfigError(f"{source}: {wrong} has no form in a GGUF file of GPT-2")
 
 
 # ---- tensors ----
 
 
-def _new_tensor(name: str, shape: tuple[int, ...], wanted: Encoding) -> NewTensor:
-    """The line in the file's table for the tensor that the table in weights.py has as `name`."""
-    stored = shape[::-1] if is_flipped(name) else shape
-    encoding = wanted if len(shape) == 2 and name != "wpe.weight" else F32
+def _new_tensor(name: str, shape: tuple[int, ...], encoding: Encoding) -> NewTensor:
+    """The entry in the file's table of tensors for `name` of weights/table.py."""
+    stored = shape[::-1] if is_transposed_in_gguf(name) else shape
+    if not is_packed(name, shape):
+        encoding = F32
     if stored[-1] % encoding.length:
-        encoding = F16  # as llama.cpp's own converter does with rows that blocks do not fill
-    return NewTensor(their_name(name), stored, encoding)
+        encoding = F16  # as llama.cpp's converter does for rows that are not a multiple of a block
+    return NewTensor(gguf_name(name), stored, encoding)
 
 
-def _blocks_of(
-    checkpoint: Checkpoint,
-    stored: dict[NewTensor, str],
+def _block_reader(
+    source: ModelSource,
+    tensors: dict[NewTensor, str],
     progress: Callable[[Progress], None] | None,
 ) -> Callable[[NewTensor], Iterator[np.ndarray]]:
-    """What write_gguf asks for the contents of a tensor, which read them as they are needed."""
-    order = list(stored)
-    nbytes = sum(tensor.nbytes for tensor in order)
+    """The function that write_gguf calls for the blocks of each tensor, in chunks.
+
+    tensors  {new tensor: its name in weights/table.py}, in the order of the file
+    """
+    order = list(tensors)
+    total = sum(tensor.nbytes for tensor in order)
 
     def blocks(tensor: NewTensor) -> Iterator[np.ndarray]:
         number = order.index(tensor)
         written = sum(other.nbytes for other in order[:number])
-        for lines in _lines(checkpoint, stored[tensor], tensor.shape[-1]):
-            part = encoded(lines, tensor.encoding)
-            if tensor.encoding is not F32 and not all_finite(part):
-                flaw = f"tensor {stored[tensor]} holds numbers too large, or none, for 16 bits"
-                raise CheckpointError(f"{checkpoint.folder}: {flaw}; choose f32")
-            yield part
-            written += part.nbytes
+        for lines in _lines(source, tensors[tensor], tensor.shape[-1]):
+            chunk = encode(lines, tensor.encoding)
+            if tensor.encoding is not F32 and not all_finite(chunk):
+                name = source.names[tensors[tensor]]
+                raise CheckpointError(
+                    f"{source.path}: tensor {name} holds numbers that 16 bits cannot store; "
+                    "choose f32"
+                )
+            yield chunk
+            written += chunk.nbytes
             if progress is not None:
-                progress(Progress(number + 1, len(order), written, nbytes))
+                progress(Progress(number + 1, len(order), written, total))
 
     return blocks
 
 
-def _lines(checkpoint: Checkpoint, name: str, length: int) -> Iterator[np.ndarray]:
-    """A tensor of the checkpoint in lines as the file has them: float32 [n, length] pieces."""
-    array = checkpoint.read(name)
-    lines = (array.T if is_flipped(name) else array).reshape(-1, length)
-    step = max(1, _PIECE_BYTES // (4 * length))
-    is_bf16 = checkpoint.tensors[name].dtype == "BF16"
+def _lines(source: ModelSource, name: str, length: int) -> Iterator[np.ndarray]:
+    """A tensor in lines as the GGUF file stores them: float32 [n, length], in chunks."""
+    checkpoint, stored_name = source.checkpoint, source.names[name]
+    array = checkpoint.read(stored_name)
+    lines = (array.T if is_transposed_in_gguf(name) else array).reshape(-1, length)
+    step = max(1, _CHUNK_BYTES // (4 * length))
+    is_bf16 = checkpoint.tensors[stored_name].dtype == "BF16"
     for first in range(0, len(lines), step):
-        part = np.ascontiguousarray(lines[first : first + step])
-        with np.errstate(over="ignore"):  # of float64; infinity is noticed where it matters
-            numbers = bf16_to_f32(part) if is_bf16 else part.astype(np.float32, copy=False)
-        yield numbers
+        chunk = np.ascontiguousarray(lines[first : first + step])
+        with np.errstate(over="ignore"):  # of float64: `all_finite` catches what matters
+            yield bf16_to_f32(chunk) if is_bf16 else chunk.astype(np.float32, copy=False)
         checkpoint.release()
 
 
@@ -154,6 +159,7 @@ def _lines(checkpoint: Checkpoint, name: str, length: int) -> Iterator[np.ndarra
 
 
 def _config_values(config: GPTConfig) -> dict[str, WrittenValue]:
+    """The config under llama.cpp's keys, and the activation under one of our own."""
     return {
         "gpt2.context_length": config.n_positions,
         "gpt2.embedding_length": config.n_embd,
@@ -169,11 +175,13 @@ def _config_values(config: GPTConfig) -> dict[str, WrittenValue]:
 def _tokenizer_values(
     vocabulary: Vocabulary, config: GPTConfig, source: Path
 ) -> dict[str, WrittenValue]:
-    """The tokenizer, its tokens padded to the rows of the embedding, as llama.cpp wants it."""
+    """The tokenizer; its tokens are padded to the rows of wte, as llama.cpp requires."""
     tokens, V = vocabulary.tokens, config.vocab_size
     if len(tokens) > V:
-        flaw = f"its tokenizer has {len(tokens)} tokens, and the model {V}"
-        raise TokenizerError(f"{source}: {flaw}; a GGUF file can have no more than the model")
+        raise TokenizerError(
+            f"{source}: its tokenizer has {len(tokens)} tokens, and the model {V}; "
+            "a GGUF file can have no more than the model"
+        )
     if not vocabulary.merges.joined:
         raise TokenizerError(f"{source}: its tokenizer has no merges, which a GGUF file must have")
     types = [NORMAL] * len(tokens)
@@ -183,7 +191,7 @@ def _tokenizer_values(
     values: dict[str, WrittenValue] = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": PRE_TOKENIZERS[0],
-        "tokenizer.ggml.tokens": tokens + [f"[K_ALIGN{token_id}]" for token_id in padding],
+        "tokenizer.ggml.tokens": tokens + [f"[PAD{token_id}]" for token_id in padding],
         "tokenizer.ggml.token_type": types + [UNUSED for _ in padding],
         "tokenizer.ggml.merges": _merges(vocabulary),
         "tokenizer.ggml.add_bos_token": False,
@@ -197,7 +205,7 @@ def _tokenizer_values(
 
 
 def _merges(vocabulary: Vocabulary) -> list[str]:
-    """The merges in order, each the two tokens with a space between."""
+    """The merges by rank, each as its two tokens with a space between."""
     tokens, ranks = vocabulary.tokens, vocabulary.merges.ranks
     pairs = sorted(ranks, key=ranks.__getitem__)
     return [f"{tokens[pair >> 32]} {tokens[pair & 0xFFFFFFFF]}" for pair in pairs]

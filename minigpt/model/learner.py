@@ -23,6 +23,7 @@ from ..kernels.layout import (
     KEY_BLOCK,
     LANES,
     STORAGE_DTYPE,
+    aligned_arrays,
     aligned_zeros,
     padded,
     panels_size,
@@ -255,14 +256,10 @@ def _non_layer(tensors: dict[str, np.ndarray]) -> NonLayerWeights:
 
 
 def _zeros_like(tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """A piece of memory, float32, and the tensors of these shapes in it, with zeros between them:
-    what is done to all of them alike is done to the whole at once."""
-    sizes = [padded(tensor.size, LANES) for tensor in tensors.values()]
-    memory, start, views = aligned_zeros(sum(sizes), np.float32), 0, {}
-    for (name, tensor), size in zip(tensors.items(), sizes, strict=True):
-        views[name] = memory[start : start + tensor.size].reshape(tensor.shape)
-        start += size
-    return memory, views
+    """(memory, {name: zeros of the tensor's shape in it}), float32; see `aligned_arrays`."""
+    sizes = {name: tensor.size for name, tensor in tensors.items()}
+    memory, flat = aligned_arrays(sizes, STORAGE_DTYPE["f32"])
+    return memory, {name: flat[name].reshape(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _rows(rows: int, width: int, kind: np.dtype = STORAGE_DTYPE["f32"]) -> np.ndarray:

@@ -21,6 +21,7 @@ import numpy as np
 from ..bundled import BUNDLED_MODEL
 from ..checkpoint import resolve
 from ..errors import InputError
+from ..source import ModelSource
 from .bpe import BORDER, PretokenIds, pieces, token_bytes, words
 from .vocabulary import AddedToken, Vocabulary, read_vocabulary, write_vocabulary
 
@@ -41,14 +42,17 @@ class GPTTokenizer:
         self._plain_added = _any_of(token.content for token in added if not token.special)
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str] = BUNDLED_MODEL) -> GPTTokenizer:
+    def from_pretrained(
+        cls, source: str | os.PathLike[str] | ModelSource = BUNDLED_MODEL
+    ) -> GPTTokenizer:
         """Reads the tokenizer of a model source: a folder, a GGUF file, or a hub id; by default of
         the model in the box.
 
         Raises SourceError where there is no such source, and TokenizerError where its tokenizer
         files are missing, damaged, or of another kind than GPT-2's.
         """
-        return cls(read_vocabulary(resolve(source)))
+        files = source.files if isinstance(source, ModelSource) else resolve(source)
+        return cls(read_vocabulary(files))
 
     @property
     def vocab_size(self) -> int:

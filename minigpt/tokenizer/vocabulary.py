@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from reprlib import repr as brief
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..checkpoint import write_file
 from ..checkpoint.files import read_small_file
@@ -28,6 +28,9 @@ from ..checkpoint.strict_json import parse_json_object
 from ..errors import SourceError, TokenizerError
 from .bpe import Merges, byte_symbols
 from .disk_cache import load_or_build
+
+if TYPE_CHECKING:
+    from ..checkpoint.gguf import GGUF
 
 END_OF_TEXT = "<|endoftext|>"
 LARGEST_FILE = 64 << 20  # bytes; GPT-2's files have one million, the largest we know of 20
@@ -110,13 +113,14 @@ class Vocabulary:
     files: dict[str, bytes]
 
 
-def read_vocabulary(folder: Path) -> Vocabulary:
-    """The tokenizer files in `folder`, or the tokenizer in a GGUF file, read and checked.
+def read_vocabulary(source: Path | GGUF) -> Vocabulary:
+    """The vocabulary in the tokenizer files of a folder, or in a GGUF file or its parsed header.
 
     Raises TokenizerError, naming the file, for one that is missing, damaged, too large, or of
     another kind than GPT-2's.
     """
-    form, files = _read_files(folder)
+    folder = source if isinstance(source, Path) else source.file.path
+    form, files = _read_files(source)
     tokens, byte_ids, ranks, joined, added, eos_id, add_prefix_space = load_or_build(
         "vocabularies", __file__, files, lambda: _parse(folder, form, files)
     )
@@ -170,12 +174,12 @@ def _parse(folder: Path, form: tuple[str, ...], files: dict[str, bytes]) -> tupl
     )
 
 
-def tokenizer_files(source: Path) -> dict[str, bytes]:
+def tokenizer_files(source: Path | GGUF) -> dict[str, bytes]:
     """name → content of the tokenizer files of a model source, under the names they are saved as.
 
     They are not checked. A GGUF file gives those that say what it says. Raises SourceError.
     """
-    if source.is_file():
+    if not isinstance(source, Path) or source.is_file():
         from ..checkpoint.gguf_gpt2 import gguf_tokenizer
 
         return gguf_tokenizer(source)
@@ -216,16 +220,18 @@ def _names_in(folder: Path) -> set[str]:
         raise TokenizerError(f"{folder}: cannot be read: {error.strerror}") from None
 
 
-def _read_files(folder: Path) -> tuple[tuple[str, ...], dict[str, bytes]]:
+def _read_files(source: Path | GGUF) -> tuple[tuple[str, ...], dict[str, bytes]]:
     """The form that wins, and the content of its files and the side files there, by name.
 
     For a GGUF file, of the files that would say what it says.
     """
-    if folder.is_file():
-        files = tokenizer_files(folder)
+    if not isinstance(source, Path) or source.is_file():
+        files = tokenizer_files(source)
         if not files:
-            raise TokenizerError(f"{folder}: holds no tokenizer; read one from a folder")
+            path = source if isinstance(source, Path) else source.file.path
+            raise TokenizerError(f"{path}: holds no tokenizer; read one from a folder")
         return ("vocab.json", "merges.txt"), files
+    folder = source
     present = _names_in(folder)
     form = next((form for form in _FORMS if form[0] in present), None)
     if form is None:

@@ -7,8 +7,9 @@ import os
 
 import numpy as np
 
-from ..checkpoint import open_checkpoint, resolve
 from ..config import GPTConfig
+from ..source import open_source
+from ..weights.packed import float32_tensors
 from ..weights.table import all_shapes
 
 _SPREAD = 0.02
@@ -44,9 +45,5 @@ def model_tensors(source: str | os.PathLike[str]) -> tuple[GPTConfig, dict[str, 
 
     A head that is wte again is left out. Raises SourceError for what is wrong with the source.
     """
-    from ..weights.loading import load_weights  # here, as compiled code is slow to load
-
-    folder = resolve(source)
-    config = GPTConfig.from_source(folder)
-    weights = load_weights(open_checkpoint(folder), config)
-    return config, weights.float32_copies()
+    opened = open_source(source)
+    return opened.config, float32_tensors(opened)

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import creating_folder, open_checkpoint, write_file, write_safetensors
+from ..checkpoint import creating_folder, write_file, write_safetensors
 from ..checkpoint.atomic import replacing
 from ..checkpoint.files import map_file
 from ..checkpoint.lock import locked
@@ -38,7 +38,7 @@ from ..checkpoint.tensors import MappedFile
 from ..config import GPTConfig
 from ..conversion.saving import stored_name
 from ..errors import CheckpointError, InputError, SourceError, short_repr
-from ..weights.checks import checked_names
+from ..source import open_source
 from ..weights.table import all_shapes
 from .config import Plan, check_settings
 from .loss_curve import loss_curve
@@ -302,10 +302,9 @@ def _check_names(values: dict[str, Any], kind: type, where: str) -> None:
 
 
 def _learned(checkpoint: Path, config: GPTConfig, state: State) -> Learned:
-    weights = open_checkpoint(checkpoint)
-    _, stored = checked_names(weights, config)
+    source = open_source(checkpoint, config)
     shapes = all_shapes(config, own_head=not config.tie_word_embeddings)
-    tensors = {name: np.array(weights.read(stored[name]), np.float32) for name in shapes}
+    tensors = {name: source.read_float32(name) for name in shapes}
     moments = _moments(checkpoint / _MOMENTS, shapes if state.step else {})
     return Learned(tensors, *moments)
 

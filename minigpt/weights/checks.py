@@ -1,4 +1,4 @@
-"""Checks of a checkpoint's tensors, names, shapes and types, against the config."""
+"""Checks of a checkpoint's headers against the config: names, shapes and dtypes of tensors."""
 
 from __future__ import annotations
 
@@ -7,118 +7,109 @@ import re
 from ..checkpoint import Checkpoint
 from ..config import GPTConfig
 from ..errors import CheckpointError
-from ..kernels.layout import (
-    qweight_shape,
-    scales_shape,
-)
-from .table import HEAD, PREFIX, SCALES, all_shapes, in_panels, operand_shape
+from ..kernels.layout import qweight_shape, scales_shape
+from .table import HEAD, PREFIX, SCALES, Shapes, all_shapes, is_packed, operand_shape
 
-# What TensorInfo.dtype of a weight may be; the last three are blocks of a GGUF file.
+# TensorInfo.dtype of a weight; the last three are the block formats of GGUF files.
 FLOATS = ("F32", "BF16", "F16", "F64", "Q8_0", "Q4_0", "Q6_K")
+_QWEIGHT_DTYPE = {"int8": "I8", "int4": "U8"}
 
-
-# Buffers that old checkpoints carry: the causal mask, and the number it puts in place of scores.
+# Buffers in the checkpoints of older versions of transformers: the causal mask and its fill value.
 _BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
 
-def checked_names(checkpoint: Checkpoint, config: GPTConfig) -> tuple[str, dict[str, str]]:
-    """(prefix, {name in the table: name in the checkpoint}), of tensors that fit the config.
+def quantized_dtype(checkpoint: Checkpoint) -> str | None:
+    """ "int8" or "int4" for a checkpoint of quantized weights, else None."""
+    tensors = checkpoint.tensors
+    found = {tensor.dtype for name, tensor in tensors.items() if name + SCALES in tensors}
+    return next((dtype for dtype, stored in _QWEIGHT_DTYPE.items() if stored in found), None)
 
-    All tensors of the table are there, in their shape and a type of floats, and nothing else is
-    inside a layer. Tensors outside the layers that the table does not have belong to other tasks'
-    heads. Reads headers only; raises CheckpointError.
+
+def checked_names(
+    checkpoint: Checkpoint, config: GPTConfig, quantized: str | None
+) -> tuple[str, dict[str, str]]:
+    """(prefix, {name in the table: stored name}) of a checkpoint whose tensors fit the config.
+
+    quantized  "int8", "int4" or None, as `quantized_dtype` returns it; the names then include
+               those of the scales
+
+    Every tensor of the table is stored, in the right shape and dtype. A float checkpoint has no
+    other tensor inside a layer. Tensors outside the layers, such as the heads of other tasks, are
+    ignored. Raises CheckpointError.
     """
-    prefix, stored = _by_plain_name(checkpoint)
+    prefix, stored = _without_prefix(checkpoint)
     shapes = all_shapes(config, HEAD in stored or not config.tie_word_embeddings)
+    if quantized:
+        layout = quantized_layout(shapes, quantized)
+        for name, (dtype, shape) in layout.items():
+            _check_quantized(checkpoint, stored, name, dtype, shape, quantized)
+        return prefix, {name: stored[name] for name in layout}
     for name, shape in shapes.items():
-        _check_tensor(checkpoint, stored, name, shape)
+        _check_float(checkpoint, stored, name, shape)
     for name in stored:
         if name.startswith("h.") and name not in shapes and not _BUFFER.fullmatch(name):
             raise CheckpointError(
-                f"{checkpoint.folder}: tensor {name} is in no layer that config.json describes"
+                f"{checkpoint.path}: tensor {name} is in no layer that config.json describes"
             )
-    return prefix, stored
+    return prefix, {name: stored[name] for name in shapes}
 
 
-def _by_plain_name(checkpoint: Checkpoint) -> tuple[str, dict[str, str]]:
-    """(prefix, {name without it: name in the checkpoint})"""
+def quantized_layout(shapes: Shapes, dtype: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """{name: (dtype, shape)} of the tensors in a folder of "int8" or "int4" (docs/format.md)."""
+    layout: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        if is_packed(name, shape):
+            K, N = operand_shape(name, shape)
+            layout[name] = _QWEIGHT_DTYPE[dtype], qweight_shape(K, N, dtype)
+            layout[name + SCALES] = "BF16", scales_shape(K, N, dtype)
+        else:
+            layout[name] = "BF16" if len(shape) == 2 else "F32", shape
+    return layout
+
+
+def _without_prefix(checkpoint: Checkpoint) -> tuple[str, dict[str, str]]:
+    """(prefix, {name without it: stored name})"""
     prefix = PREFIX if any(name.startswith(PREFIX) for name in checkpoint.tensors) else ""
     stored: dict[str, str] = {}
     for name in checkpoint.tensors:
         plain = name.removeprefix(PREFIX)
         if plain in stored:
             raise CheckpointError(
-                f"{checkpoint.folder}: {plain} is there both with and without {PREFIX!r}"
+                f"{checkpoint.path}: {plain} is there both with and without {PREFIX!r}"
             )
         stored[plain] = name
     return prefix, stored
 
 
-def _check_tensor(
+def _check_float(
     checkpoint: Checkpoint, stored: dict[str, str], name: str, shape: tuple[int, ...]
 ) -> None:
+    where = f"{checkpoint.path}: tensor {name}"
     if name not in stored:
-        raise CheckpointError(
-            f"{checkpoint.folder}: tensor {name} is missing; config.json asks for it"
-        )
+        raise CheckpointError(f"{where} is missing; config.json asks for it")
     found = checkpoint.tensors[stored[name]]
-    if tuple(found.shape) != shape:
+    if found.shape != shape:
         raise CheckpointError(
-            f"{checkpoint.folder}: tensor {name} has shape {list(found.shape)}; "
-            f"by config.json it is {list(shape)}"
+            f"{where} has shape {list(found.shape)}; by config.json it is {list(shape)}"
         )
     if found.dtype not in FLOATS:
+        raise CheckpointError(f"{where} is of type {found.dtype}; weights are {', '.join(FLOATS)}")
+
+
+def _check_quantized(
+    checkpoint: Checkpoint,
+    stored: dict[str, str],
+    name: str,
+    dtype: str,
+    shape: tuple[int, ...],
+    quantized: str,
+) -> None:
+    where = f"{checkpoint.path}: tensor {name}"
+    if name not in stored:
+        raise CheckpointError(f"{where} is missing; a model quantized to {quantized} has it")
+    found = checkpoint.tensors[stored[name]]
+    if (found.dtype, found.shape) != (dtype, shape):
         raise CheckpointError(
-            f"{checkpoint.folder}: tensor {name} is of type {found.dtype}; "
-            f"weights are {', '.join(FLOATS)}"
+            f"{where} is {found.dtype} {list(found.shape)}; by config.json, in a model quantized "
+            f"to {quantized}, it is {dtype} {list(shape)}"
         )
-
-
-# ---- converted checkpoints (docs/format.md) ----
-_STORED_AS = {"int8": "I8", "int4": "U8"}
-
-
-def quantized_dtype(checkpoint: Checkpoint) -> str | None:
-    """ "int8" or "int4" for a checkpoint that was converted to it, else None."""
-    tensors = checkpoint.tensors
-    found = {tensor.dtype for name, tensor in tensors.items() if name + SCALES in tensors}
-    return next((dtype for dtype, stored in _STORED_AS.items() if stored in found), None)
-
-
-def stored_shapes(
-    shapes: dict[str, tuple[int, ...]], dtype: str
-) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """{name: (type, shape)} of the tensors of a checkpoint converted to int8 or int4."""
-    stored = {}
-    for name, shape in shapes.items():
-        if in_panels(name, shape):
-            K, N = operand_shape(name, shape)
-            stored[name] = _STORED_AS[dtype], qweight_shape(K, N, dtype)
-            stored[name + SCALES] = "BF16", scales_shape(K, N, dtype)
-        else:
-            stored[name] = "BF16" if len(shape) == 2 else "F32", shape
-    return stored
-
-
-def checked_quantized(
-    checkpoint: Checkpoint, config: GPTConfig, dtype: str
-) -> tuple[str, dict[str, str], dict[str, tuple[int, ...]]]:
-    """(prefix, {name: name in the checkpoint}, {name: shape in the table}) of a converted one.
-
-    Reads headers only; raises CheckpointError where a tensor is missing, or is not as it should be.
-    """
-    prefix, stored = _by_plain_name(checkpoint)
-    shapes = all_shapes(config, HEAD in stored or not config.tie_word_embeddings)
-    for name, (kind, shape) in stored_shapes(shapes, dtype).items():
-        if name not in stored:
-            raise CheckpointError(
-                f"{checkpoint.folder}: tensor {name} is missing; "
-                f"a model converted to {dtype} has it"
-            )
-        found = checkpoint.tensors[stored[name]]
-        if (found.dtype, tuple(found.shape)) != (kind, shape):
-            raise CheckpointError(
-                f"{checkpoint.folder}: tensor {name} is {found.dtype} {list(found.shape)}; by "
-                f"config.json, in a model converted to {dtype}, it is {kind} {list(shape)}"
-            )
-    return prefix, stored, shapes

@@ -1,65 +1,66 @@
-"""Weights as kernels read them: matrices in panels, vectors in float32."""
+"""Weights in the form that kernels read: matrices in panels, vectors in float32."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..kernels.layout import (
-    bf16_to_f32,
-    dequantize_panels,
-    unpack_panels,
-)
-from .table import HEAD, in_panels, is_transposed, operand_shape
+from ..kernels.layout import bf16_to_f32, dequantize_panels, unpack_panels
+from .table import HEAD, SCALES, Shapes, is_packed, is_transposed, operand_shape
+
+if TYPE_CHECKING:
+    from ..source import ModelSource  # which imports weights/checks.py
 
 
 @dataclass(frozen=True)
 class Weights:
-    """
-    tensors  {name: array}: flat panels of what is `in_panels`, else an array of the table's shape;
-             `lm_head.weight` only where it is not tied
-    scales   {name: array}: of what is in panels of whole numbers
+    """The weights of a model, ready for the kernels.
+
+    tensors  {name: array}: flat panels of what `is_packed`, else an array of the table's shape;
+             `lm_head.weight` only where the head is not tied
+    scales   {name: flat array} of the quantized matrices
     shapes   {name: shape} of the tensors, as in the table
-    dtype    "f32", "bf16", "int8" or "int4": how the matrices are held
-    prefix   what the checkpoint puts before the names: "transformer." or nothing
+    dtype    "f32", "bf16", "int8" or "int4", of the matrices
+    prefix   what the names in the checkpoint begin with: "transformer." or nothing
     """
 
     tensors: dict[str, np.ndarray]
     scales: dict[str, np.ndarray]
-    shapes: dict[str, tuple[int, ...]]
+    shapes: Shapes
     dtype: str
     prefix: str
 
     @property
     def tied(self) -> bool:
-        """The head is wte."""
+        """Whether the head is wte."""
         return HEAD not in self.tensors
 
     @property
     def head(self) -> np.ndarray:
-        """The panels of what the last hidden state is multiplied with, [C, V]."""
+        """The panels of the head, [C, V]; wte's where it is tied."""
         return self.tensors.get(HEAD, self.tensors["wte.weight"])
 
     @property
     def nbytes(self) -> int:
-        """The bytes the weights take."""
+        """The bytes of all tensors and scales."""
         return sum(a.nbytes for a in (*self.tensors.values(), *self.scales.values()))
 
     def tensor(self, name: str) -> np.ndarray:
-        """A tensor in the table's shape: a copy where it lies in panels, float32 where whole."""
-        held, shape = self.tensors[name], self.shapes[name]
-        if not in_panels(name, shape):
-            return held
+        """A tensor in the table's shape: a copy where it is packed, dequantized to float32."""
+        array, shape = self.tensors[name], self.shapes[name]
+        if not is_packed(name, shape):
+            return array
         K, N = operand_shape(name, shape)
         if name in self.scales:
-            matrix = dequantize_panels(held, self.scales[name], K, N)
+            matrix = dequantize_panels(array, self.scales[name], K, N)
         else:
-            matrix = unpack_panels(held, K, N)
+            matrix = unpack_panels(array, K, N)
         return np.ascontiguousarray(matrix.T if is_transposed(name) else matrix)
 
     def float32_copies(self) -> dict[str, np.ndarray]:
-        """{name: tensor} of all, float32 in the table's shapes: what a Learner may change."""
+        """{name: float32 array of the table's shape}: copies that training may change."""
         copies = {}
         for name in self.shapes:
             tensor = self.tensor(name)
@@ -67,8 +68,28 @@ class Weights:
         return copies
 
 
+def map_quantized(source: ModelSource, dtype: str) -> Weights:
+    """The weights of a source quantized to `dtype`, as views of its files: nothing is read."""
+    tensors, scales = {}, {}
+    for name, shape in source.shapes.items():
+        array = source.checkpoint.read(source.names[name])
+        if is_packed(name, shape):
+            tensors[name] = array.reshape(-1)
+            scales[name] = source.checkpoint.read(source.names[name + SCALES]).reshape(-1)
+        else:
+            tensors[name] = array.reshape(shape)
+    return Weights(tensors, scales, source.shapes, dtype, source.prefix)
+
+
+def float32_tensors(source: ModelSource) -> dict[str, np.ndarray]:
+    """{name: float32 array of the table's shape}, copied; quantized weights are dequantized."""
+    if source.quantized:
+        return map_quantized(source, source.quantized).float32_copies()
+    return {name: source.read_float32(name) for name in source.shapes}
+
+
 def f32_to_bf16(array: np.ndarray) -> np.ndarray:
-    """float32 to bfloat16 (uint16), to the nearest, halves to the even one; NaN stays NaN."""
+    """float32 to bfloat16 bits (uint16), rounded to nearest, ties to even; NaN stays NaN."""
     bits = np.ascontiguousarray(array).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(array), 0x7FC0, rounded).astype(np.uint16)

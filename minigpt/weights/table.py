@@ -1,10 +1,9 @@
-"""The tensors of a GPT: the one table of their names and shapes, and how they are held.
+"""The tensors of a GPT: the one table of their names and shapes, and how memory stores them.
 
-Names are the checkpoint's, without the `transformer.` that some checkpoints put before them.
-Matrices are held as float32, as bfloat16 in uint16 arrays, or as whole numbers of 8 or 4 bits with
-scales; the vectors (layernorms, biases) always as float32. What is multiplied with lies in panels
-(kernels/layout.py), wte and the head transposed. wpe, of which a row is looked up, is bfloat16
-where the others are whole.
+Names are those of Hugging Face's checkpoints, without the prefix `transformer.` that some have.
+A matrix that multiplies activations is packed in panels (kernels/layout.py) of float32, of
+bfloat16 in uint16 arrays, or of int8 or int4 with scales. Vectors (layernorms, biases) are always
+float32. wpe is looked up by rows: it is float32 beside float32 panels, bfloat16 beside others.
 """
 
 from __future__ import annotations
@@ -12,20 +11,19 @@ from __future__ import annotations
 import math
 
 from ..config import GPTConfig
-from ..kernels.layout import (
-    AUX_DTYPE,
-    BITS_PER_WEIGHT,
-)
+from ..kernels.layout import AUX_DTYPE, BITS_PER_WEIGHT
 
 DTYPES = ("auto", "f32", "bf16", "int8", "int4")
 QUANTIZED = ("int8", "int4")
 PREFIX = "transformer."
 HEAD = "lm_head.weight"
-SCALES = ".scales"  # after the name of a tensor of whole numbers, in a converted checkpoint
+SCALES = ".scales"  # suffix, in a quantized checkpoint, of the name of a matrix's scales
+
+Shapes = dict[str, tuple[int, ...]]
 
 
-def layer_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """{name within a layer: shape}, in the order of the computation. Matrices are [in, out]."""
+def layer_shapes(config: GPTConfig) -> Shapes:
+    """{name within a layer: shape}, in the order of the computation; matrices are [K, N]."""
     C, H = config.n_embd, config.n_inner
     return {
         "ln_1.weight": (C,),
@@ -43,7 +41,7 @@ def layer_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def tensor_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(config: GPTConfig) -> Shapes:
     """{name: shape} of every tensor but the head."""
     C = config.n_embd
     layers = layer_shapes(config)
@@ -56,23 +54,23 @@ def tensor_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def all_shapes(config: GPTConfig, own_head: bool) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of every tensor; of the head where it is not wte."""
+def all_shapes(config: GPTConfig, own_head: bool) -> Shapes:
+    """{name: shape} of every tensor, with a head that is not wte if `own_head`."""
     shapes = tensor_shapes(config)
     return {**shapes, HEAD: shapes["wte.weight"]} if own_head else shapes
 
 
 def parameter_count(config: GPTConfig, tied: bool = True) -> int:
-    """The number of weights; a tied head counts once."""
+    """The number of parameters; a tied head counts once."""
     return sum(math.prod(shape) for shape in all_shapes(config, not tied).values())
 
 
 def weights_bytes(config: GPTConfig, dtype: str, tied: bool = True) -> int:
-    """The memory that the weights take, without padding."""
+    """The bytes of the weights in memory at that dtype, without padding."""
     total = 0.0
     for name, shape in all_shapes(config, not tied).items():
         size = math.prod(shape)
-        if in_panels(name, shape):
+        if is_packed(name, shape):
             total += BITS_PER_WEIGHT[dtype] / 8 * size
         else:
             total += size * (AUX_DTYPE[dtype].itemsize if len(shape) == 2 else 4)
@@ -80,20 +78,20 @@ def weights_bytes(config: GPTConfig, dtype: str, tied: bool = True) -> int:
 
 
 def checkpoint_name(name: str, prefix: str) -> str:
-    """The name in a checkpoint whose names begin with `prefix`; a head's never does."""
+    """The stored name in a checkpoint with that prefix; the head's never has it."""
     return name if name == HEAD else prefix + name
 
 
-def in_panels(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is multiplied with, and so lies in panels."""
+def is_packed(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether memory stores a tensor in panels: a matrix that multiplies activations."""
     return len(shape) == 2 and name != "wpe.weight"
 
 
 def is_transposed(name: str) -> bool:
-    """Whether a tensor in panels is stored as [out, in]: an embedding is, Conv1D is not."""
+    """Whether a checkpoint stores a packed matrix as [N, K]: wte and the head, not Conv1D's."""
     return name in (HEAD, "wte.weight")
 
 
 def operand_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """[K, N] of a matrix as the right factor that it is."""
+    """[K, N] of a packed matrix: x [M, K] times it is [M, N]."""
     return shape[::-1] if is_transposed(name) else shape

@@ -22,7 +22,7 @@ from minigpt.reference_gpt import (
     load,
     loss_and_grads,
 )
-from minigpt.weights.table import all_shapes, checkpoint_name, in_panels
+from minigpt.weights.table import all_shapes, checkpoint_name, is_packed
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 FOLDERS = sorted(path.parent for path in GOLDEN.glob("*/states.npz"))
@@ -259,7 +259,7 @@ def test_the_hook_sees_the_input_of_every_linear_layer(variant, ids) -> None:
 
     logits = forward(params, config, ids, hook)
     np.testing.assert_array_equal(logits, forward(params, config, ids))
-    matrices = {name for name, param in params.items() if in_panels(name, param.shape)}
+    matrices = {name for name, param in params.items() if is_packed(name, param.shape)}
     linear = {name.removesuffix(".weight") for name in matrices} - {"wte"}
     assert inputs.keys() == linear | {"lm_head"}
     for name in linear - {"lm_head"}:

@@ -18,7 +18,7 @@ from minigpt.checkpoint.blocks import (
     EncodedTensor,
     Encoding,
     all_finite,
-    encoded,
+    encode,
 )
 from minigpt.checkpoint.tensors import TensorInfo
 
@@ -60,7 +60,7 @@ def test_q8_0_is_rounded_as_llama_cpp_rounds_it() -> None:
     numbers[1, :32] = 1e-39  # a scale that 16 bits cannot hold: 0
     numbers[2] = np.linspace(-127, 127, 96).round() / 2  # halves
     numbers[2, ::32] = 127
-    ours = encoded(numbers, Q8_0)
+    ours = encode(numbers, Q8_0)
     theirs = quantize(numbers[2:], GGMLQuantizationType.Q8_0)
     assert ours[6:].tobytes() == theirs.tobytes()
     assert not Q8_0.decode(ours[:4]).any()  # type: ignore[misc]
@@ -68,18 +68,18 @@ def test_q8_0_is_rounded_as_llama_cpp_rounds_it() -> None:
 
 def test_f16_and_f32_are_numpys() -> None:
     numbers = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
-    assert encoded(numbers, F16).tobytes() == numbers.astype("<f2").tobytes()
-    assert encoded(numbers, F32).tobytes() == numbers.tobytes()
+    assert encode(numbers, F16).tobytes() == numbers.astype("<f2").tobytes()
+    assert encode(numbers, F32).tobytes() == numbers.tobytes()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
 def test_what_16_bits_cannot_hold_is_noticed(bad: float) -> None:
     numbers = np.ones((1, 32), np.float32)
-    assert all_finite(encoded(numbers, F16))
-    assert all_finite(encoded(numbers, Q8_0))
+    assert all_finite(encode(numbers, F16))
+    assert all_finite(encode(numbers, Q8_0))
     numbers[0, 7] = bad
-    assert not all_finite(encoded(numbers, F16))
-    assert not all_finite(encoded(numbers, Q8_0))
+    assert not all_finite(encode(numbers, F16))
+    assert not all_finite(encode(numbers, Q8_0))
 
 
 def stored(mapped, encoding: Encoding, lines: int, length: int, transposed: bool) -> EncodedTensor:
@@ -100,7 +100,7 @@ def test_pieces_make_up_the_whole(encoding: Encoding, transposed: bool, mapped) 
     expected = {F16: np.float16, BF16: np.uint16}.get(encoding, np.float32)
     assert whole.dtype == expected
     put_together = np.zeros_like(whole)
-    pieces = list(tensor.pieces(64 * 256 * whole.itemsize))
+    pieces = list(tensor.chunks(64 * 256 * whole.itemsize))
     for row, column, part in pieces:
         assert (part.T if transposed else part).flags.c_contiguous
         put_together[row : row + len(part), column : column + part.shape[1]] += part

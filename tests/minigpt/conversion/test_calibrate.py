@@ -8,27 +8,26 @@ import numpy as np
 import pytest
 
 from minigpt import GPTModel
-from minigpt.checkpoint import open_checkpoint
 from minigpt.config import GPTConfig
-from minigpt.conversion.calibrate import LARGEST, importance
+from minigpt.conversion.calibrate import MAX_TOKENS, importance
 from minigpt.conversion.convert import convert
 from minigpt.errors import InputError
-from minigpt.weights.table import in_panels, tensor_shapes
+from minigpt.source import open_source
+from minigpt.weights.table import is_packed, tensor_shapes
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 SOURCES = ["cerebras", "heads-17-bf16", "inverse-layer-f64", "mup", "relu-bf16", "silu-f16"]
 
 
 def found(source: str, ids: list[int]) -> dict[str, np.ndarray]:
-    folder = GOLDEN / source
-    return importance(open_checkpoint(folder), GPTConfig.from_file(folder / "config.json"), ids)
+    return importance(open_source(GOLDEN / source), ids)
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_matrix_has_one_number_for_each_row(source: str) -> None:
     config = GPTConfig.from_file(GOLDEN / source / "config.json")
     result = found(source, [1, 2, 3, 4, 5])
-    shapes = {n: s for n, s in tensor_shapes(config).items() if in_panels(n, s)}
+    shapes = {n: s for n, s in tensor_shapes(config).items() if is_packed(n, s)}
     assert result.keys() == shapes.keys() | {"lm_head.weight"}
     for name, shape in shapes.items():
         rows = shape[1] if name == "wte.weight" else shape[0]
@@ -56,8 +55,8 @@ def test_the_last_is_what_the_head_is_multiplied_with(source: str) -> None:
 
 
 def test_long_texts_are_cut() -> None:
-    ids = list(np.random.default_rng(0).integers(0, 50, LARGEST + 100))
-    a, b = (found("cerebras", [int(i) for i in ids[:n]]) for n in (LARGEST, LARGEST + 100))
+    ids = list(np.random.default_rng(0).integers(0, 50, MAX_TOKENS + 100))
+    a, b = (found("cerebras", [int(i) for i in ids[:n]]) for n in (MAX_TOKENS, MAX_TOKENS + 100))
     for name in a:
         np.testing.assert_array_equal(a[name], b[name])
 

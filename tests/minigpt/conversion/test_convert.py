@@ -265,7 +265,7 @@ def test_a_converted_folder_is_not_made_whole_again(dtype: str, tmp_path: Path) 
     convert(GOLDEN / "cerebras", tmp_path / "whole", "int8")
     with pytest.raises(InputError, match="convert the original"):
         convert(tmp_path / "whole", tmp_path / "new", dtype)
-    with pytest.raises(InputError, match="was converted to int8"):
+    with pytest.raises(InputError, match="was quantized to int8"):
         GPTModel.from_pretrained(tmp_path / "whole", "f32")
 
 

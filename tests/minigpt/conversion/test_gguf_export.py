@@ -407,7 +407,7 @@ def foreign(model: Path, tmp_path: Path) -> Callable[..., Path]:
             "gpt2.attention.layer_norm_epsilon": 3e-5,
             "tokenizer.ggml.model": "gpt2",
             "tokenizer.ggml.pre": "gpt-2",
-            "tokenizer.ggml.tokens": [*TOKENS, *(f"[K_ALIGN{n}]" for n in range(262, 270))],
+            "tokenizer.ggml.tokens": [*TOKENS, *(f"[PAD{n}]" for n in range(262, 270))],
             "tokenizer.ggml.token_type": [1] * 261 + [3] + [5] * 8,
             "tokenizer.ggml.merges": MERGES,
             "tokenizer.ggml.eos_token_id": 261,

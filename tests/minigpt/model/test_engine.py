@@ -16,7 +16,7 @@ from minigpt.model.engine import ROWS, Engine
 from minigpt.model.forward import query_blocks
 from minigpt.model.kv_cache import State
 from minigpt.weights.packed import Weights, f32_to_bf16
-from minigpt.weights.table import QUANTIZED, in_panels, is_transposed, tensor_shapes
+from minigpt.weights.table import QUANTIZED, is_packed, is_transposed, tensor_shapes
 
 CONFIG = GPTConfig.from_dict(
     {"n_layer": 2, "n_head": 3, "n_embd": 21, "n_positions": 700, "vocab_size": 50}, "test"
@@ -32,7 +32,7 @@ def random_weights(dtype: str, rounded: bool = False) -> Weights:
         tensor = rng.standard_normal(shape, np.float32) * np.float32(0.4)
         if len(shape) == 2 and rounded:
             tensor = bf16_to_f32(f32_to_bf16(tensor))
-        if dtype in QUANTIZED and in_panels(name, shape):
+        if dtype in QUANTIZED and is_packed(name, shape):
             factor = tensor.T if is_transposed(name) else tensor
             held[name], scales[name] = reference.codes(*reference.quantized(factor, dtype))
         else:
@@ -41,7 +41,7 @@ def random_weights(dtype: str, rounded: bool = False) -> Weights:
 
 
 def _held(name: str, tensor: np.ndarray, dtype: type) -> np.ndarray:
-    if in_panels(name, tensor.shape):
+    if is_packed(name, tensor.shape):
         return reference.panels(tensor.T if is_transposed(name) else tensor, dtype)
     return f32_to_bf16(tensor) if tensor.ndim == 2 and dtype == np.uint16 else tensor
 

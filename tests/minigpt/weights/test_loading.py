@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigpt.checkpoint import open_checkpoint, write_safetensors
+from minigpt.checkpoint import write_safetensors
 from minigpt.config import GPTConfig
 from minigpt.errors import CheckpointError
 from minigpt.kernels import reference
 from minigpt.kernels.layout import bf16_to_f32
+from minigpt.source import open_source
 from minigpt.weights.loading import load_weights
 from minigpt.weights.packed import Weights, f32_to_bf16
-from minigpt.weights.table import in_panels, tensor_shapes
+from minigpt.weights.table import is_packed, tensor_shapes
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 6, "n_positions": 5, "vocab_size": 11}
 CONFIG = GPTConfig.from_dict(SIZES, "config")
@@ -39,7 +40,7 @@ def load(
 ) -> Weights:
     """The tensors, by way of a file."""
     write_safetensors(folder / "model.safetensors", tensors)
-    return load_weights(open_checkpoint(folder), config, dtype)
+    return load_weights(open_source(folder, config), dtype)
 
 
 def prefixed(tensors: Tensors) -> Tensors:
@@ -156,21 +157,21 @@ def test_a_head_of_another_shape(tensors: Tensors, tmp_path: Path) -> None:
 def test_panels_are_the_twins(tensors: Tensors, tmp_path: Path, dtype: str) -> None:
     weights = load(tmp_path, tensors, dtype)
     for name, tensor in tensors.items():
-        if in_panels(name, tensor.shape):
+        if is_packed(name, tensor.shape):
             matrix = tensor.T if name == "wte.weight" else tensor
             expected = reference.panels(matrix, weights.tensors[name].dtype)
             np.testing.assert_array_equal(weights.tensors[name], expected, name)
 
 
-@pytest.mark.parametrize("piece", [1, 1000])
+@pytest.mark.parametrize("chunk_bytes", [1, 1000])
 def test_a_matrix_in_pieces_is_the_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
     config = GPTConfig.from_dict({**SIZES, "n_embd": 70, "vocab_size": 101}, "config")
     rng = np.random.default_rng(4)
     shapes = tensor_shapes(config).items()
     tensors = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes}
-    monkeypatch.setattr("minigpt.weights.loading._PIECE_BYTES", piece)
+    monkeypatch.setattr("minigpt.source._CHUNK_BYTES", chunk_bytes)
     assert_same(load(tmp_path, tensors, config=config), tensors)
 
 
