@@ -45,8 +45,8 @@ def load_minigpt(folder: Path, size: str, dtype: str, threads: int) -> Engine:
 
     def prefill(ids: np.ndarray) -> tuple[float, np.ndarray]:
         start = time.perf_counter()
-        state = model.new_state(1, len(ids))
-        last = model.advance(state, [0], [ids])
+        cache = model.engine.new_cache(1, len(ids))
+        last = model.engine.forward(cache, [cache.allocate()], [ids])
         return time.perf_counter() - start, last[0]
 
     def decode(ids: np.ndarray, count: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,6 @@ from .conversion.saving import save_model
 from .errors import InputError, SourceError
 from .generation import generate as generation
 from .model.engine import Engine
-from .model.kv_cache import State
 from .source import ModelSource, open_source
 from .weights.loading import load_weights
 from .weights.table import checkpoint_name
@@ -47,7 +46,7 @@ class GPTModel:
     """
 
     def __init__(self, engine: Engine, source: Path) -> None:
-        self._engine = engine
+        self.engine = engine
         self.source = source
         self.config = engine.config
         self.dtype = engine.weights.dtype
@@ -87,8 +86,9 @@ class GPTModel:
         """The logits at every position of ids: int [B, T] (or [T], read as B = 1)."""
         rows = checked_batch(ids, self.config)
         B, T = rows.shape
-        state = self.new_state(B, T)
-        logits = self._engine.forward(state, range(B), list(rows), every=True)
+        cache = self.engine.new_cache(B, T)
+        slots = [cache.allocate() for _ in range(B)]
+        logits = self.engine.forward(cache, slots, list(rows), last=None)
         return Output(logits.reshape(B, T, -1))
 
     def generate(self, ids: Any, **options: Any) -> Any:
@@ -115,7 +115,7 @@ class GPTModel:
         """
         rows = checked_batch(ids, self.config)
         wanted, counted = checked_targets(targets, rows.shape, self.config)
-        weights = self._engine.weights
+        weights = self.engine.weights
         with self._learning:
             if self._learner is None:
                 self._learner = self._new_learner()
@@ -129,27 +129,13 @@ class GPTModel:
     def _new_learner(self) -> Learner:
         from .model.learner import Learner
 
-        tensors = self._engine.weights.float32_copies()
+        tensors = self.engine.weights.float32_copies()
         dtype = "bf16" if self.dtype == "bf16" else "f32"
-        return Learner(self.config, tensors, self._engine.threads, dtype)
+        return Learner(self.config, tensors, self.engine.threads, dtype)
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: str = "f32") -> None:
         """Write config.json and model.safetensors into a folder, with the source's tokenizer files.
 
         dtype  "f32" or "bf16": how the matrices are stored
         """
-        save_model(self.config, self._engine.weights, self.source, folder, dtype)
-
-    def new_state(self, batch: int, capacity: int) -> State:
-        """Room for the keys and values of `batch` sequences of at most `capacity` tokens."""
-        return State(self.config, batch, capacity, self.dtype)
-
-    def advance(
-        self, state: State, rows: Sequence[int], ids: Sequence[np.ndarray], every: bool = False
-    ) -> np.ndarray:
-        """Read ids[i], one or more checked tokens, as the continuation of sequence rows[i].
-
-        Returns float32 [len(rows), V]: the logits after the last token of each; with `every`
-        after every token, the sequences' tokens one after the other.
-        """
-        return self._engine.forward(state, rows, ids, every)
+        save_model(self.config, self.engine.weights, self.source, folder, dtype)

@@ -38,7 +38,7 @@ from .generation.sampler import SamplingParams, generators, sample
 from .kernels.layout import AUX_DTYPE, BITS_PER_WEIGHT
 from .kernels.memory_read import CHUNK, read_forward
 from .kernels.team import Team
-from .model.kv_cache import State
+from .model.kv_cache import KVCache
 from .weights.table import weights_bytes
 
 _STREAM_BYTES = 256 << 20
@@ -116,24 +116,25 @@ def measure(
     rng = np.random.default_rng(0)
     prompt, past = (rng.integers(0, config.vocab_size, n) for n in (prompt_tokens, depth))
     _prefill_rate(model, prompt)
-    state = model.new_state(1, depth + gen_tokens)
+    cache = model.engine.new_cache(1, depth + gen_tokens)
+    slot = cache.allocate()
     if depth:
-        model.advance(state, [0], [past])
-    _decode_rate(model, state, depth, gen_tokens)
+        model.engine.forward(cache, [slot], [past])
+    _decode_rate(model, cache, slot, depth, gen_tokens)
     peak = peak_rss_bytes()  # before the stream's buffer is allocated
 
-    team = Team(model._engine._team.size)
+    team = Team(model.engine._team.size)
     data = np.ones(_STREAM_BYTES // 4, np.float32)  # zeros would share one page
     _stream_rate(team, data)
     rates = []
     for rep in range(reps):
         report(f"{rep + 1} of {reps}")
         prefill = _prefill_rate(model, prompt)
-        decode = _decode_rate(model, state, depth, gen_tokens)
+        decode = _decode_rate(model, cache, slot, depth, gen_tokens)
         rates.append((prefill, decode, _stream_rate(team, data)))
     prefill, decode, stream = map(statistics.median, zip(*rates, strict=True))
 
-    read = bytes_per_token(config, model.dtype, model._engine.weights.tied, depth, gen_tokens)
+    read = bytes_per_token(config, model.dtype, model.engine.weights.tied, depth, gen_tokens)
     return Result(
         model=os.fspath(source),
         dtype=model.dtype,
@@ -170,17 +171,18 @@ def _check(config: GPTConfig, prompt_tokens: int, gen_tokens: int, depth: int, r
 def _prefill_rate(model: GPTModel, prompt: np.ndarray) -> float:
     """Process `prompt`, int64 [T], with an empty cache; return tokens per second."""
     start = perf_counter()
-    model.advance(model.new_state(1, len(prompt)), [0], [prompt])
+    cache = model.engine.new_cache(1, len(prompt))
+    model.engine.forward(cache, [cache.allocate()], [prompt])
     return len(prompt) / (perf_counter() - start)
 
 
-def _decode_rate(model: GPTModel, state: State, depth: int, gen_tokens: int) -> float:
+def _decode_rate(model: GPTModel, cache: KVCache, slot: int, depth: int, gen_tokens: int) -> float:
     """Generate `gen_tokens` greedily after the cache's first `depth`; return tokens per second."""
-    state.lengths[0] = depth
+    cache.truncate(slot, depth)
     token, rng = 0, generators(0, 1)[0]
     start = perf_counter()
     for _ in range(gen_tokens):
-        logits = model.advance(state, [0], [np.array([token], np.int64)])
+        logits = model.engine.forward(cache, [slot], [np.array([token], np.int64)])
         token = sample(logits[0], _GREEDY, rng)
     return gen_tokens / (perf_counter() - start)
 

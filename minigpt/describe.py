@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 
 from .bundled import BUNDLED_MODEL
-from .model.kv_cache import state_bytes
+from .model.kv_cache import kv_cache_bytes
 from .source import ModelSource, open_source
 from .weights.table import HEAD, parameter_count, tensor_shapes, weights_bytes
 
@@ -68,7 +68,7 @@ def describe(source: str | os.PathLike[str] | ModelSource = BUNDLED_MODEL) -> So
         matrices = {info.dtype for info in found if len(info.shape) == 2}
         memory_dtype = "bf16" if matrices == {"BF16"} else "f32"
     weights = weights_bytes(config, memory_dtype, tied)
-    cache = state_bytes(config, 1, config.n_positions, memory_dtype)
+    cache = kv_cache_bytes(config, 1, config.n_positions, memory_dtype)
     return SourceDescription(
         source=str(opened.path),
         model_type=config.model_type,

@@ -49,9 +49,11 @@ def continuation(golden: Golden, prompt: np.ndarray, count: int) -> np.ndarray:
 
 def last_logits(golden: Golden, pieces: list[np.ndarray]) -> np.ndarray:
     """Float32 [V]: the logits after one sequence that is fed piece by piece."""
-    state = golden.model.new_state(1, sum(len(piece) for piece in pieces))
+    engine = golden.model.engine
+    cache = engine.new_cache(1, sum(len(piece) for piece in pieces))
+    slot = cache.allocate()
     for piece in pieces:
-        logits = golden.model.advance(state, [0], [piece])
+        logits = engine.forward(cache, [slot], [piece])
     return logits[0]
 
 
@@ -104,10 +106,11 @@ def test_pieces_give_the_whole(golden: Golden) -> None:
 def test_a_token_at_a_time_gives_every_logit(golden: Golden) -> None:
     """Not only the last: each row of the cache is right as soon as it is written."""
     ids = golden.states["ids"]
-    rows = list(range(len(ids)))
-    state = golden.model.new_state(len(ids), ids.shape[1])
+    engine = golden.model.engine
+    cache = engine.new_cache(len(ids), ids.shape[1])
+    slots = [cache.allocate() for _ in ids]
     columns = np.split(ids, ids.shape[1], axis=1)
-    steps = [golden.model.advance(state, rows, list(column)) for column in columns]
+    steps = [engine.forward(cache, slots, list(column)) for column in columns]
     assert_close(np.stack(steps, axis=1), golden.states["logits"])
 
 
@@ -125,9 +128,11 @@ def test_unequal_prompts_are_each_alone(golden: Golden) -> None:
 def test_rows_of_unequal_length_have_the_logits_of_each_alone(golden: Golden) -> None:
     """Rows advance together by unequal steps, in another order, and only some of them."""
     a, b = golden.states["ids"]
-    state = golden.model.new_state(2, len(a))
-    golden.model.advance(state, [0, 1], [a[:1], b[:7]])
-    golden.model.advance(state, [0], [a[1:4]])
-    second, first = golden.model.advance(state, [1, 0], [b[7:8], a[4:11]])
+    engine = golden.model.engine
+    cache = engine.new_cache(2, len(a))
+    slot_a, slot_b = cache.allocate(), cache.allocate()
+    engine.forward(cache, [slot_a, slot_b], [a[:1], b[:7]])
+    engine.forward(cache, [slot_a], [a[1:4]])
+    second, first = engine.forward(cache, [slot_b, slot_a], [b[7:8], a[4:11]])
     assert_close(first, golden.states["logits"][0, 10])
     assert_close(second, golden.states["logits"][1, 7])

@@ -250,21 +250,23 @@ def _logits(model: GPTModel, ids: np.ndarray, window: int, stride: int) -> Itera
 
     The tokens that a window reads again as context are read without logits.
     """
-    state = model.new_state(1, min(window, len(ids)))
+    cache = model.engine.new_cache(1, min(window, len(ids)))
+    slot = cache.allocate()
     for begin, first, end in _windows(len(ids), window, stride):
-        state.lengths[0] = 0
+        cache.truncate(slot, 0)
         if begin < first:
-            model.advance(state, [0], [ids[begin:first]])
+            model.engine.forward(cache, [slot], [ids[begin:first]], last=0)
         for start in range(first, end, MAX_LOGITS):
             chunk = ids[start : min(start + MAX_LOGITS, end)]
-            logits = model.advance(state, [0], [chunk], every=True)
+            logits = model.engine.forward(cache, [slot], [chunk], last=None)
             check_finite(logits)
             yield from logits
 
 
 def warm_up(model: GPTModel, ids: np.ndarray) -> None:
     """Run one token through the model, so that compiling its kernels is not timed."""
-    model.advance(model.new_state(1, 1), [0], [ids[:1]])
+    cache = model.engine.new_cache(1, 1)
+    model.engine.forward(cache, [cache.allocate()], [ids[:1]])
 
 
 # ---- scoring, a token at a time: the logits of one token fit the processor's cache, those of many

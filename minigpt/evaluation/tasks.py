@@ -319,19 +319,20 @@ def _predictions(
 
     The contexts are read first, then the continuations; the tokens of each come in order.
     """
-    state = model.new_state(len(batch), max(continuation.length for continuation in batch))
+    cache = model.engine.new_cache(len(batch), max(each.length for each in batch))
     groups = _groups(batch)
     firsts = [first for first, *_ in groups]
-    rows = model.advance(state, firsts, [batch[i].context for i in firsts])
+    slots = {i: cache.allocate() for i in firsts}
+    rows = model.engine.forward(cache, list(slots.values()), [batch[i].context for i in firsts])
     check_finite(rows)
     for (first, *others), logits in zip(groups, rows, strict=True):
-        state.copy(first, others)
+        slots |= {i: cache.fork(slots[first]) for i in others}
         for i in (first, *others):
             yield i, int(batch[i].ids[0]), logits
 
     for chunks in _chunks([len(continuation.ids) - 1 for continuation in batch]):
         ids = [batch[i].ids[begin:end] for i, begin, end in chunks]
-        rows = model.advance(state, [i for i, _, _ in chunks], ids, every=True)
+        rows = model.engine.forward(cache, [slots[i] for i, _, _ in chunks], ids, last=None)
         check_finite(rows)
         read = ((i, n) for i, begin, end in chunks for n in range(begin, end))
         for (i, n), logits in zip(read, rows, strict=True):

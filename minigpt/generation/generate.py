@@ -27,14 +27,8 @@ class Model(Protocol):
     @property
     def config(self) -> GPTConfig: ...
 
-    def new_state(self, batch: int, capacity: int) -> Any:
-        """Empty KV caches for `batch` rows of at most `capacity` positions each."""
-
-    def advance(self, state: Any, rows: list[int], ids: list[np.ndarray]) -> np.ndarray:
-        """Feeds ids[i], int64 [1 or more], to row rows[i].
-
-        Returns float32 [len(rows), V]: the logits after the last token of each.
-        """
+    @property
+    def engine(self) -> Any: ...
 
 
 def stream(
@@ -144,10 +138,11 @@ def _steps(
     feed = {row: prompt for row, prompt in enumerate(prompts) if left[row]}
     if not feed:
         return
-    state = model.new_state(len(prompts), max(end.length(prompt) for prompt in prompts))
+    cache = model.engine.new_cache(len(prompts), max(end.length(prompt) for prompt in prompts))
+    slots = [cache.allocate() for _ in prompts]
     rngs = generators(params.seed, len(prompts))
     while feed:
-        logits = model.advance(state, list(feed), list(feed.values()))
+        logits = model.engine.forward(cache, [slots[row] for row in feed], list(feed.values()))
         step = {row: sample(logits[i], params, rngs[row]) for i, row in enumerate(feed)}
         yield step
         for row in step:

@@ -1,13 +1,15 @@
-"""The engine: a model made ready to run, and the passes of tokens through it."""
+"""The engine: runs tokens through a model and returns their logits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from ..arguments import is_integer
 from ..config import GPTConfig
-from ..errors import InputError
+from ..errors import InputError, short_repr
 from ..kernels.team import Team
 from ..weights.packed import Weights
 from .dims import attention_scales, make_dims
@@ -21,16 +23,24 @@ from .forward import (
     make_weight_table,
     query_blocks,
 )
-from .kv_cache import State
+from .kv_cache import KVCache
 
-ROWS = 512  # tokens that pass through the layers together; more are cut into such chunks
-_ROWS_AT_ONCE = 16  # up to here all layers are one compiled call, else each is one
+ROWS = 512  # tokens that pass through the layers together; longer inputs are cut into chunks
+_ROWS_IN_ONE_CALL = 16  # up to here one compiled call runs all layers, beyond it one call runs each
+
+Last = int | Sequence[int] | None
 
 
 class Engine:
-    """A model made ready to run: what stays the same from one pass to the next."""
+    """A model's weights, its threads, and everything else that passes have in common.
+
+    Several threads may call `forward` with a KV cache each: they take turns.
+
+    config, weights, threads  the model, its packed weights, and the number of threads
+    """
 
     def __init__(self, config: GPTConfig, weights: Weights, threads: int) -> None:
+        """Raises RuntimeError where the system does not start so many threads."""
         self.config = config
         self.weights = weights
         self.threads = threads
@@ -40,58 +50,100 @@ class Engine:
         self._scales = attention_scales(config)
         self._scratch = make_scratch(config, threads)
 
-    def forward(
-        self, state: State, slots: Sequence[int], ids: Sequence[np.ndarray], every: bool = False
-    ) -> np.ndarray:
-        """Read ids[i] (int64, 1-D, ≥ 1 token) as the continuation of the sequence in slots[i].
+    def new_cache(self, slots: int, capacity: int) -> KVCache:
+        """An empty KV cache for `slots` sequences of up to `capacity` tokens."""
+        return KVCache(self.config, slots, capacity, self.weights.dtype)
 
-        Returns float32 [n, V]: the logits after each sequence's last token, or after every token
-        with `every`, the sequences' tokens one after the other. Arguments are checked by the
-        caller; the state's lengths move on when all is computed.
+    def forward(
+        self,
+        cache: KVCache,
+        slots: Sequence[int],
+        ids: Sequence[np.ndarray],
+        last: Last = 1,
+    ) -> np.ndarray:
+        """Read ids[i] as the continuation of the sequence in slots[i].
+
+        slots  n different, allocated slots of the cache
+        ids    n arrays, int64 [T_i], T_i ≥ 1
+        last   how many final positions of each sequence's new tokens to compute logits for: one
+               number for all sequences, or one for each, from 0 to T_i; None: all positions
+
+        Returns float32 [rows, V]: the logits after those positions, in their order, sequence
+        after sequence. The logits of a sequence do not depend on the other sequences, nor on how
+        its tokens are divided into calls.
+
+        Raises InputError for wrong arguments and for a sequence longer than the cache's capacity
+        or the model's context. If a pass fails or is interrupted, the cache's lengths stay as they
+        were, and the pass can be repeated.
         """
-        owners, tokens = np.asarray(slots, np.int64), np.concatenate(ids)
-        lengths = np.array([len(row) for row in ids])
-        ends = state.lengths[owners] + lengths
-        positions = np.concatenate(
-            [np.arange(e - n, e) for e, n in zip(ends, lengths, strict=True)]
-        )
-        owners = np.repeat(owners, lengths)
-        wanted = np.arange(len(tokens)) if every else np.cumsum(lengths) - 1
+        tokens, counts = self._checked_ids(cache, slots, ids)
+        logit_rows = _logit_rows(counts, last)
+        slot_array = np.array(slots, np.int64)
+        starts = cache.begin_write(slot_array, counts)
         try:
-            logits = np.empty((len(wanted), self.config.vocab_size), np.float32)
-            buffers = self._buffers(state, min(ROWS, len(tokens)))
+            logits = np.empty((len(logit_rows), self.config.vocab_size), np.float32)
+            buffers = self._buffers(cache, min(ROWS, len(tokens)))
         except MemoryError as error:
             raise InputError(
-                f"ids: {len(wanted)} rows of logits of {self.config.vocab_size} words need more "
-                "memory than there is; give fewer tokens at once"
+                f"ids: {len(logit_rows)} x {self.config.vocab_size} logits need more memory than "
+                "there is; give fewer tokens at once"
             ) from error
+        owners = np.repeat(slot_array, counts)
+        first_rows = np.cumsum(counts) - counts
+        positions = np.arange(len(tokens)) + np.repeat(starts - first_rows, counts)
         for start in range(0, len(tokens), ROWS):
-            rows = slice(start, start + ROWS)
-            first, end = np.searchsorted(wanted, (start, start + ROWS))
+            chunk = slice(start, start + ROWS)
             batch = TokenBatch(
-                tokens[rows],
-                positions[rows],
-                owners[rows],
-                query_blocks(owners[rows], positions[rows]),
+                tokens[chunk],
+                positions[chunk],
+                owners[chunk],
+                query_blocks(owners[chunk], positions[chunk]),
             )
-            logit_rows = wanted[first:end] - start
-            self._run(state, buffers, batch, logit_rows, logits[first:end].reshape(-1))
-        state.lengths[list(slots)] = ends
+            first, end = np.searchsorted(logit_rows, (start, start + ROWS))
+            self._run(
+                cache, buffers, batch, logit_rows[first:end] - start, logits[first:end].reshape(-1)
+            )
+        cache.lengths[slot_array] = starts + counts
         return logits
 
-    def _buffers(self, state: State, rows: int) -> Buffers:
-        """Room for activations: that of a few tokens is kept for the next, which is as many."""
-        kept = state.kept
-        if kept is not None and kept[:2] == (self, rows):
-            return kept[2]
-        threads = self._team.size
-        buffers = make_buffers(self.config, rows, state.capacity, self.weights.dtype, threads)
-        state.kept = (self, rows, buffers) if rows <= _ROWS_AT_ONCE else None
-        return buffers
+    def _checked_ids(
+        self, cache: KVCache, slots: Sequence[int], ids: Sequence[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of all sequences, int64 [M], and the number of each's. Raises InputError."""
+        if cache.config is not self.config and cache.config != self.config:
+            raise InputError("cache: was made for another model")
+        if len(slots) != len(ids) or not len(ids):
+            raise InputError(
+                f"{len(slots)} slots and {len(ids)} sequences of ids: must be equally many, "
+                "at least one"
+            )
+        for i, sequence in enumerate(ids):
+            if sequence.dtype != np.int64 or sequence.ndim != 1 or not sequence.size:
+                raise InputError(
+                    f"ids[{i}]: {sequence.dtype} of shape {list(sequence.shape)}; "
+                    "must be int64 [T], T at least 1"
+                )
+        tokens = np.concatenate(ids)
+        for extreme in (int(tokens.min()), int(tokens.max())):
+            if not 0 <= extreme < self.config.vocab_size:
+                raise InputError(
+                    f"ids: {extreme} is not a token; ids go from 0 to {self.config.vocab_size - 1}"
+                )
+        return tokens, np.array([len(sequence) for sequence in ids])
+
+    def _buffers(self, cache: KVCache, rows: int) -> Buffers:
+        """Buffers for the activations of `rows` tokens or more: the largest so far are reused."""
+        workspace = cache.workspace
+        if workspace is None or workspace[0] is not self or workspace[1] < rows:
+            buffers = make_buffers(
+                self.config, rows, cache.capacity, self.weights.dtype, self._team.size
+            )
+            workspace = cache.workspace = (self, rows, buffers)
+        return workspace[2]
 
     def _run(
         self,
-        state: State,
+        cache: KVCache,
         buffers: Buffers,
         tokens: TokenBatch,
         logit_rows: np.ndarray,
@@ -99,15 +151,38 @@ class Engine:
     ) -> None:
         """One chunk of at most ROWS tokens through all layers.
 
-        Few tokens are one compiled call. Many are a call for each layer, between which Python can
-        see that the user wants to stop.
+        Few tokens are one compiled call. Many are a call for each layer, so that Python sees a
+        Ctrl-C between two layers.
         """
         L = self.config.n_layer
-        stride = L if len(tokens.ids) <= _ROWS_AT_ONCE else 1
-        cache = CacheArrays(state.keys, state.values, state.slots, state.capacity)
+        stride = L if len(tokens.ids) <= _ROWS_IN_ONE_CALL else 1
+        arrays = CacheArrays(cache.keys, cache.values, cache.slots, cache.capacity)
         for first in range(0, L, stride):
             self._team.run(
                 forward_layers, self._scratch, first, min(L, first + stride),
-                self._dims, self._table, self._scales, cache, buffers, tokens, logit_rows,
+                self._dims, self._table, self._scales, arrays, buffers, tokens, logit_rows,
                 logits,
             )  # fmt: skip
+
+
+def _logit_rows(counts: np.ndarray, last: Last) -> np.ndarray:
+    """int64, ascending: the rows of a pass that need logits.
+
+    counts  int64 [n]: the number of tokens of each sequence, which follow one another as rows
+    last    see Engine.forward
+    """
+    if last is None:
+        return np.arange(counts.sum())
+    ends = np.cumsum(counts)
+    if is_integer(last) and last == 1:
+        return ends - 1
+    numbers: list[Any] = list(last) if isinstance(last, Sequence) else [last] * len(counts)
+    if len(numbers) != len(counts) or not all(
+        is_integer(number) and 0 <= number <= count
+        for number, count in zip(numbers, counts, strict=True)
+    ):
+        raise InputError(
+            f"last {short_repr(last)}: must be an integer from 0 to the number of a sequence's "
+            "new tokens, or one for each sequence"
+        )
+    return np.concatenate([np.arange(end - n, end) for end, n in zip(ends, numbers, strict=True)])

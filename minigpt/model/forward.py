@@ -109,7 +109,7 @@ class TokenBatch(NamedTuple):
 
 
 class CacheArrays(NamedTuple):
-    """The State's arrays: keys and values, flat, and their dims."""
+    """The KVCache's arrays: keys and values, flat, and their dims."""
 
     keys: np.ndarray
     values: np.ndarray

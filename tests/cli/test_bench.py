@@ -73,11 +73,11 @@ def test_an_interrupt_ends_the_process(model: Path) -> None:
     """The first forward pass interrupts its own process, which would otherwise sleep."""
     program = f"""
 import os, signal, sys, time
-from minigpt import GPTModel
+from minigpt.model.engine import Engine
 def interrupted(*_):
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(100)
-GPTModel.advance = interrupted
+Engine.forward = interrupted
 sys.argv = ["minigpt", "bench", "-m", {str(model)!r}]
 from minigpt.cli.main import main
 main()

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigpt import GPTConfig, GPTModel
+from minigpt import GPTConfig
 from minigpt import benchmark as bench
 from minigpt.errors import InputError
+from minigpt.model.engine import Engine
 from minigpt.weights.table import parameter_count, tensor_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,14 +64,14 @@ def test_the_fields_of_a_result(folder: Path, dtype: str, width: int) -> None:
 def test_the_calls_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt starts with an empty cache; decoding starts at `depth` in every repetition."""
     calls: list[tuple[int, int]] = []
-    advance = GPTModel.advance
+    forward = Engine.forward
 
-    def recorded(model, state, rows, ids):
-        calls.append((int(state.lengths[0]), len(ids[0])))
-        assert 0 <= ids[0].min() <= ids[0].max() < model.config.vocab_size
-        return advance(model, state, rows, ids)
+    def recorded(engine, cache, slots, ids):
+        calls.append((int(cache.lengths[0]), len(ids[0])))
+        assert 0 <= ids[0].min() <= ids[0].max() < engine.config.vocab_size
+        return forward(engine, cache, slots, ids)
 
-    monkeypatch.setattr(GPTModel, "advance", recorded)
+    monkeypatch.setattr(Engine, "forward", recorded)
     phases: list[str] = []
     bench.measure(TIED, **SHORT, progress=phases.append)
     prefill, fill, decode = [(0, 9)], [(0, 3)], [(3, 1), (4, 1), (5, 1), (6, 1)]

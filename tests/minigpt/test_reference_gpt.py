@@ -146,7 +146,7 @@ def test_logits_are_those_of_gptmodel(folder) -> None:
 def test_gradients_are_those_of_torch_and_gptmodel(folder) -> None:
     config, params = load(folder)
     model = GPTModel.from_pretrained(folder, dtype="f32", threads=1)
-    prefix = model._engine.weights.prefix
+    prefix = model.engine.weights.prefix
     with np.load(folder / "training.npz") as states:
         ids, targets, first_loss = states["ids"], states["targets"], states["losses"][0]
         torchs = {name: states[f"grad/{checkpoint_name(name, prefix)}"] for name in params}

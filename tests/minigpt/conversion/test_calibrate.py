@@ -41,7 +41,7 @@ def test_the_last_is_what_the_head_is_multiplied_with(source: str) -> None:
     model = GPTModel.from_pretrained(GOLDEN / source)
     ids = [3, 1, 4, 1, 5, 9, 2, 6]
     logits = model(np.array([ids])).logits[0].astype(np.float64)
-    weights, config = model._engine.weights, model.config
+    weights, config = model.engine.weights, model.config
     name = "wte.weight" if weights.tied else "lm_head.weight"
     head = weights.tensor(name)
     if head.dtype == np.uint16:

@@ -60,7 +60,7 @@ def test_a_converted_folder_is_the_source_held_so(source: str, dtype: str, tmp_p
 def test_what_is_mapped_is_what_loading_makes(dtype: str, tmp_path: Path) -> None:
     convert(GOLDEN / "cerebras", tmp_path / "new", dtype)
     mapped, made = (
-        GPTModel.from_pretrained(folder, dtype)._engine.weights
+        GPTModel.from_pretrained(folder, dtype).engine.weights
         for folder in (tmp_path / "new", GOLDEN / "cerebras")
     )
     for name in made.tensors:
@@ -88,7 +88,7 @@ def test_f32_and_bf16_are_the_sources_numbers(tmp_path: Path) -> None:
 def test_whole_numbers_become_floats_again(source: str, dtype: str, tmp_path: Path) -> None:
     convert(GOLDEN / source, tmp_path / "whole", dtype)
     convert(tmp_path / "whole", tmp_path / "wide", "f32")
-    weights = GPTModel.from_pretrained(tmp_path / "whole")._engine.weights
+    weights = GPTModel.from_pretrained(tmp_path / "whole").engine.weights
     wide = tensors_of(tmp_path / "wide")
     assert len(wide) == len(weights.tensors)
     for stored, tensor in wide.items():
@@ -111,7 +111,7 @@ def test_docs_format_tells_how_to_read_them(dtype: str, tmp_path: Path) -> None:
     programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     program = programs[QUANTIZED.index(dtype)]
     convert(GOLDEN / "cerebras", tmp_path / "new", dtype)
-    weights = GPTModel.from_pretrained(tmp_path / "new")._engine.weights
+    weights = GPTModel.from_pretrained(tmp_path / "new").engine.weights
     stored = tensors_of(tmp_path / "new")
     for name in weights.scales:
         scales = bf16_to_f32(stored[f"transformer.{name}.scales"])

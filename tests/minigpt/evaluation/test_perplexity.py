@@ -13,6 +13,7 @@ from minigpt import GPTModel, GPTTokenizer
 from minigpt.errors import CheckpointError, InputError
 from minigpt.evaluation import perplexity as perplexity_module
 from minigpt.evaluation.perplexity import combined, common_ids, compare, perplexity
+from minigpt.model.engine import Engine
 from minigpt.tokenizer.bpe import byte_symbols
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
@@ -96,13 +97,13 @@ def test_context_is_read_without_logits_and_the_rest_in_chunks(
     """A chunk has at most MAX_LOGITS tokens, which bounds the memory."""
     monkeypatch.setattr(perplexity_module, "MAX_LOGITS", 40)
     calls: list[tuple[int, int, bool]] = []
-    advance = GPTModel.advance
+    forward = Engine.forward
 
-    def recorded(model, state, rows, ids, every=False):
-        calls.append((int(state.lengths[0]), len(ids[0]), every))
-        return advance(model, state, rows, ids, every)
+    def recorded(engine, cache, slots, ids, last=1):
+        calls.append((int(cache.lengths[0]), len(ids[0]), last is None))
+        return forward(engine, cache, slots, ids, last)
 
-    monkeypatch.setattr(GPTModel, "advance", recorded)
+    monkeypatch.setattr(Engine, "forward", recorded)
     perplexity(model, ids[:201], 1, window=100, stride=70)
     assert calls[1:] == [  # after the warm-up
         (0, 40, True), (40, 40, True), (80, 20, True),
@@ -174,12 +175,12 @@ def test_wrong_arguments_raise_input_error(model, word: str, wrong: dict[str, ob
 def test_logits_that_are_not_finite_raise_checkpoint_error(
     model, value, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def advance(model, state, rows, ids, every=False):
+    def forward(engine, cache, slots, ids, last=1):
         logits = np.zeros((len(ids[0]), V), np.float32)
         logits[-1, 7] = value
         return logits
 
-    monkeypatch.setattr(GPTModel, "advance", advance)
+    monkeypatch.setattr(Engine, "forward", forward)
     with pytest.raises(CheckpointError, match="logits"):
         perplexity(model, [1, 2, 3], 3)
     with pytest.raises(CheckpointError, match="logits"):
@@ -192,12 +193,12 @@ def test_logits_of_any_size_overflow_only_in_the_result(
 ) -> None:
     """A perplexity that overflows float64 is an error; nothing overflows before."""
 
-    def advance(model, state, rows, ids, every=False):
+    def forward(engine, cache, slots, ids, last=1):
         logits = np.full((len(ids[0]), V), -size, np.float32)
         logits[:, 7] = 0
         return logits
 
-    monkeypatch.setattr(GPTModel, "advance", advance)
+    monkeypatch.setattr(Engine, "forward", forward)
     if nats:
         assert perplexity(model, [1, 2, 3], 3).nats_per_token == nats
     else:

@@ -23,6 +23,7 @@ from minigpt.evaluation.tasks import (
     multiple_choice,
     score,
 )
+from minigpt.model.engine import Engine
 from minigpt.tokenizer.bpe import byte_symbols
 from minigpt.weights.table import tensor_shapes
 
@@ -148,13 +149,13 @@ def test_scores_are_bit_equal_for_any_threads_and_those_of_one_pass(continuation
 def test_a_shared_context_is_read_once(model, tokenizer, monkeypatch) -> None:
     """Four choices of a question: first the context, then the choices without their last tokens."""
     calls: list[list[int]] = []
-    advance = GPTModel.advance
+    forward = Engine.forward
 
-    def recorded(model, state, rows, ids, every=False):
+    def recorded(engine, cache, slots, ids, last=1):
         calls.append([len(each) for each in ids])
-        return advance(model, state, rows, ids, every)
+        return forward(engine, cache, slots, ids, last)
 
-    monkeypatch.setattr(GPTModel, "advance", recorded)
+    monkeypatch.setattr(Engine, "forward", recorded)
     question = Choice("", "q" * 20, ("x", "xy", "xyz", "zz"), 0)
     result = multiple_choice(model, tokenizer, [question])
     assert calls[1:] == [[20], [1, 2, 3, 2]]  # after the warm-up; every letter is a token
@@ -216,10 +217,10 @@ def test_no_questions_is_an_error(model, tokenizer, evaluated) -> None:
 def test_logits_that_are_not_finite_raise_checkpoint_error(
     model, tokenizer, words, monkeypatch
 ) -> None:
-    def advance(model, state, rows, ids, every=False):
-        return np.full((len(rows), model.config.vocab_size), np.nan, np.float32)
+    def forward(engine, cache, slots, ids, last=1):
+        return np.full((len(slots), engine.config.vocab_size), np.nan, np.float32)
 
-    monkeypatch.setattr(GPTModel, "advance", advance)
+    monkeypatch.setattr(Engine, "forward", forward)
     with pytest.raises(CheckpointError, match="logits"):
         last_word_accuracy(model, tokenizer, words)
 

@@ -15,6 +15,7 @@ from minigpt.config import GPTConfig
 from minigpt.errors import InputError
 from minigpt.generation.generate import generate, stream
 from minigpt.generation.text_stream import StopFilter, TextStream
+from minigpt.model.kv_cache import KVCache
 
 V, N_POSITIONS, EOS = 10, 16, 9
 
@@ -38,19 +39,30 @@ class Counter:
         self.capacity = 0
         self.flat = False  # every token equally likely
 
-    def new_state(self, batch: int, capacity: int) -> list[int]:
-        self.capacity = capacity
-        return [0] * batch
+    @property
+    def engine(self) -> Counter:
+        return self
 
-    def advance(self, state: list[int], rows: list[int], ids: list[np.ndarray]) -> np.ndarray:
+    def new_cache(self, slots: int, capacity: int) -> KVCache:
+        self.capacity = capacity
+        return KVCache(self.config, slots, capacity)
+
+    def forward(
+        self, cache: KVCache, slots: list[int], ids: list[np.ndarray], last: int | list[int] = 1
+    ) -> np.ndarray:
         assert all(part.dtype == np.int64 and part.ndim == 1 for part in ids)
-        self.fed.append({row: part.tolist() for row, part in zip(rows, ids, strict=True)})
-        for row, part in zip(rows, ids, strict=True):
-            state[row] += len(part)
-            assert state[row] <= self.capacity
-        logits = np.zeros((len(rows), V), np.float32)
+        self.fed.append({slot: part.tolist() for slot, part in zip(slots, ids, strict=True)})
+        counts = np.array([len(part) for part in ids])
+        cache.begin_write(np.array(slots), counts)
+        cache.lengths[slots] += counts
+        assert cache.lengths.max() <= self.capacity
+        numbers = [last] * len(ids) if isinstance(last, int) else last
+        after = [
+            token for part, n in zip(ids, numbers, strict=True) for token in part[len(part) - n :]
+        ]
+        logits = np.zeros((len(after), V), np.float32)
         if not self.flat:
-            logits[np.arange(len(rows)), [(part[-1] + 1) % V for part in ids]] = 9
+            logits[np.arange(len(after)), [(token + 1) % V for token in after]] = 9
         return logits
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from minigpt.config import GPTConfig
+from minigpt.errors import InputError
 from minigpt.kernels import reference
 from minigpt.kernels.attention import QUERY_BLOCK
-from minigpt.kernels.layout import bf16_to_f32
+from minigpt.kernels.layout import KEY_BLOCK, LANES, bf16_to_f32
 from minigpt.kernels.simd import BF16_PRODUCTS
 from minigpt.model.engine import ROWS, Engine
 from minigpt.model.forward import query_blocks
-from minigpt.model.kv_cache import State
+from minigpt.model.kv_cache import KVCache
 from minigpt.weights.packed import Weights, f32_to_bf16
 from minigpt.weights.table import QUANTIZED, is_packed, is_transposed, tensor_shapes
 
@@ -46,14 +47,17 @@ def _held(name: str, tensor: np.ndarray, dtype: type) -> np.ndarray:
     return f32_to_bf16(tensor) if tensor.ndim == 2 and dtype == np.uint16 else tensor
 
 
-def new_state(engine: Engine, slots: int = 1) -> State:
-    return State(CONFIG, slots, CONFIG.n_positions, engine.weights.dtype)
+def new_cache(engine: Engine, slots: int = 1, dtype: str | None = None) -> KVCache:
+    """A cache in which all slots are allocated: 0, 1, …"""
+    cache = KVCache(CONFIG, slots, CONFIG.n_positions, dtype or engine.weights.dtype)
+    assert [cache.allocate() for _ in range(slots)] == list(range(slots))
+    return cache
 
 
-def forward(engine: Engine, pieces: list[tuple[list[int], list[np.ndarray]]]) -> list[np.ndarray]:
-    """The logits after each piece; a piece is (slots, their ids)."""
-    state = new_state(engine, 3)
-    return [engine.forward(state, slots, ids) for slots, ids in pieces]
+def forward(engine: Engine, passes: list[tuple[list[int], list[np.ndarray]]]) -> list[np.ndarray]:
+    """The logits after each pass; a pass is (slots, their ids)."""
+    cache = new_cache(engine, 3)
+    return [engine.forward(cache, slots, ids) for slots, ids in passes]
 
 
 @pytest.fixture(scope="module", params=["f32", "bf16", "int8", "int4"])
@@ -69,7 +73,7 @@ def ids() -> np.ndarray:
 @pytest.fixture(scope="module")
 def whole(engine: Engine, ids: np.ndarray) -> np.ndarray:
     """The logits at every one of 650 tokens read at once: [650, V]."""
-    return engine.forward(new_state(engine), [0], [ids], every=True)
+    return engine.forward(new_cache(engine), [0], [ids], last=None)
 
 
 def test_a_prompt_longer_than_a_chunk_is_read_like_one(engine, ids, whole):
@@ -97,36 +101,182 @@ def test_a_batch_is_each_alone(engine, ids, whole):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_any_number_of_threads(engine, ids, whole, threads):
     other = Engine(CONFIG, engine.weights, threads)
-    logits = other.forward(new_state(other), [0], [ids], every=True)
+    logits = other.forward(new_cache(other), [0], [ids], last=None)
     assert logits.tobytes() == whole.tobytes()
-    last = other.forward(new_state(other), [0], [ids[:400]])
+    last = other.forward(new_cache(other), [0], [ids[:400]])
     assert last.tobytes() == whole[399].tobytes()
 
 
 def test_bfloat16_weights_give_what_their_float32_values_give(ids):
     """Bit for bit, but where the processor multiplies bfloat16 and activations are rounded, too."""
     a, b = (
-        Engine(CONFIG, weights, 1).forward(State(CONFIG, 1, 700, "f32"), [0], [ids])
-        for weights in (random_weights("bf16"), random_weights("f32", rounded=True))
+        engine.forward(new_cache(engine, dtype="f32"), [0], [ids])
+        for engine in (
+            Engine(CONFIG, random_weights("bf16"), 1),
+            Engine(CONFIG, random_weights("f32", rounded=True), 1),
+        )
     )
     np.testing.assert_allclose(a, b, rtol=0, atol=2e-2 * np.abs(b).max() if BF16_PRODUCTS else 0)
 
 
 def test_rounded_keys_and_values_change_little(engine, ids, whole):
-    exact = engine.forward(State(CONFIG, 1, 700, "f32"), [0], [ids], every=True)
+    exact = engine.forward(new_cache(engine, dtype="f32"), [0], [ids], last=None)
     limit = 0 if engine.weights.dtype == "f32" else 2e-2
     np.testing.assert_allclose(whole, exact, rtol=0, atol=limit * np.abs(exact).max())
 
 
-def test_a_pass_that_fails_leaves_the_state_as_it_was(engine, ids, whole, monkeypatch):
-    state = new_state(engine)
-    engine.forward(state, [0], [ids[:20]])
+def test_a_pass_that_fails_leaves_the_lengths_as_they_were(engine, ids, whole, monkeypatch):
+    cache = new_cache(engine)
+    engine.forward(cache, [0], [ids[:20]])
     with monkeypatch.context() as patch:
         patch.setattr(engine._team, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            engine.forward(state, [0], [ids[:30]])
-    assert state.lengths.tolist() == [20]
-    assert engine.forward(state, [0], [ids[20:50]]).tobytes() == whole[49].tobytes()
+            engine.forward(cache, [0], [ids[:30]])
+    assert cache.lengths.tolist() == [20]
+    assert engine.forward(cache, [0], [ids[20:50]]).tobytes() == whole[49].tobytes()
+
+
+def test_logits_of_the_last_positions_are_those_of_all(engine, ids, whole):
+    """`last` is one number for all sequences or one for each; 0 gives none."""
+    cache = new_cache(engine, 3)
+    logits = engine.forward(cache, [0, 2, 1], [ids[:40], ids[:7], ids[:9]], last=[3, 0, 9])
+    assert logits.tobytes() == whole[[37, 38, 39, *range(9)]].tobytes()
+    logits = engine.forward(cache, [1, 2], [ids[9:600], ids[7:10]], last=np.int64(2))
+    assert logits.tobytes() == whole[[598, 599, 8, 9]].tobytes()
+    assert engine.forward(cache, [0], [ids[40:41]], last=0).shape == (0, CONFIG.vocab_size)
+    assert engine.forward(cache, [0], [ids[41:43]]).tobytes() == whole[42].tobytes()
+
+
+def test_buffers_are_reused_by_passes_of_as_many_tokens_or_fewer(engine, ids, whole):
+    cache = new_cache(engine)
+    engine.forward(cache, [0], [ids[:30]])
+    workspace = cache.workspace
+    assert engine.forward(cache, [0], [ids[30:32]]).tobytes() == whole[31].tobytes()
+    assert cache.workspace is workspace
+    assert engine.forward(cache, [0], [ids[32:80]]).tobytes() == whole[79].tobytes()
+    assert cache.workspace is not workspace
+
+
+def array(*ids: int) -> np.ndarray:
+    return np.array(ids, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("slots", "sequences", "last"),
+    [
+        ([0], [array(50)], 1),
+        ([0], [array(1, -1)], 1),
+        ([0], [array()], 1),
+        ([0], [array(1)[None]], 1),
+        ([0], [array(1).astype(np.int32)], 1),
+        ([0], [array(*[1] * 699)], 1),  # after two tokens: beyond n_positions
+        ([0], [], 1),
+        ([], [], 1),
+        ([0, 1], [array(1)], 1),
+        ([0, 0], [array(1), array(1)], 1),
+        ([2], [array(1)], 1),  # not allocated
+        ([3], [array(1)], 1),
+        ([-1], [array(1)], 1),
+        ([0], [array(1)], 2),
+        ([0], [array(1)], -1),
+        ([0], [array(1)], True),
+        ([0], [array(1)], [1, 1]),
+        ([0], [array(1)], [1.0]),
+    ],
+)
+def test_nothing_unchecked_reaches_a_kernel(engine, slots, sequences, last, monkeypatch):
+    cache = KVCache(CONFIG, 3, 700, engine.weights.dtype)
+    for _ in range(2):
+        cache.allocate()
+    engine.forward(cache, [0, 1], [array(1, 2), array(3)])
+    monkeypatch.setattr(engine._team, "run", lambda *_: pytest.fail("a kernel ran"))
+    with pytest.raises(InputError):
+        engine.forward(cache, slots, sequences, last)
+    assert cache.lengths.tolist() == [2, 1, 0]
+
+
+def test_a_sequence_ends_at_the_capacity(engine, ids):
+    cache = KVCache(CONFIG, 1, 1, engine.weights.dtype)
+    slot = cache.allocate()
+    engine.forward(cache, [slot], [ids[: cache.capacity]])
+    with pytest.raises(InputError, match=f"room for {cache.capacity}"):
+        engine.forward(cache, [slot], [ids[:1]])
+
+
+def test_a_cache_of_another_model_is_refused(engine):
+    config = GPTConfig.from_dict(
+        {"n_layer": 1, "n_head": 3, "n_embd": 21, "n_positions": 700, "vocab_size": 50}, "test"
+    )
+    cache = KVCache(config, 1, 700, engine.weights.dtype)
+    with pytest.raises(InputError, match="another model"):
+        engine.forward(cache, [cache.allocate()], [array(1)])
+
+
+@pytest.mark.parametrize("length", [0, 1, 33, KEY_BLOCK - 1, KEY_BLOCK, 200])
+def test_a_truncated_sequence_goes_on_as_if_it_had_never_been_longer(engine, ids, whole, length):
+    cache = new_cache(engine)
+    engine.forward(cache, [0], [ids[300:640]])
+    cache.truncate(0, 0)
+    engine.forward(cache, [0], [ids[:330]])
+    cache.truncate(0, length)
+    logits = engine.forward(cache, [0], [ids[length : length + 60]])
+    assert logits.tobytes() == whole[length + 59].tobytes()
+
+
+def test_forks_go_on_each_for_itself(engine, ids, whole):
+    cache = KVCache(CONFIG, 3, 700, engine.weights.dtype)
+    slot = cache.allocate()
+    engine.forward(cache, [slot], [ids[:150]])
+    fork = cache.fork(slot)
+    engine.forward(cache, [fork], [ids[:20]])  # another text: changes nothing in the original
+    again = cache.fork(slot)
+    logits = engine.forward(cache, [again, slot], [ids[150:170], ids[150:160]])
+    assert logits.tobytes() == whole[[169, 159]].tobytes()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_nothing_of_a_damaged_sequence_leaks_into_the_next(engine, ids, whole, wrong):
+    """NaN in the values that attention weighs with 0 would make its sums NaN."""
+    cache = new_cache(engine)
+    for end in (
+        lambda: cache.truncate(0, 0),
+        lambda: cache.truncate(0, 5),
+        lambda: cache.truncate(0, KEY_BLOCK + 1),
+        lambda: (cache.free(0), cache.allocate()),
+    ):
+        kept = ids[: KEY_BLOCK + 1]
+        cache.truncate(0, 0)
+        engine.forward(cache, [0], [np.append(kept, ids[:100])])
+        damage(cache, wrong, len(kept), len(kept) + 100)
+        end()
+        length = int(cache.lengths[0])
+        logits = engine.forward(cache, [0], [ids[length : KEY_BLOCK + 20]])
+        assert logits.tobytes() == whole[KEY_BLOCK + 19].tobytes()
+
+
+def damage(cache: KVCache, wrong: float, begin: int, end: int) -> None:
+    """Set all keys and values from position `begin` to `end` of slot 0 to a wrong number."""
+    for t in range(begin, end):
+        block, row = divmod(t, KEY_BLOCK)
+        for flat, is_key in ((cache.keys, True), (cache.values, False)):
+            number = np.float32(wrong)
+            bits = number if flat.dtype == np.float32 else f32_to_bf16(number[None])[0]
+            by_block = flat.reshape(
+                CONFIG.n_layer, cache.slots, CONFIG.n_head, cache.capacity // KEY_BLOCK, -1
+            )[:, 0, :, block]
+            HSP = by_block.shape[-1] // KEY_BLOCK
+            for d in range(HSP):
+                by_block[:, :, _offset(flat, is_key, row, d, HSP)] = bits
+
+
+def _offset(flat: np.ndarray, is_key: bool, t: int, d: int, HSP: int) -> int:
+    """Where position t, dimension d lies in a block, by the layout of kernels/kv_cache.py."""
+    k, column = (d, t) if is_key else (t, d)
+    rows = HSP if is_key else KEY_BLOCK
+    panel, lane = column // LANES * LANES * rows, column % LANES
+    if flat.itemsize == 2:
+        return panel + (k - k % 2) * LANES + 2 * lane + k % 2
+    return panel + k * LANES + lane
 
 
 def test_attention_blocks_are_runs_of_one_sequence():

@@ -62,7 +62,7 @@ def test_gradients_are_torchs_by_name(folder):
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_ten_updates_have_torchs_losses(folder):
     model = GPTModel.from_pretrained(folder, dtype="f32", threads=1)
-    weights = model._engine.weights
+    weights = model.engine.weights
     tensors = {name: weights.tensor(name).astype(np.float32) for name in weights.shapes}
     learning = Learner(model.config, tensors, threads=2)
     with np.load(folder / "training.npz") as states:
