@@ -1,0 +1,91 @@
+"""The programs in examples/, run as a reader runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+
+
+def run(program: str, *arguments: str | Path) -> list[str]:
+    """Run an example, which must succeed without a word on stderr; return its lines."""
+    command = [sys.executable, str(EXAMPLES / program), *map(str, arguments)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, check=False, timeout=300)
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout.decode().splitlines()
+
+
+def test_every_program_is_short_listed_and_tested() -> None:
+    programs = sorted(path.name for path in EXAMPLES.glob("*.py"))
+    index = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    tests = Path(__file__).read_text(encoding="utf-8")
+    assert len(programs) >= 4
+    for name in programs:
+        assert f"({name})" in index
+        assert f'"{name}"' in tests
+        assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) < 60
+    assert set(re.findall(r"\((\w+\.py)\)", index)) == set(programs)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal to send")
+def test_web_stream() -> None:
+    command = [sys.executable, str(EXAMPLES / "web_stream.py"), "0"]
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().decode().strip()
+        with urllib.request.urlopen(address, timeout=120) as response:
+            text = response.read().decode()
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 0
+    assert text.startswith("Once upon a time")
+    assert len(text) > 100
+
+
+def test_score_texts_of_its_own() -> None:
+    head, *lines = run("score_texts.py")
+    assert head.split() == ["perplexity", "bits/byte", "text"]
+    texts = [line.split(maxsplit=2)[2] for line in lines]
+    assert [text.split()[0] for text in texts] == ["Once", "The", "king"]
+
+
+def test_score_texts_of_files(tmp_path: Path) -> None:
+    files = [tmp_path / "tale.txt", tmp_path / "noise.txt"]
+    files[0].write_text("There was once a poor man who had a little daughter.", encoding="utf-8")
+    files[1].write_text("zq vx jk qqq zzz xv kj wq pz", encoding="utf-8")
+    _, tale, noise = run("score_texts.py", *files)
+    assert tale.endswith("tale.txt")
+    assert noise.endswith("noise.txt")
+
+
+def test_attention_weights_add_up_to_one() -> None:
+    _, head, *lines = run("attention_weights.py", "2", "The king gave the queen a crown")
+    assert head.split()[:3] == ["The", "king", "gave"]
+    rows = [[int(weight) for weight in line.split()[1:]] for line in lines]
+    assert [len(row) for row in rows] == list(range(1, len(rows) + 1))  # the causal mask
+    assert rows[0] == [100]
+    assert all(abs(sum(row) - 100) <= len(row) for row in rows)  # each is rounded
+
+
+def test_batch_file_gives_each_line_its_own_continuation(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    prompts = ["Once upon a time", "The old woman", "In the forest there lived", *["A king"] * 7]
+    file.write_text("\n".join(prompts) + "\n", encoding="utf-8")
+    found = [json.loads(line) for line in run("batch_file.py", file, "8")]
+    assert [result["prompt"] for result in found] == prompts
+    assert all(result["text"] for result in found)
+    file.write_text("The old woman\n", encoding="utf-8")
+    (alone,) = (json.loads(line) for line in run("batch_file.py", file, "8"))
+    assert alone == found[1]
