@@ -1,9 +1,9 @@
-"""How fast texts become a token file, and a token file batches.
+"""Speed of tokenizing texts into a token file, and of reading batches from it.
 
     python bench/data.py -m FOLDER [--batch 4 --length 256] TEXT...
 
-MB are a million bytes of text in UTF-8. The peak of the memory is the process's own, without the
-pages of the token file that the system keeps for it anyway, where the system tells it (Linux).
+MB are a million bytes of text in UTF-8. Peak memory is the process's resident set, as Linux reports
+it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from machine import machine
 from minigpt import GPTTokenizer
 from minigpt.texts import documents
 from minigpt.training.batches import batch
-from minigpt.training.token_file import read_header, read_tokens, write_tokens
+from minigpt.training.token_file import read_tokens, write_tokens
 
-STEPS = 200  # batches that are timed
+STEPS = 200  # timed batches
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("texts", nargs="+", metavar="TEXT", help="a file, as `documents` takes it")
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help="a text file, or a .jsonl file")
     parser.add_argument("-m", "--model", required=True, help="a folder with a tokenizer")
-    parser.add_argument("--batch", type=int, default=4, help="rows of a batch")
-    parser.add_argument("--length", type=int, default=256, help="tokens of a row")
+    parser.add_argument("--batch", type=int, default=4, help="sequences of a batch")
+    parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
     options = parser.parse_args()
 
     tokenizer = GPTTokenizer.from_pretrained(options.model)
@@ -41,14 +41,15 @@ def main() -> None:
 def measured(
     texts: list[str], tokenizer: GPTTokenizer, file: Path, options: argparse.Namespace
 ) -> dict[str, float | None]:
-    """Seconds and rates of each step, in the order in which a training takes them."""
-    tokenizer.encode("What is compiled, or loaded for a long text, is not timed. " * 10_000)
+    """Seconds and rates of reading, tokenizing, opening the token file, and making batches."""
+    # Compiling and loading for long texts is not timed.
+    tokenizer.encode("Once upon a time there was a long text. " * 10_000)
     start = time.perf_counter()
     text_bytes = sum(len(document.encode("utf-8")) for document in documents(texts))
     read_s = time.perf_counter() - start
 
     start = time.perf_counter()
-    write_tokens(documents(texts), tokenizer, file)
+    count = write_tokens(documents(texts), tokenizer, file).tokens
     write_s = time.perf_counter() - start
     peak = peak_bytes()
 
@@ -61,7 +62,6 @@ def measured(
         batch(tokens, options.batch, options.length, 0, position)
     batch_s = (time.perf_counter() - start) / STEPS
 
-    count = read_header(file).tokens
     return {
         "text_bytes": text_bytes,
         "tokens": count,
@@ -77,7 +77,7 @@ def measured(
 
 
 def peak_bytes() -> int | None:
-    """The most memory that the process had so far; None where the system does not say."""
+    """The process's peak memory so far; None on systems other than Linux."""
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
     peaks = [int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")]

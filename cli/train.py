@@ -1,4 +1,4 @@
-"""`minigpt train`: a model from texts, or from another model and texts."""
+"""`minigpt train`: trains a model on texts, from random weights or from a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..bundled import BUNDLED_MODEL
+from ..errors import InputError
+from .generate import FiniteRange
 from .terminal import (
     Text,
     clock,
@@ -24,135 +25,166 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
-    from ..training.train import Report
+    from ..training.config import TrainingConfig
+    from ..training.presets import Preset
+    from ..training.train import Limits, StepReport
 
-# Those of presets.py, which is too heavy to be imported for --help.
+# A copy of the names in training.presets: importing that loads NumPy, which --help should not wait
+# for. A test compares them.
 PRESETS = ("tiny", "small", "medium", "111M", "256M", "590M", "1.3B", "2.7B", "6.7B", "13B")
 
 _SHAPE = ("n_layer", "n_head", "n_embd")
-_COUNT = click.IntRange(min=1)
-_SHARE = click.FloatRange(0, 1, max_open=True)
-_ABOVE_0 = click.FloatRange(0, min_open=True)
-_FROM_0 = click.FloatRange(0)
+_FROM_1 = click.IntRange(min=1)
+_FROM_0 = click.IntRange(min=0)
+_ABOVE_0 = FiniteRange(0, min_open=True)
+_NUMBER_FROM_0 = FiniteRange(0)
+_BELOW_1 = FiniteRange(0, 1, max_open=True)
+
+# Options whose fields in TrainingConfig have other names.
+_FIELDS = {"warmup": "warmup_steps", "clip": "max_grad_norm"}
 
 
 @click.command(
-    short_help="Train a model on texts, from nothing or from a model.",
-    epilog="Example: minigpt train tales/*.txt --out my-tales --minutes 60",
+    short_help="Train a model on texts, from random weights or from a model.",
+    epilog="Example: minigpt train tales/*.txt --preset tiny --minutes 5 --out my-tales",
 )
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="The new run.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder of a new run."
+)
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Go on with the run in this folder. Beside it only --steps, --minutes, --patience and "
-    "--threads can be given.",
+    help="Resume the run in this folder. Takes --steps, --minutes, --patience and --threads; "
+    "everything else is the run's own.",
 )
 @click.option(
     "-m",
     "--model",
-    "source",
     type=Text(),
     shell_complete=complete_source,
     metavar="SOURCE",
-    help="Begin with this model: a folder, a GGUF file, or a hub id. Default: with random weights.",
+    help="Start from this model (fine-tuning): a folder, a GGUF file, or a hub id. "
+    "Default: random weights.",
 )
 @click.option(
     "--preset",
     type=click.Choice(PRESETS),
-    help="The shape of a new model, and how it is trained: 111M to 13B are Cerebras-GPT's. "
+    help="Shape and hyperparameters of a new model; 111M to 13B are Cerebras-GPT's. "
     "Default: small.",
 )
-@click.option("--n-layer", type=_COUNT, help="Layers. Default: the preset's.")
-@click.option("--n-embd", type=_COUNT, help="Width. Default: the preset's.")
-@click.option("--n-head", type=_COUNT, help="Heads of attention. Default: the preset's.")
+@click.option("--n-layer", type=_FROM_1, help="Number of layers. Default: the preset's.")
+@click.option(
+    "--n-embd", type=_FROM_1, help="Embedding width, a multiple of --n-head. Default: the preset's."
+)
+@click.option("--n-head", type=_FROM_1, help="Number of attention heads. Default: the preset's.")
 @click.option(
     "--context",
-    type=_COUNT,
-    help="Tokens of a sequence. Default: the preset's; with -m 256, or the model's if shorter.",
+    type=_FROM_1,
+    help="Tokens of a sequence. Default: the preset's; with -m 256, or the model's context if that "
+    "is shorter.",
 )
 @click.option(
     "--tokenizer",
     type=Text(),
     shell_complete=complete_source,
     metavar="SOURCE",
-    help="The folder of a model or of `minigpt train-tokenizer`, or a hub id. Default: that of "
-    "the -m model, else of the model in the box, which knows 4096 pieces of English.",
+    help="A folder of `minigpt train-tokenizer` or of a model, or a hub id. Default: the tokenizer "
+    "of -m, else that of the bundled model, with 4096 tokens for English.",
 )
 @click.option(
     "--held-out",
     multiple=True,
     metavar="TEXT",
-    help="A text to judge the model by, which it does not learn from; may be repeated.  "
-    "Default: the last hundredth of the texts, if they are not too short.",
+    help="Validation text: a file that is evaluated and not trained on; may be repeated.  "
+    "Default: the last hundredth of the texts; none if they are shorter than 20 sequences.",
 )
 @click.option(
     "--batch-size",
-    type=_COUNT,
-    help="Sequences of an update. Default: the preset's; with -m 16.",
+    type=_FROM_1,
+    help="Sequences per step, in micro-batches: memory does not grow with it. "
+    "Default: the preset's; with -m 16.",
 )
 @click.option(
-    "--lr", type=_ABOVE_0, help="The highest learning rate. Default: the preset's; with -m 5e-5."
+    "--lr", type=_ABOVE_0, help="Peak learning rate. Default: the preset's; with -m 5e-5."
 )
-@click.option("--min-lr", type=_FROM_0, help="The last learning rate. Default: a tenth of --lr.")
+@click.option(
+    "--min-lr", type=_NUMBER_FROM_0, help="Final learning rate. Default: a tenth of --lr."
+)
 @click.option(
     "--warmup",
-    type=click.IntRange(min=0),
-    help="Updates in which the learning rate rises. Default: the preset's tokens, but at most a "
-    "fifth of all updates.",
+    type=_FROM_0,
+    help="Steps in which the learning rate rises from 0 to --lr. Default: the preset's number of "
+    "tokens, but at most a fifth of all steps.",
 )
 @click.option(
     "--decay",
     type=click.Choice(["cosine", "linear"]),
-    help="How the learning rate falls then. Default: the preset's; with -m cosine.",
+    help="Shape of the decay from --lr to --min-lr. Default: the preset's; with -m cosine.",
 )
-@click.option("--weight-decay", type=_FROM_0, help="Of the matrices. Default: 0.1.")
-@click.option("--beta-1", type=_SHARE, help="Of AdamW. Default: 0.9.")
-@click.option("--beta-2", type=_SHARE, help="Of AdamW. Default: 0.95.")
-@click.option("--clip", type=_FROM_0, help="The largest norm of a gradient; 0: any. Default: 1.")
+@click.option(
+    "--weight-decay",
+    type=_NUMBER_FROM_0,
+    help="AdamW's weight decay, of matrices only. Default: 0.1.",
+)
+@click.option(
+    "--beta-1", type=_BELOW_1, help="AdamW's decay rate of the first moments. Default: 0.9."
+)
+@click.option(
+    "--beta-2", type=_BELOW_1, help="AdamW's decay rate of the second moments. Default: 0.95."
+)
+@click.option(
+    "--clip",
+    type=_NUMBER_FROM_0,
+    help="Maximum norm of the gradient, which is scaled down to it; 0: no clipping. Default: 1.",
+)
 @click.option(
     "--steps",
-    type=_COUNT,
-    help="Updates in all. Default: 20 tokens for each parameter, but each text at most 16 times; "
-    "with -m once.",
+    type=_FROM_1,
+    help="Optimizer steps of the whole run. Default: 20 tokens per parameter, but at most 16 "
+    "epochs; with -m one epoch.",
 )
-@click.option("--epochs", type=_ABOVE_0, help="The same, in times that each text is read.")
+@click.option("--epochs", type=_ABOVE_0, help="Instead of --steps: passes over the training text.")
 @click.option(
     "--minutes",
     type=_ABOVE_0,
-    help="Stop after this time; --resume goes on. Without --steps and --epochs a new run is "
-    "planned to end by then.",
+    help="Stop after this time; --resume goes on. A new run without --steps and --epochs takes as "
+    "many steps as fit into it.  Default: no limit.",
 )
 @click.option(
     "--patience",
-    type=_COUNT,
-    help="Stop when so many evaluations, one after the other, were no better than the best.",
+    type=_FROM_1,
+    help="Stop after this many evaluations in a row without a lower validation loss.  "
+    "Default: no limit.",
 )
 @click.option(
     "--eval-every",
-    type=_COUNT,
-    help="Updates from one evaluation on the held-out text to the next. Default: a 50th of all.",
+    type=_FROM_1,
+    help="Steps between evaluations on the validation text. Default: a 50th of all steps.",
 )
 @click.option(
     "--save-every",
-    type=_COUNT,
-    help="Updates from one checkpoint to the next; the best model is saved in any case.  "
-    "Default: as --eval-every.",
+    type=_FROM_1,
+    help="Steps between checkpoints; a new best model is always saved. Default: --eval-every.",
 )
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
-    help="Of the random weights and of the order of the texts. Default: 0.",
+    type=_FROM_0,
+    help="Seed of the initial weights and of the order of the batches. Default: 0.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["f32", "bf16"]),
-    help="What matrices are multiplied in; weights are f32 in any case.  "
-    "Default: bf16 where the processor multiplies that, else f32.",
+    help="Operands of matrix products; weights, gradients and sums are f32 in both.  "
+    "Default: bf16 on processors that multiply bfloat16, else f32.",
 )
 @click.option(
-    "--recompute", is_flag=True, default=None, help="Take less memory and a third more time."
+    "--recompute",
+    is_flag=True,
+    default=None,
+    help="Recompute activations in the backward pass instead of storing them: less memory, a third "
+    "more time.",
 )
 @threads_option
 @verbose_option
@@ -166,14 +198,14 @@ def train(
     verbose: bool,
     **chosen: Any,
 ) -> None:
-    """Trains a model on each TEXT, and writes it into a new FOLDER, which every command takes.
+    """Trains a model on each TEXT, in a new FOLDER that every command takes as a model.
 
-    A TEXT is a file in UTF-8, or ends in .jsonl and holds an object with a "text" in each line;
-    - is standard input.
+    A TEXT is a file in UTF-8; one named .jsonl holds an object with a "text" on each line; - is
+    standard input.
 
-    The folder holds the model that did best on the held-out text, in metrics.jsonl and loss.svg
-    how it went, and a checkpoint: whatever ends the training, Ctrl-C too, --resume goes on as if
-    nothing had happened.
+    FOLDER holds the model with the lowest validation loss, the losses in metrics.jsonl and
+    loss.svg, and a checkpoint. However the training ends, by Ctrl-C too, --resume goes on from the
+    checkpoint to the same result as without the interruption.
     """
     given = {name: value for name, value in chosen.items() if value not in (None, ())}
     _check_usage(texts, out, resume, given)
@@ -181,18 +213,17 @@ def train(
     from ..training.train import Limits
 
     if resume:
-        folder, steps = resume, given.get("steps")
+        _resume(resume, Limits(given.get("steps"), minutes, patience), threads, verbose)
     else:
         assert out
-        _begin(out, texts, given, minutes, threads)
-        folder, steps = out, None
-    _go_on(folder, Limits(steps, minutes, patience), threads, verbose)
+        _create(out, texts, given, minutes, threads)
+        _resume(out, Limits(None, minutes, patience), threads, verbose)
 
 
 def _check_usage(
     texts: tuple[str, ...], out: Path | None, resume: Path | None, given: dict[str, Any]
 ) -> None:
-    """Raises UsageError where the options do not go together."""
+    """Raises UsageError for options that exclude or need each other."""
     names = {name: _option(name) for name in given}
     if bool(out) == bool(resume):
         raise _usage("Give one of '--out', the folder of a new run, and '--resume'.")
@@ -202,8 +233,8 @@ def _check_usage(
             raise _usage(f"'{others[0]}' cannot be given with '--resume': the run has its own.")
         return
     if not texts:
-        raise _usage("Missing argument 'TEXT...': name the files to learn from.")
-    if "source" in given:
+        raise _usage("Missing argument 'TEXT...': name the files to train on.")
+    if "model" in given:
         others = [names[name] for name in ("preset", *_SHAPE) if name in given]
         if others:
             raise _usage(f"'{others[0]}' cannot be given with '--model', which has its shape.")
@@ -212,106 +243,64 @@ def _check_usage(
 
 
 def _option(name: str) -> str:
-    return "--model" if name == "source" else f"--{name.replace('_', '-')}"
+    return f"--{name.replace('_', '-')}"
 
 
 def _usage(message: str) -> click.UsageError:
     return click.UsageError(message, click.get_current_context())
 
 
-def _begin(
-    out: Path,
+def _create(
+    folder: Path,
     texts: tuple[str, ...],
     given: dict[str, Any],
     minutes: float | None,
     threads: int | None,
 ) -> None:
-    """Makes the folder of a new run."""
-    from .. import GPTTokenizer
-    from ..texts import documents
-    from ..training.create import check_new, create_run
+    """Create the folder of a new run."""
+    from ..training.create import create_run
 
-    source, held_out = given.pop("source", None), given.pop("held_out", None)
-    # before a model is loaded: a name that is wrong is found at once
-    check_new(out)
-    learned = documents(texts)
-    judged = documents(held_out) if held_out else None
-    tokenizer = GPTTokenizer.from_pretrained(given.pop("tokenizer", source or BUNDLED_MODEL))
-    given.setdefault("dtype", _best_dtype())
-    if source:
-        config, tensors, settings = _of_model(source, given)
-    else:
-        config, tensors, settings = _of_preset(tokenizer, given)
-
-    if minutes and not {"steps", "epochs"} & given.keys():
-        from ..training.throughput import steps_in
-
-        show_line(f"{out}   timing")
-        most = steps_in(minutes, config, tensors, settings, threads)
-        settings = replace(settings, most_steps=most)
+    model, tokenizer, held_out = (given.pop(n, None) for n in ("model", "tokenizer", "held_out"))
+    preset, config = _checked_options(given, model)
 
     def progress(text_bytes: int, tokens: int) -> None:
-        show_line(f"{out}   reading   {text_bytes / 1e6:.1f} MB   {tokens:,} tokens")
+        show_line(f"{folder}   reading   {text_bytes / 1e6:.1f} MB   {tokens:,} tokens")
 
+    if minutes and not (config.steps or config.epochs):
+        show_line(f"{folder}   timing")
     create_run(
-        out,
-        learned,
-        judged,
-        tokenizer,
-        config,
-        tensors,
-        settings,
-        progress,
-    )
+        folder, texts, validation_texts=held_out, tokenizer=tokenizer, model=model, preset=preset,
+        config=config, minutes=minutes, threads=threads, progress=progress,
+    )  # fmt: skip
 
 
-def _best_dtype() -> str:
-    from ..kernels.simd import BF16_PRODUCTS
+def _checked_options(
+    given: dict[str, Any], model: str | None
+) -> tuple[Preset | None, TrainingConfig]:
+    """The preset, None with a model, and the hyperparameters; raises UsageError for wrong ones."""
+    from ..training.config import TrainingConfig, checked_config
+    from ..training.presets import checked_preset
 
-    return "bf16" if BF16_PRODUCTS else "f32"
-
-
-def _of_model(source: str, given: dict[str, Any]) -> tuple[Any, ...]:
-    """(config, tensors, settings) of a run that begins with a model."""
-    from ..training.initial import model_tensors
-    from ..training.presets import FINE_TUNING
-
-    config, tensors = model_tensors(source)
-    context = min(FINE_TUNING.context, config.n_positions)
-    return config, tensors, replace(FINE_TUNING, **{"context": context, **_lengths(given)})
-
-
-def _of_preset(tokenizer: Any, given: dict[str, Any]) -> tuple[Any, ...]:
-    """(config, tensors, settings) of a run that begins with a new model."""
-    from ..training.initial import random_tensors
-    from ..training.presets import PRESETS, new_config
-
-    preset = PRESETS[given.pop("preset", "small")]
-    shape = {name: given.pop(name, getattr(preset, name)) for name in _SHAPE}
-    settings = replace(preset.settings, **given)
-    config = new_config(
-        **shape,
-        context=settings.context,
-        vocab_size=tokenizer.vocab_size,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return config, random_tensors(config, settings.seed), settings
+    name, shape = given.pop("preset", "small"), {n: given.pop(n) for n in _SHAPE if n in given}
+    fields = {_FIELDS.get(option, option): value for option, value in given.items()}
+    try:
+        config = checked_config(TrainingConfig(**fields))
+        preset = None if model else checked_preset(replace(checked_preset(name), **shape))
+    except InputError as error:
+        raise _usage(str(error)) from None
+    return preset, config
 
 
-def _lengths(given: dict[str, Any]) -> dict[str, Any]:
-    """The options, which with --steps replace the epochs that would be the default."""
-    return {"epochs": None, **given} if "steps" in given else given
-
-
-def _go_on(folder: Path, limits: Any, threads: int | None, verbose: bool) -> None:
-    """Trains, and says how it goes."""
-    from ..training.train import train as go_on
+def _resume(folder: Path, limits: Limits, threads: int | None, verbose: bool) -> None:
+    """Train, and show the progress."""
+    from ..training.train import resume_run
 
     show_line(f"{folder}   preparing")
     interrupted = _interrupts()
-    state = go_on(folder, limits, threads, _shower(verbose), interrupted)
+    state = resume_run(folder, limits, threads=threads, report=_shower(verbose), stop=interrupted)
     show_line("")
-    best = "" if state.best is None else f", the best after {state.best_step}: {state.best:.4f}"
+    loss = state.best_loss
+    best = "" if loss is None else f", the best after {state.best_step}: {loss:.4f}"
     note(f"{folder}: {state.step} updates{best}", verbose)
     if interrupted():
         note(f"interrupted; `minigpt train --resume {folder}` goes on", verbose)
@@ -319,44 +308,44 @@ def _go_on(folder: Path, limits: Any, threads: int | None, verbose: bool) -> Non
 
 
 def _interrupts() -> Callable[[], bool]:
-    """Whether Ctrl-C was pressed since, or the process told to end, as a machine that shuts down
-    does; told so once more it ends where it stands."""
-    asked = False
+    """Whether SIGINT (Ctrl-C) or SIGTERM arrived since this call; a second one ends at once."""
+    interrupted = False
 
-    def ask(*_: object) -> None:
-        nonlocal asked
-        if asked:
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        if interrupted:
             os._exit(130)
-        asked = True
+        interrupted = True
 
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background of a script
-        signal.signal(signal.SIGINT, ask)
-    signal.signal(signal.SIGTERM, ask)
-    return lambda: asked
+    # Ignored for background jobs of a script; that stays so.
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+    return lambda: interrupted
 
 
-def _shower(verbose: bool) -> Callable[[Report], None]:
-    """Shows a report in a line that goes, and now and then in one that stays."""
-    short_repr = 0.0
+def _shower(verbose: bool) -> Callable[[StepReport], None]:
+    """A function that shows reports: milestones as notes, the others as a progress line."""
+    last_shown = 0.0
 
-    def show(report: Report) -> None:
-        nonlocal short_repr
+    def show(report: StepReport) -> None:
+        nonlocal last_shown
         if report.milestone:
             show_line("")
             note(_line(report), verbose)
-        elif perf_counter() - short_repr > 0.1:  # no eye reads faster
-            short_repr = perf_counter()
+        elif perf_counter() - last_shown > 0.1:  # nobody reads faster
+            last_shown = perf_counter()
             show_line(_line(report))
 
     return show
 
 
-def _line(report: Report) -> str:
+def _line(report: StepReport) -> str:
     """step 120 of 4000   loss 3.2100   held out 3.4000   8123 tokens/s   12:05 left"""
     parts = [f"step {report.step} of {report.steps}", f"loss {report.loss:.4f}"]
-    if report.held_out is not None:
-        parts.append(f"held out {report.held_out:.4f}")
-    elif report.best is not None:
-        parts.append(f"best held out {report.best:.4f}")
+    if report.validation_loss is not None:
+        parts.append(f"held out {report.validation_loss:.4f}")
+    elif report.best_loss is not None:
+        parts.append(f"best held out {report.best_loss:.4f}")
     parts += [f"{report.tokens_per_s:.0f} tokens/s", f"{clock(report.seconds_left)} left"]
     return "   ".join(parts)

@@ -1,161 +1,228 @@
-"""How a model is trained, in numbers: what is chosen, and what follows from it."""
+"""Hyperparameters of a training run: those a user chooses, and those that follow from them."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
+from ..arguments import checked_choice, checked_integer, checked_number
 from ..errors import InputError, short_repr
-from .schedule import DECAYS
 
-_TOKENS_PER_PARAMETER = 20  # what a model of a size is best trained on: arXiv 2203.15556
-_EPOCHS = 16  # what is worth reading a text that is too short for this: arXiv 2305.16264
-_EVALUATIONS = 50
-_MOST_HELD_BACK = 2**17  # tokens
+DECAYS = ("cosine", "linear")
+DTYPES = ("f32", "bf16")
+
+_TOKENS_PER_PARAMETER = 20  # compute-optimal: Hoffmann et al. 2022, arXiv 2203.15556
+_MAX_EPOCHS = 16  # further repetitions of a text gain little: Muennighoff et al. 2023, 2305.16264
+_EVALUATIONS = 50  # of a run, by default
+_MAX_VALIDATION_TOKENS = 2**17  # by default
+_MAX_INTEGER = 2**53 - 1  # every JSON reader returns integers up to here exactly
+_MAX_NUMBER = 1e30  # well inside the range of float32
+_ABOVE_0, _BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is chosen for a run. What is None follows from the rest and the text: see `planned`.
+class TrainingConfig:
+    """The hyperparameters that a user chooses.
 
-    context        T: the tokens of a sequence
-    batch_size     the sequences of an update of the weights; they go through the model a few at
-                   a time, and their gradients add up: more take no more memory
-    lr, min_lr     the highest learning rate, and that at the end
-    warmup         the updates in which it grows to lr
-    warmup_tokens  the same, in tokens
-    decay          how it falls afterwards: "cosine" or "linear"
-    steps, epochs  the updates of the whole run; the same, in times that the text is read
-    most_steps     where no steps are given, the updates that there is time for
-    beta_1, beta_2, eps, weight_decay  of AdamW; matrices decay, vectors do not
-    clip           the largest norm that the gradient may have; 0: any
-    eval_every     updates from one evaluation on the held-out text to the next
-    save_every     updates from one checkpoint to the next
-    held_back      the tokens at the text's end that are held out; 0 where a held-out text is given
-    seed           of the initial weights and of the order of the text
-    dtype          what matrices are multiplied in: "f32" or "bf16"
-    recompute      keep fewer activations, and compute them again when they are needed
+    A field that is None takes the value of the preset, or else the default given below.
+
+    context            T, the tokens of a sequence, from 1. Default: 256
+    batch_size         the sequences of a step, from 1; their gradients are accumulated over
+                       micro-batches, so that memory does not grow with it. Default: 32
+    lr                 peak learning rate, above 0. Default: 1e-3
+    min_lr             final learning rate, from 0. Default: lr ÷ 10
+    warmup_steps       steps of linear warmup from 0 to lr, from 0. Default: warmup_tokens, but at
+                       most a fifth of all steps
+    warmup_tokens      the same in tokens, from 0. Default: 1,000,000
+    decay              shape of the learning rate's decay: "cosine" or "linear". Default: "cosine"
+    steps              optimizer steps of the whole run, from 1. Default: 20 tokens for each
+                       parameter, but at most 16 epochs
+    epochs             the same in passes over the training text, above 0; excludes steps
+    max_steps          upper bound of the default number of steps, from 1
+    beta_1, beta_2     AdamW's decay rates of the moments, from 0 to below 1
+    eps                added to AdamW's denominator, above 0. Default: 1e-8
+    weight_decay       of matrices; biases and layernorms do not decay; from 0
+    max_grad_norm      gradients with a larger norm are scaled down to it; 0 turns clipping off
+    eval_every         steps between evaluations on the validation text, from 1. Default: a 50th of
+                       all steps
+    save_every         steps between checkpoints, from 1. Default: eval_every
+    validation_tokens  tokens split off the end of the training text for validation, from 0; 0 if
+                       there is a validation text. Default: a hundredth of the text, at least one
+                       sequence and at most 131,072; none of a text shorter than 20 sequences
+    seed               of the initial weights and of the order of the batches, from 0
+    dtype              operands of matrix products: "f32" or "bf16"; weights, gradients and sums
+                       are float32 in both. Default: "bf16" if the processor multiplies bfloat16
+    recompute          recompute activations in the backward pass instead of storing them
+                       (gradient checkpointing): less memory, a third more time
+    """
+
+    context: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    min_lr: float | None = None
+    warmup_steps: int | None = None
+    warmup_tokens: int | None = None
+    decay: str | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    max_steps: int | None = None
+    beta_1: float = 0.9
+    beta_2: float = 0.95
+    eps: float | None = None
+    weight_decay: float = 0.1
+    max_grad_norm: float = 1.0
+    eval_every: int | None = None
+    save_every: int | None = None
+    validation_tokens: int | None = None
+    seed: int = 0
+    dtype: str | None = None
+    recompute: bool = False
+
+
+@dataclass(frozen=True)
+class RunConfig(TrainingConfig):
+    """The complete hyperparameters of a run, fixed from its first step to its last.
+
+    Only epochs and max_steps are None: they have become steps.
     """
 
     context: int = 256
     batch_size: int = 32
     lr: float = 1e-3
-    min_lr: float | None = None
-    warmup: int | None = None
+    min_lr: float = 1e-4
+    warmup_steps: int = 0
     warmup_tokens: int = 1_000_000
     decay: str = "cosine"
-    steps: int | None = None
-    epochs: float | None = None
-    most_steps: int | None = None
-    beta_1: float = 0.9
-    beta_2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    eval_every: int | None = None
-    save_every: int | None = None
-    held_back: int | None = None
-    seed: int = 0
-    dtype: str = "f32"
-    recompute: bool = False
-
-
-@dataclass(frozen=True)
-class Plan(Settings):
-    """Settings with nothing left open: what a run is made with, for as long as it goes on."""
-
-    min_lr: float = 0.0
-    warmup: int = 0
     steps: int = 1
+    eps: float = 1e-8
     eval_every: int = 1
     save_every: int = 1
-    held_back: int = 0
+    validation_tokens: int = 0
+    dtype: str = "f32"
 
 
-def check_settings(settings: Settings) -> None:
-    """Raises InputError for a value that is of no use."""
-    for name in ("context", "batch_size", "steps", "most_steps", "eval_every", "save_every"):
-        _check_integer(settings, name, 1)
-    for name in ("warmup", "warmup_tokens", "held_back", "seed"):
-        _check_integer(settings, name, 0)
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+# ---- checks ----
+
+
+def checked_config(config: Config) -> Config:
+    """The config as plain Python numbers; raises InputError for a value out of its range."""
+    checked: dict[str, Any] = {}
+    for name in ("context", "batch_size", "steps", "max_steps", "eval_every", "save_every"):
+        checked[name] = _checked_integer(config, name, 1)
+    for name in ("warmup_steps", "warmup_tokens", "validation_tokens", "seed"):
+        checked[name] = _checked_integer(config, name, 0)
     for name in ("lr", "eps", "epochs"):
-        _check_number(settings, name, "above 0", lambda value: value > 0)
-    for name in ("min_lr", "weight_decay", "clip"):
-        _check_number(settings, name, "0 or more", lambda value: value >= 0)
+        checked[name] = _checked_number(config, name, "a number above 0", _ABOVE_0, _MAX_NUMBER)
+    for name in ("min_lr", "weight_decay", "max_grad_norm"):
+        checked[name] = _checked_number(config, name, "a number of at least 0", 0, _MAX_NUMBER)
     for name in ("beta_1", "beta_2"):
-        _check_number(settings, name, "from 0 to below 1", lambda value: 0 <= value < 1)
-    _check_choice(settings, "decay", DECAYS)
-    _check_choice(settings, "dtype", ("f32", "bf16"))
-    _check_choice(settings, "recompute", (False, True))
-    if settings.steps is not None and settings.epochs is not None:
-        raise InputError(f"epochs {settings.epochs}: give these or steps, not both")
+        checked[name] = _checked_number(config, name, "a number from 0 to below 1", 0, _BELOW_1)
+    if config.decay is not None:
+        checked_choice("decay", config.decay, DECAYS)
+    if config.dtype is not None:
+        checked_choice("dtype", config.dtype, DTYPES)
+    if type(config.recompute) is not bool:
+        raise InputError(f"recompute {short_repr(config.recompute)}: must be True or False")
+    if config.steps is not None and config.epochs is not None:
+        raise InputError(f"epochs {config.epochs}: give either epochs or steps, not both")
+    return replace(config, **checked)
 
 
-def _check_integer(settings: Settings, name: str, least: int) -> None:
-    value = getattr(settings, name)
-    if value is not None and not (type(value) is int and least <= value < 2**53):
-        raise InputError(f"{name} {short_repr(value)}: must be a whole number from {least} on")
+def _checked_integer(config: TrainingConfig, name: str, minimum: int) -> int | None:
+    value = getattr(config, name)
+    if value is None:
+        return None
+    number = checked_integer(name, value, minimum)
+    # Separate, for the message to name the upper bound only to those who exceed it.
+    return number if number <= _MAX_INTEGER else checked_integer(name, value, minimum, _MAX_INTEGER)
 
 
-def _check_number(settings: Settings, name: str, right: str, holds: Any) -> None:
-    value = getattr(settings, name)
-    if value is not None and not (type(value) in (int, float) and holds(value) and value < 1e30):
-        raise InputError(f"{name} {short_repr(value)}: must be a number, {right}")
+def _checked_number(
+    config: TrainingConfig, name: str, allowed: str, minimum: float, maximum: float
+) -> float | None:
+    value = getattr(config, name)
+    return None if value is None else checked_number(name, value, allowed, minimum, maximum)
 
 
-def _check_choice(settings: Settings, name: str, choices: tuple[object, ...]) -> None:
-    value = getattr(settings, name)
-    if not any(value is choice or (value == choice and type(value) is str) for choice in choices):
-        raise InputError(
-            f"{name} {short_repr(value)}: must be one of {', '.join(map(str, choices))}"
-        )
+# ---- completion ----
 
 
-def planned(settings: Settings, tokens: int, parameters: int) -> Plan:
-    """The settings completed for a text of so many tokens and a model of a size.
+def with_defaults(config: TrainingConfig, defaults: TrainingConfig) -> TrainingConfig:
+    """The config with `defaults` in place of None; steps of the config exclude default epochs."""
+    values = _given(config)
+    if config.steps is not None:
+        values["epochs"] = None
+    return replace(defaults, **values)
 
-    By default a model is trained on 20 tokens for each parameter, but on no text more than 16
-    times; the learning rate grows over `warmup_tokens`, but for no more than a fifth of the run.
-    Raises InputError for a text that is too short for its sequences.
+
+def complete_config(config: TrainingConfig, tokens: int, parameters: int) -> RunConfig:
+    """The config completed for a training text of `tokens` and a model of `parameters`.
+
+    By default a model is trained on 20 tokens for each parameter, but at most 16 epochs, and the
+    learning rate rises over `warmup_tokens`, but at most a fifth of the steps. Raises InputError
+    for a value out of its range and for a text that is shorter than a sequence.
     """
-    check_settings(settings)
-    held_back = settings.held_back
-    if held_back is None:
-        held_back = _end(tokens, settings.context)
-    tokens -= held_back
-    if tokens <= settings.context:
+    config = checked_config(config)
+    run = with_fixed_defaults(config)
+    if config.validation_tokens is None:
+        run = replace(run, validation_tokens=_validation_tokens(tokens, run.context))
+    tokens -= run.validation_tokens
+    if tokens <= run.context:
         raise InputError(
-            f"context {settings.context}: the text has {tokens} tokens, and a sequence takes "
-            f"{settings.context + 1}; give more text, or choose a shorter context"
+            f"context {run.context}: the text has {tokens} tokens, and a sequence takes "
+            f"{run.context + 1}; give more text, or choose a shorter context"
         )
-    step_tokens = settings.batch_size * settings.context
-    enough = min(_TOKENS_PER_PARAMETER * parameters, _EPOCHS * tokens)
-    if settings.epochs is not None:
-        enough = math.ceil(settings.epochs * tokens)
-    steps = settings.steps or math.ceil(enough / step_tokens)
-    if settings.steps is None and settings.most_steps:
-        steps = min(steps, settings.most_steps)
-    warmup = settings.warmup
-    if warmup is None:
-        warmup = min(math.ceil(settings.warmup_tokens / step_tokens), steps // 5)
-    eval_every = settings.eval_every or math.ceil(steps / _EVALUATIONS)
-    found = {
-        "min_lr": settings.lr / 10 if settings.min_lr is None else settings.min_lr,
-        "warmup": warmup,
-        "steps": steps,
-        "epochs": None,
-        "most_steps": None,
-        "eval_every": eval_every,
-        "save_every": settings.save_every or eval_every,
-        "held_back": held_back,
-    }
-    return Plan(**{**asdict(settings), **found})
+    steps = config.steps or _default_steps(run, tokens, parameters)
+    warmup_steps = math.ceil(run.warmup_tokens / (run.batch_size * run.context))
+    eval_every = config.eval_every or math.ceil(steps / _EVALUATIONS)
+    return replace(
+        run,
+        min_lr=run.lr / 10 if config.min_lr is None else config.min_lr,
+        warmup_steps=(
+            min(warmup_steps, steps // 5) if config.warmup_steps is None else config.warmup_steps
+        ),
+        steps=steps,
+        epochs=None,
+        max_steps=None,
+        eval_every=eval_every,
+        save_every=config.save_every or eval_every,
+    )
 
 
-def _end(tokens: int, context: int) -> int:
-    """How many of the tokens are held back: a hundredth, but a sequence at least; or none."""
+def with_fixed_defaults(config: TrainingConfig) -> RunConfig:
+    """The config with those defaults that depend on neither text nor model."""
+    return RunConfig(**{"dtype": config.dtype or fastest_dtype(), **_given(config)})
+
+
+def _given(config: TrainingConfig) -> dict[str, Any]:
+    """{name: value} of the fields that are not None."""
+    return {name: value for name, value in asdict(config).items() if value is not None}
+
+
+def _default_steps(run: RunConfig, tokens: int, parameters: int) -> int:
+    """The steps of a run that gives none, on a training text of `tokens`."""
+    if run.epochs is None:
+        trained = min(_TOKENS_PER_PARAMETER * parameters, _MAX_EPOCHS * tokens)
+    else:
+        trained = math.ceil(run.epochs * tokens)
+    steps = math.ceil(trained / (run.batch_size * run.context))
+    return min(steps, run.max_steps) if run.max_steps else steps
+
+
+def _validation_tokens(tokens: int, context: int) -> int:
+    """The default number of tokens to split off the end of a text: a hundredth of it."""
     sequence = context + 1
     if tokens < 20 * sequence:
         return 0
-    return max(sequence, min(tokens // 100, _MOST_HELD_BACK))
+    return max(sequence, min(tokens // 100, _MAX_VALIDATION_TOKENS))
+
+
+def fastest_dtype() -> str:
+    """ "bf16" on processors that multiply bfloat16 (AMX, AVX-512 BF16), else "f32"."""
+    from ..kernels.simd import BF16_PRODUCTS  # here: it loads Numba
+
+    return "bf16" if BF16_PRODUCTS else "f32"

@@ -1,100 +1,232 @@
-"""The beginning of a training run: its folder, with the texts as ids and a first checkpoint.
+"""Start a training run: its folder, with token files, tokenizer and a first checkpoint.
 
-What comes afterwards is the same at the first step as at any other: see train.py.
+train("run", ["book.txt", "tales.jsonl"], preset="tiny", limits=Limits(minutes=5))  # starts
+train("run")                                                                        # resumes
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from ..bundled import BUNDLED_MODEL
 from ..checkpoint import creating_folder, write_file
 from ..config import GPTConfig
 from ..conversion.saving import checked_folder
 from ..errors import InputError
+from ..texts import documents
 from ..tokenizer.tokenizer import GPTTokenizer
 from ..weights.table import HEAD, parameter_count
-from .config import Plan, Settings, planned
-from .run_folder import (
-    CONFIG,
-    HELD_OUT,
-    TEXT,
-    Learned,
-    Run,
-    State,
-    digest,
-    has_run,
-    tidy,
-    write_checkpoint,
+from .config import (
+    RunConfig,
+    TrainingConfig,
+    checked_config,
+    complete_config,
+    with_defaults,
+    with_fixed_defaults,
 )
-from .token_file import Progress, read_tokens, write_tokens
+from .initial import model_tensors, random_tensors
+from .presets import FINE_TUNING, Preset, checked_preset, new_config
+from .run_folder import CONFIG, WeightsAndMoments, digest, has_run, tidy, write_checkpoint
+from .state_json import TEXT, VALIDATION, Run, TrainState
+from .throughput import estimated_steps
+from .token_file import Progress, write_tokens
+from .train import Limits, StepReport, checked_limits, make_engine, resume_run
+
+Source = str | os.PathLike[str]
+Files = Source | Sequence[Source]
+
+
+def train(
+    folder: Source,
+    texts: Files | None = None,
+    *,
+    validation_texts: Files | None = None,
+    tokenizer: Source | GPTTokenizer | None = None,
+    model: Source | None = None,
+    preset: str | Preset | None = None,
+    config: TrainingConfig | None = None,
+    limits: Limits | None = None,
+    threads: int | None = None,
+    report: Callable[[StepReport], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> TrainState:
+    """Train a model on texts in a new folder, or resume the run in a folder.
+
+    texts   the files to train on, which start a new run as `create_run` does, with its options
+            validation_texts, tokenizer, model, preset and config. None: resume the run in `folder`
+    limits  when this call ends: Limits(steps, minutes, patience). The minutes also set the number
+            of steps of a new run whose config gives neither steps nor epochs
+    threads, report, stop  see `resume_run`
+
+    Returns the progress of the run. Raises InputError for options of a new run without texts, and
+    what `create_run` and `resume_run` raise.
+    """
+    limits = checked_limits(limits or Limits())
+    if texts is None:
+        options = {
+            "validation_texts": validation_texts, "tokenizer": tokenizer, "model": model,
+            "preset": preset, "config": config,
+        }  # fmt: skip
+        for name, value in options.items():
+            if value is not None:
+                raise InputError(f"{name}: only a new run takes it, and a new run needs texts")
+    else:
+        create_run(
+            folder, texts, validation_texts=validation_texts, tokenizer=tokenizer, model=model,
+            preset=preset, config=config, minutes=limits.minutes, threads=threads,
+        )  # fmt: skip
+    return resume_run(folder, limits, threads=threads, report=report, stop=stop)
 
 
 def create_run(
-    folder: str | os.PathLike[str],
-    texts: Iterable[str],
-    held_out: Iterable[str] | None,
-    tokenizer: GPTTokenizer,
-    config: GPTConfig,
-    tensors: dict[str, np.ndarray],
-    settings: Settings,
+    folder: Source,
+    texts: Files,
+    *,
+    validation_texts: Files | None = None,
+    tokenizer: Source | GPTTokenizer | None = None,
+    model: Source | None = None,
+    preset: str | Preset | None = None,
+    config: TrainingConfig | None = None,
+    minutes: float | None = None,
+    threads: int | None = None,
     progress: Progress | None = None,
-) -> Plan:
-    """Makes the folder of a new run, which appears when all of it is written; `train` goes on.
+) -> RunConfig:
+    """Create the folder of a new run, ready for `resume_run`.
 
-    texts      the documents to learn from
-    held_out   those to be judged by; None: the end of the texts is held back
-    config     of the model
-    tensors    the weights to begin with, float32 by the table's names; without a head it is wte
-    progress   is told (bytes of text read, tokens written)
+    texts             files in UTF-8, each a document; NAME.jsonl: a JSON object with a "text" in
+                      each line, each a document; "-": standard input
+    validation_texts  files to evaluate on. Default: the end of `texts`, see TrainingConfig
+    tokenizer         a tokenizer or its source. Default: the model's, else the bundled one
+    model             a model source whose weights the run starts from. Default: random weights
+    preset            shape of a new model and defaults of its hyperparameters: a name of PRESETS
+                      or a Preset. Default: "small"
+    config            hyperparameters. A field that is None takes the preset's value, or with
+                      `model` that of FINE_TUNING. Default: all None
+    minutes           limits the default number of steps to what fits into this time, estimated by
+                      timing a few. Default: no limit
+    threads           number of threads for that estimate. Default: one per processor
+    progress          called with (bytes of text read, tokens written)
 
-    Returns the settings, completed. Raises InputError for an argument out of its range and for
-    texts that are too short, CheckpointError where the folder is there already or cannot be
-    written.
+    Returns the complete hyperparameters. The folder appears once all of it is written. Raises
+    InputError for an argument out of its range, for texts that cannot be read or are too short, and
+    if the folder holds a run; SourceError for a damaged model or tokenizer; CheckpointError if the
+    folder exists or cannot be written.
     """
     folder = checked_folder(folder)
-    check_new(folder)
-    _check_fit(settings, tokenizer, config)
-    config = replace(config, tie_word_embeddings=HEAD not in tensors)
-    with creating_folder(folder) as temporary:
-        write_tokens(texts, tokenizer, temporary / TEXT, progress)
-        names = [TEXT]
-        if held_out is not None:
-            write_tokens(held_out, tokenizer, temporary / HELD_OUT)
-            names.append(HELD_OUT)
-            settings = replace(settings, held_back=0)
-        tokens = len(read_tokens(temporary / TEXT))
-        parameters = parameter_count(config, config.tie_word_embeddings)
-        plan = planned(settings, tokens, parameters)
-        tokenizer.save_pretrained(temporary)
-        config_json = json.dumps(config.to_dict(), indent=2) + "\n"
-        write_file(temporary / CONFIG, config_json.encode())
-        run = Run(temporary, config, plan, {name: digest(temporary / name) for name in names})
-        checkpoint = write_checkpoint(run, State(), Learned(tensors, {}, {}))
-        tidy(temporary, checkpoint, State())
-    return plan
-
-
-def check_new(folder: Path) -> None:
-    """Raises InputError where a run is there already."""
     if has_run(folder):
         raise InputError(
             f"{folder}: holds a training run; `minigpt train --resume {folder}` goes on with it"
         )
+    config = checked_config(config or TrainingConfig())
+    minutes = checked_limits(Limits(minutes=minutes)).minutes
+    if config.steps is not None or config.epochs is not None:
+        minutes = None
+    # Opened before a model is loaded: a wrong file name is reported at once.
+    training = documents(_file_names(texts))
+    validation = None if validation_texts is None else documents(_file_names(validation_texts))
+    if not isinstance(tokenizer, GPTTokenizer):
+        tokenizer = GPTTokenizer.from_pretrained(tokenizer or model or BUNDLED_MODEL)
+    initial = _initial_model(model, preset, config, tokenizer)
+    if minutes is not None:
+        max_steps = _steps_in(minutes, initial, threads)
+        initial = initial._replace(training=replace(initial.training, max_steps=max_steps))
+    return write_run(folder, training, validation, tokenizer, initial, progress)
 
 
-def _check_fit(settings: Settings, tokenizer: GPTTokenizer, config: GPTConfig) -> None:
-    if tokenizer.vocab_size > config.vocab_size:
+class InitialModel(NamedTuple):
+    """What a run starts from.
+
+    config    of the model
+    tensors   {name: float32 array}; without a head it is tied
+    training  the hyperparameters, with the preset's defaults
+    """
+
+    config: GPTConfig
+    tensors: dict[str, np.ndarray]
+    training: TrainingConfig
+
+
+def write_run(
+    folder: Path,
+    texts: Iterable[str],
+    validation_texts: Iterable[str] | None,
+    tokenizer: GPTTokenizer,
+    initial: InitialModel,
+    progress: Progress | None = None,
+) -> RunConfig:
+    """Write the folder of a new run; texts are documents. Returns its hyperparameters."""
+    training = checked_config(initial.training)
+    _check_fit(initial, tokenizer)
+    model = replace(initial.config, tie_word_embeddings=HEAD not in initial.tensors)
+    with creating_folder(folder) as temporary:
+        tokens = write_tokens(texts, tokenizer, temporary / TEXT, progress).tokens
+        names = [TEXT]
+        if validation_texts is not None:
+            write_tokens(validation_texts, tokenizer, temporary / VALIDATION)
+            names.append(VALIDATION)
+            training = replace(training, validation_tokens=0)
+        config = complete_config(
+            training, tokens, parameter_count(model, model.tie_word_embeddings)
+        )
+        tokenizer.save_pretrained(temporary)
+        write_file(temporary / CONFIG, (json.dumps(model.to_dict(), indent=2) + "\n").encode())
+        run = Run(temporary, model, config, {name: digest(temporary / name) for name in names})
+        tensors = WeightsAndMoments(initial.tensors, {}, {})
+        tidy(temporary, write_checkpoint(run, TrainState(), tensors), TrainState())
+    return config
+
+
+def _file_names(files: Files) -> list[str]:
+    names = [files] if isinstance(files, str | os.PathLike) else list(files)
+    if not names:
+        raise InputError("texts: none; give at least one file")
+    return [os.fspath(name) for name in names]
+
+
+def _initial_model(
+    source: Source | None,
+    preset: str | Preset | None,
+    config: TrainingConfig,
+    tokenizer: GPTTokenizer,
+) -> InitialModel:
+    """The model of a source, or a random one in the shape of a preset."""
+    if source is not None:
+        if preset is not None:
+            raise InputError("preset: give either preset or model, which has its own shape")
+        model, tensors = model_tensors(source)
+        context = min(RunConfig.context, model.n_positions)
+        return InitialModel(
+            model, tensors, with_defaults(config, replace(FINE_TUNING, context=context))
+        )
+    preset = checked_preset(preset or "small")
+    config = with_defaults(config, preset.training)
+    model = new_config(
+        preset, config.context or RunConfig.context, tokenizer.vocab_size, tokenizer.eos_token_id
+    )
+    return InitialModel(model, random_tensors(model, config.seed), config)
+
+
+def _steps_in(minutes: float, initial: InitialModel, threads: int | None) -> int:
+    """The number of steps that fit into `minutes`."""
+    config = with_fixed_defaults(initial.training)
+    learner = make_engine(initial.config, initial.tensors, threads, config.dtype, config.recompute)
+    return estimated_steps(learner, config, minutes)
+
+
+def _check_fit(initial: InitialModel, tokenizer: GPTTokenizer) -> None:
+    """Raises InputError for a vocabulary or a context that is too large for the model."""
+    model, context = initial.config, initial.training.context or RunConfig.context
+    if tokenizer.vocab_size > model.vocab_size:
         raise InputError(
             f"tokenizer: has {tokenizer.vocab_size} tokens, and the model knows "
-            f"{config.vocab_size}; take the model's own"
+            f"{model.vocab_size}; take the model's own"
         )
-    if settings.context > config.n_positions:
-        raise InputError(
-            f"context {settings.context}: the model has {config.n_positions} positions, no more"
-        )
+    if context > model.n_positions:
+        raise InputError(f"context {context}: the model has {model.n_positions} positions, no more")

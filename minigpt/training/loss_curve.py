@@ -1,38 +1,39 @@
-"""A picture of a training run, as an SVG: the loss of its batches, and on the held-out text."""
+"""A plot of a training run as an SVG: training loss and validation loss over the steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from .metrics import Line
+from .metrics import Metrics
 
 _WIDTH, _HEIGHT = 720, 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 28, 36, 44  # what is beside the field that the curves are in
-_POINTS = 360  # of a curve; of more, neighbours are averaged
-_BATCHES, _HELD_OUT = "#a9b1bb", "#2563a8"
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 28, 36, 44  # margins around the axes
+_MAX_POINTS = 360  # of a curve; neighbours are averaged to stay below
+_TRAINING, _VALIDATION = "#a9b1bb", "#2563a8"
 _GRID, _INK = "#e5e7eb", "#374151"
 
 Point = tuple[float, float]
 
 
-def loss_curve(lines: Sequence[Line]) -> str:
-    """The SVG of the lines of metrics.jsonl; an empty frame where they hold no loss."""
-    batches, held_out = _thinned(_points(lines, "loss")), _points(lines, "held_out")
-    points = [*batches, *held_out] or [(0.0, 0.0)]
+def loss_curve(lines: Sequence[Metrics]) -> str:
+    """The SVG of the lines of metrics.jsonl; empty axes if they hold no loss."""
+    training = _thinned(_points(lines, "loss"))
+    validation = _points(lines, "held_out")
+    points = [*training, *validation] or [(0.0, 0.0)]
     x_ticks = _ticks(0.0, max(x for x, _ in points))
     y_ticks = _ticks(min(y for _, y in points), max(y for _, y in points))
-    field = _Field(x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1])
+    axes = _Axes(x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1])
     body = [
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
-        *(_level(field, y) for y in y_ticks),
-        *(_mark(field, x) for x in x_ticks),
-        _text(_LEFT + field.width / 2, _HEIGHT - 8, "updates", "middle"),
+        *(_y_tick(axes, y) for y in y_ticks),
+        *(_x_tick(axes, x) for x in x_ticks),
+        _text(_LEFT + axes.width / 2, _HEIGHT - 8, "updates", "middle"),
         _text(_LEFT, 20, "loss, nats per token", "start"),
-        *_legend(bool(held_out)),
-        _line(field, batches, _BATCHES),
-        _line(field, held_out, _HELD_OUT),
-        *(_dot(field, point) for point in held_out),
+        *_legend(bool(validation)),
+        _line(axes, training, _TRAINING),
+        _line(axes, validation, _VALIDATION),
+        *(_dot(axes, point) for point in validation),
     ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
@@ -42,25 +43,25 @@ def loss_curve(lines: Sequence[Line]) -> str:
     )
 
 
-def _points(lines: Sequence[Line], name: str) -> list[Point]:
-    """(step, value) of the lines that hold a value of that name which can be drawn."""
+def _points(lines: Sequence[Metrics], name: str) -> list[Point]:
+    """(step, value) of the lines with a finite value of that name."""
     found = [(line["step"], line.get(name)) for line in lines]
     return [
         (float(step), float(value))
         for step, value in found
-        if isinstance(value, int | float) and abs(value) < 1e9  # not so of NaN
+        if isinstance(value, int | float) and abs(value) < 1e9  # false for NaN
     ]
 
 
 def _thinned(points: list[Point]) -> list[Point]:
-    """At most _POINTS of them: the means of as many neighbours as that takes."""
-    size = math.ceil(len(points) / _POINTS)
+    """At most _MAX_POINTS points, each the mean of neighbours."""
+    size = math.ceil(len(points) / _MAX_POINTS)
     groups = [points[i : i + size] for i in range(0, len(points), size)] if points else []
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """At most ten round numbers, equally far apart, from below `low` to above `high`."""
+    """At most ten round numbers at equal distances, from at most `low` to at least `high`."""
     span = (high - low) or 1.0
     unit = 10.0 ** math.floor(math.log10(span / 4))
     step = next(unit * n for n in (1, 2, 5, 10) if span / (unit * n) <= 8)
@@ -68,8 +69,8 @@ def _ticks(low: float, high: float) -> list[float]:
     return [n * step for n in range(first, last + 1)]
 
 
-class _Field:
-    """Where numbers lie in the picture."""
+class _Axes:
+    """Maps (step, loss) to coordinates in the SVG."""
 
     def __init__(self, left: float, right: float, low: float, high: float) -> None:
         self.width, self.height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
@@ -83,28 +84,28 @@ class _Field:
         return _TOP + self.height - (loss - self._low) * self._y_unit
 
 
-def _level(field: _Field, loss: float) -> str:
-    y = field.y(loss)
+def _y_tick(axes: _Axes, loss: float) -> str:
+    y = axes.y(loss)
     line = f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="{_GRID}"/>'
     return line + _text(_LEFT - 8, y + 4, f"{loss:.10g}", "end")
 
 
-def _mark(field: _Field, step: float) -> str:
-    return _text(field.x(step), _HEIGHT - _BOTTOM + 18, f"{step:.10g}", "middle")
+def _x_tick(axes: _Axes, step: float) -> str:
+    return _text(axes.x(step), _HEIGHT - _BOTTOM + 18, f"{step:.10g}", "middle")
 
 
-def _line(field: _Field, points: list[Point], color: str) -> str:
-    places = " ".join(f"{field.x(x):.1f},{field.y(y):.1f}" for x, y in points)
-    return f'<polyline points="{places}" fill="none" stroke="{color}" stroke-width="1.5"/>'
+def _line(axes: _Axes, points: list[Point], color: str) -> str:
+    coordinates = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in points)
+    return f'<polyline points="{coordinates}" fill="none" stroke="{color}" stroke-width="1.5"/>'
 
 
-def _dot(field: _Field, point: Point) -> str:
+def _dot(axes: _Axes, point: Point) -> str:
     x, y = point
-    return f'<circle cx="{field.x(x):.1f}" cy="{field.y(y):.1f}" r="2.5" fill="{_HELD_OUT}"/>'
+    return f'<circle cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="2.5" fill="{_VALIDATION}"/>'
 
 
-def _legend(with_held_out: bool) -> list[str]:
-    names = [("batches", _BATCHES)] + [("held-out text", _HELD_OUT)] * with_held_out
+def _legend(with_validation: bool) -> list[str]:
+    names = [("batches", _TRAINING)] + [("held-out text", _VALIDATION)] * with_validation
     parts = []
     for n, (name, color) in enumerate(names):
         x = _WIDTH - _RIGHT - 110 * (len(names) - n)

@@ -1,13 +1,13 @@
-"""What happened in a training run: a line of JSON for each update, in metrics.jsonl.
+"""metrics.jsonl: a JSON line for each step of a run.
 
     {"step": 100, "loss": 2.31, "lr": 0.00094, "norm": 0.71, "held_out": 2.4, "seconds": 61.2}
 
-step      the update, counted from 1; 0: before the first
-loss      the mean of -ln p over the tokens of its batch, before the update
-lr        the learning rate of it
-norm      of its gradient, before it was clipped
-held_out  the mean of -ln p over the held-out text after it, where that was found
-seconds   that the run has taken so far
+step      counted from 1; 0 is the evaluation before the first step
+loss      mean cross-entropy of the step's batch before the update, in nats per token
+lr        the step's learning rate
+norm      norm of the gradient before clipping
+held_out  validation loss after the step, in nats per token, if it was evaluated
+seconds   training time of the run so far
 """
 
 from __future__ import annotations
@@ -15,51 +15,50 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from ..errors import CheckpointError
 
-Line = dict[str, Any]
+Metrics = dict[str, float]  # a line
 
 
-def append_line(path: Path, line: Line) -> None:
-    """Adds a line to the file; raises CheckpointError where that cannot be, as on a full disk."""
-    _write(path, (json.dumps(line) + "\n").encode())
+def append_metrics(path: Path, metrics: Metrics) -> None:
+    """Append a line to the file; raises CheckpointError on failure, such as a full disk."""
+    _append(path, (json.dumps(metrics) + "\n").encode())
 
 
 def synced_size(path: Path) -> int:
-    """The size of the file in bytes, all of which are on the disk then."""
-    _write(path, b"", sync=True)
+    """Flush the file to disk, and return its size in bytes; a missing file is created."""
+    _append(path, b"", sync=True)
     return path.stat().st_size
 
 
-def cut(path: Path, size: int) -> None:
-    """Takes away what lies beyond the first `size` bytes: lines of updates to be made again."""
+def truncate(path: Path, size: int) -> None:
+    """Cut the file to at most `size` bytes: what follows are steps that will be made again."""
     if path.exists() and path.stat().st_size > size:
         os.truncate(path, size)
 
 
-def read_lines(path: Path) -> list[Line]:
-    """The lines of the file; what is no line of ours is left out."""
+def read_metrics(path: Path) -> list[Metrics]:
+    """The lines of the file; lines that are damaged or lack a step are left out."""
     if not path.exists():
         return []
-    lines = []
+    found = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except ValueError:
             continue
         if isinstance(line, dict) and type(line.get("step")) is int:
-            lines.append(line)
-    return lines
+            found.append(line)
+    return found
 
 
-def _write(path: Path, data: bytes, sync: bool = False) -> None:
+def _append(path: Path, data: bytes, sync: bool = False) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         with os.fdopen(descriptor, "ab") as file:
             file.write(data)
             if sync:
                 os.fsync(file.fileno())
-    except OSError as flaw:
-        raise CheckpointError(f"{path}: cannot be written: {flaw.strerror or flaw}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -1,39 +1,42 @@
-"""Shapes of models by name, and how each is trained.
+"""Model shapes by name, each with the hyperparameters it is trained with.
 
-Those of Cerebras-GPT (arXiv 2304.03208) are trained as the configurations published beside it
-hold, a file for each model: github.com/Cerebras/modelzoo, gpt3/configs/Cerebras_GPT.
+111M to 13B are the models of Cerebras-GPT (arXiv 2304.03208), with the hyperparameters of the
+configurations published beside it, a file for each model: github.com/Cerebras/modelzoo,
+gpt3/configs/Cerebras_GPT.
 
-All: AdamW with betas 0.9 and 0.95, decay 0.1, gradients clipped to 1, no dropout, sequences of
-2048 tokens, the learning rate up over 375 million tokens and down to a tenth, 20 tokens for each
-parameter. By size: batch, learning rate, the form of its fall, and eps. The 13B model ended with
-batches of 1080.
+All of them: AdamW with betas 0.9 and 0.95, weight decay 0.1, gradients clipped to a norm of 1, no
+dropout, sequences of 2048 tokens, warmup over 375 million tokens, decay to a tenth, 20 tokens for
+each parameter. Batch size, learning rate, shape of the decay and eps vary with the size. The 13B
+model finished with batches of 1080 sequences; here it trains with 720 throughout.
 
-The small ones are our own, for a text of some megabytes and an afternoon.
+tiny, small and medium are our own, for a text of some megabytes and an afternoon.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..arguments import checked_choice
 from ..config import GPTConfig
-from .config import Settings
+from ..errors import ConfigError, InputError, short_repr
+from .config import TrainingConfig
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A model's shape, and the settings that go with it."""
+    """The shape of a new model and the default hyperparameters of its training."""
 
     n_layer: int
     n_head: int
     n_embd: int
-    settings: Settings
+    training: TrainingConfig
 
 
 def _small(
     n_layer: int, n_head: int, n_embd: int, context: int, batch_size: int, lr: float
 ) -> Preset:
-    settings = Settings(context=context, batch_size=batch_size, lr=lr)
-    return Preset(n_layer, n_head, n_embd, settings)
+    training = TrainingConfig(context=context, batch_size=batch_size, lr=lr)
+    return Preset(n_layer, n_head, n_embd, training)
 
 
 def _cerebras(
@@ -45,7 +48,7 @@ def _cerebras(
     decay: str = "linear",
     eps: float = 1e-8,
 ) -> Preset:
-    settings = Settings(
+    training = TrainingConfig(
         context=2048,
         batch_size=batch_size,
         lr=lr,
@@ -53,7 +56,7 @@ def _cerebras(
         eps=eps,
         warmup_tokens=375_000_000,
     )
-    return Preset(n_layer, n_head, n_embd, settings)
+    return Preset(n_layer, n_head, n_embd, training)
 
 
 PRESETS = {
@@ -69,18 +72,34 @@ PRESETS = {
     "13B": _cerebras(40, 40, 5120, 720, 1.2e-4, "cosine", eps=1e-9),
 }
 
-# For training that begins with a model, whatever its size: one reading, in small steps.
-FINE_TUNING = Settings(batch_size=16, lr=5e-5, epochs=1, warmup_tokens=100_000)
+# Training that starts from a model, whatever its size: one epoch in small steps.
+FINE_TUNING = TrainingConfig(batch_size=16, lr=5e-5, epochs=1, warmup_tokens=100_000)
+
+
+def checked_preset(preset: str | Preset) -> Preset:
+    """The preset of a name of PRESETS, or `preset` itself; raises InputError for a wrong one."""
+    if isinstance(preset, str):
+        preset = PRESETS[checked_choice("preset", preset, tuple(PRESETS))]
+    if not isinstance(preset, Preset):
+        raise InputError(f"preset {short_repr(preset)}: must be a name or a Preset")
+    try:
+        new_config(preset, context=1, vocab_size=1, eos_token_id=None)
+    except ConfigError as error:
+        raise InputError(str(error)) from None
+    return preset
 
 
 def new_config(
-    n_layer: int, n_head: int, n_embd: int, context: int, vocab_size: int, eos_token_id: int | None
+    preset: Preset, context: int, vocab_size: int, eos_token_id: int | None
 ) -> GPTConfig:
-    """The architecture of Cerebras-GPT in another size. Raises ConfigError for one that is none."""
+    """A config of Cerebras-GPT's architecture in the shape of `preset`.
+
+    Raises ConfigError for a shape that cannot be, as one whose n_embd is not a multiple of n_head.
+    """
     sizes = {
-        "n_layer": n_layer,
-        "n_head": n_head,
-        "n_embd": n_embd,
+        "n_layer": preset.n_layer,
+        "n_head": preset.n_head,
+        "n_embd": preset.n_embd,
         "n_positions": context,
         "vocab_size": vocab_size,
         "activation_function": "gelu",

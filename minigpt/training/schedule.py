@@ -1,9 +1,9 @@
-"""The learning rate over a training run: up in a straight line, then down along a curve.
+"""The learning rate of each step: a linear warmup, then cosine or linear decay.
 
  lr ┤    ╭──╮
     │   ╱    ╲          cosine: slow, fast, slow;  linear: a straight line
     │  ╱      ╲
-min ┤ ╱        ╰─────   and there it stays
+min ┤ ╱        ╰─────   constant from the last step on
     └─┬──┬──────┬────
       1  warmup  steps
 """
@@ -12,21 +12,20 @@ from __future__ import annotations
 
 import math
 
-DECAYS = ("cosine", "linear")
+from .config import RunConfig
 
 
-def learning_rate(
-    step: int, lr: float, min_lr: float, warmup: int, steps: int, decay: str
-) -> float:
-    """The learning rate of update `step`, counted from 1.
+def learning_rate(config: RunConfig, step: int) -> float:
+    """The learning rate of `step`, counted from 1.
 
-    It grows to `lr` in the first `warmup` updates, falls to `min_lr` until update `steps`, and
-    stays there. decay  one of DECAYS.
+    It rises linearly to config.lr in the first warmup_steps, decays to min_lr at the step
+    config.steps, and stays there.
     """
-    if step <= warmup:
-        return lr * step / warmup
-    if step >= steps:
-        return min_lr
-    done = (step - warmup) / (steps - warmup)
-    left = (1 + math.cos(math.pi * done)) / 2 if decay == "cosine" else 1 - done
-    return min_lr + (lr - min_lr) * left
+    if step <= config.warmup_steps:
+        return config.lr * step / config.warmup_steps
+    if step >= config.steps:
+        return config.min_lr
+    progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    factor = cosine if config.decay == "cosine" else 1 - progress
+    return config.min_lr + (config.lr - config.min_lr) * factor

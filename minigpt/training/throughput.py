@@ -1,4 +1,4 @@
-"""How fast a model learns on this machine, found by letting it."""
+"""Estimate how many steps fit into a given time, by timing a few on this machine."""
 
 from __future__ import annotations
 
@@ -6,42 +6,34 @@ from time import perf_counter
 
 import numpy as np
 
-from ..config import GPTConfig
-from .config import Settings
-from .train import Learner, make_engine
+from .config import RunConfig
+from .train import Learner
 
-_TOKENS = 2048  # of a trial
+_TOKENS = 2048  # of a timed micro-batch
 _TRIALS = 3
-_FOR_UPDATES = 0.9  # of the time; the rest is for evaluations and checkpoints
+_STEP_SHARE = 0.9  # of the time; the rest is for evaluations and checkpoints
 
 
-def steps_in(
-    minutes: float,
-    config: GPTConfig,
-    tensors: dict[str, np.ndarray],
-    settings: Settings,
-    threads: int | None = None,
-) -> int:
-    """How many updates of a new run can be made in a time, at least 1. Takes some seconds.
+def estimated_steps(learner: Learner, config: RunConfig, minutes: float) -> int:
+    """The number of steps of `config` that `learner` makes in `minutes`, at least 1.
 
-    tensors  float32 by the table's names; they stay as they are
+    Takes some seconds, and leaves the weights as they are.
     """
-    learner = make_engine(config, tensors, threads, settings.dtype, settings.recompute)
-    rows = min(settings.batch_size, max(1, _TOKENS // settings.context))
-    shape = (rows, settings.context)
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, shape)
-    _trial(learner, ids)  # compiles
-    trials = [_trial(learner, ids) for _ in range(_TRIALS)]
-    gradient, update = (min(times) for times in zip(*trials, strict=True))
-    seconds = gradient * settings.batch_size / rows + update
-    return max(1, int(60 * minutes * _FOR_UPDATES / seconds))
+    micro_batch = min(config.batch_size, max(1, _TOKENS // config.context))
+    vocab_size = len(learner.tensors["wte.weight"])
+    ids = np.random.default_rng(0).integers(0, vocab_size, (micro_batch, config.context))
+    _time_step(learner, ids)  # compiles
+    trials = [_time_step(learner, ids) for _ in range(_TRIALS)]
+    gradient_s, update_s = (min(times) for times in zip(*trials, strict=True))
+    step_s = gradient_s * config.batch_size / micro_batch + update_s
+    return max(1, int(60 * minutes * _STEP_SHARE / step_s))
 
 
-def _trial(learner: Learner, ids: np.ndarray) -> tuple[float, float]:
-    """The seconds of a gradient and of an update, which changes nothing: its rate is 0."""
+def _time_step(learner: Learner, ids: np.ndarray) -> tuple[float, float]:
+    """Seconds of forward and backward, and of the optimizer at a learning rate of 0."""
     start = perf_counter()
     learner.clear()
     learner.accumulate(ids, ids, 1 / ids.size)
     middle = perf_counter()
-    learner.update(step=1, lr=0.0, beta_1=0.9, beta_2=0.95, eps=1e-8, weight_decay=0.0, clip=1.0)
+    learner.update(1, 0.0, 0.9, 0.95, 1e-8, 0.0, 1.0)
     return middle - start, perf_counter() - middle

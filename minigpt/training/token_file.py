@@ -3,14 +3,14 @@
     write_tokens(documents(["book.txt", "tales.jsonl"]), tokenizer, Path("train.tokens"))
     tokens = read_tokens(Path("train.tokens"))
 
-A token file is written once, whole or not at all, and mapped into memory: the system loads the
-pages that are read, and a file may be larger than the memory. All integers are little-endian:
+A token file is memory-mapped: the system loads the pages that are read, and a file may be larger
+than the memory. All integers are little-endian:
 
     offset  0   "minigpt" and the byte 1, the version
-            8   u64: the vocabulary's size, which every id is below
+            8   u64: the vocabulary's size, an upper bound of every id
            16   u64: the number of ids
            24   u64: the bytes of the text in UTF-8
-           32   the ids: u16 where the vocabulary has at most 65536, else u32
+           32   the ids: u16 for a vocabulary of at most 65536 tokens, else u32
 """
 
 from __future__ import annotations
@@ -27,25 +27,19 @@ from ..checkpoint.files import map_file
 from ..errors import CheckpointError, InputError
 from ..tokenizer.tokenizer import GPTTokenizer
 
-_PIECE = 1 << 20  # characters that are tokenised at once
-
-
+_CHUNK = 1 << 20  # characters that are tokenized at once
 _MAGIC = b"minigpt\x01"
-
-
 _HEADER = struct.Struct("<8s3Q")
-
 
 Progress = Callable[[int, int], None]  # (bytes of text read, tokens written)
 
 
-# ---- the token file ----
 class Header(NamedTuple):
-    """What a token file says of itself.
+    """The header of a token file.
 
     vocab_size  every id is below it
-    tokens      how many there are, the ends of texts included
-    text_bytes  the length in UTF-8 of the texts they were made of
+    tokens      the number of ids, end-of-text tokens included
+    text_bytes  the length of the texts in UTF-8
     """
 
     vocab_size: int
@@ -58,53 +52,59 @@ def write_tokens(
     tokenizer: GPTTokenizer,
     file: Path,
     progress: Progress | None = None,
-) -> None:
-    """Writes the ids of `documents` as a token file, each followed by that of end-of-text.
+) -> Header:
+    """Write the ids of `documents` as a token file, each followed by the end-of-text token.
 
-    A document without text is left out. What is in memory is one document and the ids of a part
-    of it. The file is written whole or not at all.
+    progress  called with (bytes of text read, tokens written) after each chunk
 
-    progress  is told (bytes of text read, tokens written) again and again
-
-    Raises InputError where there is no text at all, or the vocabulary has no end-of-text, and
-    CheckpointError where the file cannot be written.
+    Empty documents are left out. Memory holds one document and the ids of one chunk of it. The
+    file is written whole or not at all. Raises InputError if there is no text, or if the
+    vocabulary has no end-of-text token, CheckpointError if the file cannot be written.
     """
     end = tokenizer.eos_token_id
     if end is None:
-        raise InputError("the tokenizer has no <|endoftext|>, which must come between texts")
+        raise InputError("the tokenizer has no <|endoftext|>, which must separate the texts")
     dtype = _id_dtype(tokenizer.vocab_size)
     tokens = text_bytes = 0
     with replacing(file) as output:
         output.write(bytes(_HEADER.size))
-        for ids, read in _tokenised(documents, tokenizer, end):
+        for ids, chunk_bytes in _tokenized(documents, tokenizer, end):
             output.write(ids.astype(dtype).tobytes())
             tokens += len(ids)
-            text_bytes += read
+            text_bytes += chunk_bytes
             if progress:
                 progress(text_bytes, tokens)
         if not tokens:
             raise InputError("the texts are empty; give at least one with a character")
+        header = Header(tokenizer.vocab_size, tokens, text_bytes)
         output.seek(0)
-        output.write(_HEADER.pack(_MAGIC, tokenizer.vocab_size, tokens, text_bytes))
+        output.write(_HEADER.pack(_MAGIC, *header))
+    return header
 
 
-def _tokenised(
+def _tokenized(
     documents: Iterable[str], tokenizer: GPTTokenizer, end: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """The ids of pieces of the documents, int64 [n], and each piece's bytes in UTF-8."""
+    """(ids, bytes in UTF-8) of each chunk of the documents; ids int64 [n]."""
     for document in filter(None, documents):
-        for piece in tokenizer.pieces(document, _PIECE):
-            yield tokenizer.encode(piece, return_tensors="np")[0], len(piece.encode("utf-8"))
+        for chunk in tokenizer.pieces(document, _CHUNK):
+            yield tokenizer.encode(chunk, return_tensors="np")[0], len(chunk.encode("utf-8"))
         yield np.array([end]), 0
 
 
-def read_tokens(file: Path) -> np.ndarray:
-    """The ids in a token file: uint16 or uint32 [N], read-only, a view of the file.
+def read_tokens(file: Path, vocab_size: int | None = None) -> np.ndarray:
+    """The ids in a token file: uint16 or uint32 [N], a read-only view of the file.
 
-    Every id was seen to be below the header's vocab_size: compiled code does not look again.
-    Raises CheckpointError where the file is none, damaged, or cut short.
+    vocab_size  the vocabulary of the model that will read them; default: any
+
+    Every id is below the vocabulary's size: compiled code does not check again. Raises
+    CheckpointError for another kind of file, for one that is damaged or cut short, and for a
+    vocabulary of more than `vocab_size` tokens.
     """
-    header, data = _checked(file)
+    data = memoryview(map_file(file))
+    header = _checked_header(data, file)
+    if vocab_size is not None and header.vocab_size > vocab_size:
+        raise CheckpointError(f"{file}: holds ids beyond the model's {vocab_size}")
     ids = np.frombuffer(data, _id_dtype(header.vocab_size), header.tokens, _HEADER.size)
     ids.flags.writeable = False
     if len(ids) and int(ids.max()) >= header.vocab_size:
@@ -116,27 +116,21 @@ def read_tokens(file: Path) -> np.ndarray:
     return ids
 
 
-def read_header(file: Path) -> Header:
-    """What a token file says of itself; raises CheckpointError as `read_tokens` does."""
-    return _checked(file)[0]
-
-
-def _checked(file: Path) -> tuple[Header, memoryview]:
-    data = memoryview(map_file(file))
+def _checked_header(data: memoryview, file: Path) -> Header:
     if len(data) < _HEADER.size or data[: len(_MAGIC)] != _MAGIC:
         raise CheckpointError(f"{file}: is no token file of this version; write it anew")
     header = Header(*_HEADER.unpack_from(data)[1:])
     if not 1 <= header.vocab_size <= 1 << 32:
         raise CheckpointError(
-            f"{file}: its vocabulary of {header.vocab_size} is none; it is damaged: write it again"
+            f"{file}: has a vocabulary of {header.vocab_size}; it is damaged: write it again"
         )
     expected = _HEADER.size + header.tokens * _id_dtype(header.vocab_size).itemsize
     if len(data) != expected:
         raise CheckpointError(
-            f"{file}: has {len(data)} bytes and its header tells of {expected}; "
+            f"{file}: has {len(data)} bytes, and {expected} by its header; "
             "it is cut short or damaged: write it again"
         )
-    return header, data
+    return header
 
 
 def _id_dtype(vocab_size: int) -> np.dtype[np.uint16] | np.dtype[np.uint32]:

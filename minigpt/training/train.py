@@ -1,15 +1,11 @@
-"""Training: a run is begun in a folder, and goes on there for as long as it is wanted.
+"""The training loop: resume the run in a folder, until its end or a limit.
 
-    create_run("tales", texts, held_out, tokenizer, config, tensors, settings)    # begin.py
-    train("tales")                            # to the end, or until something ends it
-    train("tales")                            # and from there on, as if nothing had happened
-
-Each update of the weights:
+Each step:
 
     batch(step) ─▶ forward ─▶ loss ─▶ backward ─▶ gradients ─▶ AdamW(learning_rate(step))
 
-All that the next update depends on is in the checkpoint (run_folder.py): so that a run that was
-interrupted ends with the same bits as one that was not.
+The checkpoint (run_folder.py) holds all that the next step depends on: a run that was interrupted
+and resumed ends with the same bits as one that was not.
 """
 
 from __future__ import annotations
@@ -23,30 +19,29 @@ from typing import Protocol
 
 import numpy as np
 
+from ..arguments import checked_integer, checked_number, checked_threads
 from ..config import GPTConfig
 from ..conversion.saving import checked_folder
-from ..errors import InputError, MinigptError, short_repr
+from ..errors import InputError, MinigptError
 from .batches import batch, windows
-from .config import Plan
-from .metrics import Line, append_line
+from .metrics import Metrics, append_metrics
 from .run_folder import (
     METRICS,
-    Learned,
-    Run,
-    State,
+    OpenRun,
+    WeightsAndMoments,
     newest_step,
     open_run,
-    read_texts,
     run_lock,
     save,
 )
 from .schedule import learning_rate
+from .state_json import TrainState
 
-_PART_TOKENS = 8192
+_MICRO_BATCH_TOKENS = 8192
 
 
 class Learner(Protocol):
-    """What a run needs of minigpt.model.learner.Learner; tests have one in plain NumPy."""
+    """What training needs of minigpt.model.learner.Learner; tests have a twin in plain NumPy."""
 
     tensors: dict[str, np.ndarray]
     first_moments: dict[str, np.ndarray]
@@ -67,14 +62,17 @@ class Learner(Protocol):
     ) -> float: ...
 
 
+MakeLearner = Callable[[GPTConfig, dict[str, np.ndarray], "int | None", str, bool], Learner]
+
+
 @dataclass(frozen=True)
 class Limits:
-    """When to end, whatever was planned; the run may go on from there.
+    """When a call of `resume_run` ends; a later call goes on from there.
 
-    steps     the updates to have been made in all; by default those of the settings. Beyond these
-              the learning rate stays at its least
-    minutes   the time this call may take
-    patience  how many evaluations one after the other may be worse than the best
+    steps     total steps of the run, from 1. Default: those of its config. Beyond these the
+              learning rate stays at its minimum
+    minutes   time of this call, above 0. Default: no limit
+    patience  evaluations in a row without a lower validation loss, from 1. Default: no limit
     """
 
     steps: int | None = None
@@ -83,70 +81,73 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Report:
-    """How a run goes, after an update.
+class StepReport:
+    """The progress of a run after a step.
 
-    step, steps    the updates made, and those there will be
-    loss           of the batch, nats per token
-    held_out       on the held-out text after this update; None where it was not found
-    best           the least of those so far; None where there was none
-    milestone      an evaluation was due, or would be if there were a held-out text
-    tokens_per_s   the speed of this call, evaluations and checkpoints included
-    seconds_left   until the end, at this speed
+    step, steps      steps made, and in all
+    loss             mean cross-entropy of the step's batch, in nats per token
+    validation_loss  after this step, in nats per token; None if it was not evaluated
+    best_loss        lowest validation loss so far; None if there is none
+    milestone        whether an evaluation was due, be there a validation text or not
+    tokens_per_s     training speed of this call, evaluations and checkpoints included
+    seconds_left     estimated time to the end
     """
 
     step: int
     steps: int
     loss: float
-    held_out: float | None
-    best: float | None
+    validation_loss: float | None
+    best_loss: float | None
     milestone: bool
     tokens_per_s: float
     seconds_left: float
 
 
 def checked_limits(limits: Limits) -> Limits:
-    """The same; raises InputError for a limit that is none."""
-    for name in ("steps", "patience"):
-        value = getattr(limits, name)
-        if value is not None and not (type(value) is int and value >= 1):
-            raise InputError(f"{name} {short_repr(value)}: must be a whole number from 1 on")
-    minutes = limits.minutes
-    if minutes is not None and not (type(minutes) in (int, float) and 0 < minutes < math.inf):
-        raise InputError(f"minutes {short_repr(minutes)}: must be a number above 0")
-    return limits
+    """The limits as plain Python numbers; raises InputError for one out of its range."""
+    steps, minutes, patience = limits.steps, limits.minutes, limits.patience
+    above_0, finite = math.nextafter(0, 1), math.nextafter(math.inf, 0)
+    if steps is not None:
+        steps = checked_integer("steps", steps, 1)
+    if minutes is not None:
+        minutes = checked_number("minutes", minutes, "a number above 0", above_0, finite)
+    if patience is not None:
+        patience = checked_integer("patience", patience, 1)
+    return Limits(steps, minutes, patience)
 
 
-def train(
+def resume_run(
     folder: str | os.PathLike[str],
     limits: Limits | None = None,
+    *,
     threads: int | None = None,
-    report: Callable[[Report], None] | None = None,
+    report: Callable[[StepReport], None] | None = None,
     stop: Callable[[], bool] | None = None,
-    make_learner: Callable[..., Learner] | None = None,
-) -> State:
-    """Goes on with the run in a folder until its end, or a limit; returns how far it is then.
+    make_learner: MakeLearner | None = None,
+) -> TrainState:
+    """Train the run in a folder until its end or a limit; returns its progress.
 
-    threads       how many compute; by default one for each processor. The result is the same
-    report        is told how it goes after each update
-    stop          is asked again and again; when it says so, what was done is saved, and we return
-    make_learner  makes the model that learns: as make_engine, the default
+    threads       number of threads that compute; default: one per processor. They change no bit
+                  of the result
+    report        called after each step
+    stop          polled before each micro-batch; True ends the call after a checkpoint
+    make_learner  makes the learner, as `make_engine` does; default: make_engine
 
-    Raises MinigptError where the loss is no finite number any more, CheckpointError where the
-    folder cannot be written, InputError where another process trains in it. The last checkpoint
-    is then as it was; so it is whatever else ends the call.
+    Raises MinigptError if a loss, gradient or weight is not finite, CheckpointError if the folder
+    is damaged or cannot be written, InputError if another process trains in it. Whatever ends the
+    call, the folder has a complete checkpoint.
     """
     folder = checked_folder(folder)
     limits = checked_limits(limits or Limits())
     with run_lock(folder):
-        run, state, learned = open_run(folder)
-        settings = run.settings
+        opened = open_run(folder)
+        config, tensors = opened.run.config, opened.tensors
         learner = (make_learner or make_engine)(
-            run.config, learned.tensors, threads, settings.dtype, settings.recompute
+            opened.run.model, tensors.weights, threads, config.dtype, config.recompute
         )
-        learner.first_moments.update(learned.first_moments)
-        learner.second_moments.update(learned.second_moments)
-        return _go_on(run, state, learner, limits, report, stop)
+        learner.first_moments.update(tensors.first_moments)
+        learner.second_moments.update(tensors.second_moments)
+        return _Trainer(opened, learner, limits, stop).train(report)
 
 
 def make_engine(
@@ -156,9 +157,8 @@ def make_engine(
     dtype: str,
     recompute: bool,
 ) -> Learner:
-    """The Learner of this machine's processors; raises InputError for a number of threads."""
-    from ..arguments import checked_threads
-    from ..model.learner import Learner
+    """The compiled Learner; raises InputError for a number of threads that cannot be started."""
+    from ..model.learner import Learner  # here: it loads Numba
 
     try:
         return Learner(config, tensors, checked_threads(threads), dtype, recompute)
@@ -166,170 +166,170 @@ def make_engine(
         raise InputError(f"threads {threads}: {error}; take fewer") from error
 
 
-def _go_on(
-    run: Run,
-    state: State,
-    learner: Learner,
-    limits: Limits,
-    report: Callable[[Report], None] | None,
-    stop: Callable[[], bool] | None,
-) -> State:
-    """The loop over the updates."""
-    settings = run.settings
-    tokens, held_out = read_texts(run)
-    steps = limits.steps or settings.steps
-    clock = _Clock(state, limits, stop)
-    saved = state.step
-    if len(held_out) and state.best is None:
-        loss = _mean_loss(run, state, learner, held_out)
-        state = _judged(state, loss)
-        append_line(run.folder / METRICS, {"step": 0, "held_out": loss})
-    while state.step < steps and not _has_stalled(state, limits):
-        line = _update(run, state, learner, tokens, clock)
-        if line is None:
-            break
-        state = replace(state, step=state.step + 1)
-        if len(held_out) and _is_milestone(settings, state.step):
-            line["held_out"] = _mean_loss(run, state, learner, held_out)
-            state = _judged(state, line["held_out"])
-        state = replace(state, seconds=clock.seconds())
-        append_line(run.folder / METRICS, {**line, "seconds": round(state.seconds, 3)})
-        if _is_best(state) or state.step % settings.save_every == 0:
-            state = _save(run, state, learner)
-            saved = state.step
-        if report:
-            report(_report(run, state, line, steps, clock))
-    return _save(run, state, learner) if state.step > saved else state
+class _Trainer:
+    """The loop over steps of one call of `resume_run`."""
 
+    def __init__(
+        self, opened: OpenRun, learner: Learner, limits: Limits, stop: Callable[[], bool] | None
+    ) -> None:
+        self.run, self.state, self.config = opened.run, opened.state, opened.run.config
+        self.tokens, self.validation = opened.training_tokens, opened.validation_tokens
+        self.learner = learner
+        self.steps = limits.steps or self.config.steps
+        self.patience = limits.patience
+        self.clock = _Clock(self.state.seconds, limits.minutes, stop)
+        self.micro_batch = max(1, _MICRO_BATCH_TOKENS // self.config.context)  # sequences
 
-def _update(
-    run: Run, state: State, learner: Learner, tokens: np.ndarray, clock: _Clock
-) -> Line | None:
-    """One update of the weights; what is to be noted of it.
+    def train(self, report: Callable[[StepReport], None] | None) -> TrainState:
+        """Step until the end, a limit, or a stop; the last step is saved."""
+        saved_step = self.state.step
+        if len(self.validation) and self.state.best_loss is None:
+            self._append({"step": 0, "held_out": self._evaluate()})
+        while self.state.step < self.steps and not self._is_out_of_patience():
+            metrics = self._step()
+            if metrics is None:
+                break
+            self.state = replace(self.state, step=self.state.step + 1)
+            if len(self.validation) and self._is_milestone():
+                metrics["held_out"] = self._evaluate()
+            self.state = replace(self.state, seconds=self.clock.total_seconds())
+            self._append({**metrics, "seconds": round(self.state.seconds, 3)})
+            if self._is_best() or self.state.step % self.config.save_every == 0:
+                self._save()
+                saved_step = self.state.step
+            if report:
+                report(self._report(metrics))
+        if self.state.step > saved_step:
+            self._save()
+        return self.state
 
-    None where it was given up between two parts of the batch: then nothing has happened.
-    """
-    settings = run.settings
-    ids, targets = batch(tokens, settings.batch_size, settings.context, settings.seed, state.step)
-    share = 1 / ids.size
-    nats = 0.0
-    learner.clear()
-    for first in range(0, len(ids), _rows(settings)):
-        if clock.is_over():
-            return None
-        part = slice(first, first + _rows(settings))
-        nats += learner.accumulate(ids[part], targets[part], share)
-    loss, step = nats * share, state.step + 1
-    _check_finite(run, step, "loss", loss)
-    lr = learning_rate(
-        step, settings.lr, settings.min_lr, settings.warmup, settings.steps, settings.decay
-    )
-    norm = learner.update(
-        step, lr, settings.beta_1, settings.beta_2, settings.eps, settings.weight_decay,
-        settings.clip,
-    )  # fmt: skip
-    _check_finite(run, step, "norm of its gradient", norm)
-    return {"step": step, "loss": loss, "lr": lr, "norm": norm}
+    def _step(self) -> Metrics | None:
+        """Make a step: gradients of its batch, then AdamW. Returns its metrics.
 
+        None if the call is to end before a micro-batch: then nothing has changed.
+        """
+        config, step = self.config, self.state.step + 1
+        ids, targets = batch(
+            self.tokens, config.batch_size, config.context, config.seed, self.state.step
+        )
+        loss_scale = 1 / ids.size
+        nats = 0.0
+        self.learner.clear()
+        for first in range(0, len(ids), self.micro_batch):
+            if self.clock.is_over():
+                return None
+            part = slice(first, first + self.micro_batch)
+            nats += self.learner.accumulate(ids[part], targets[part], loss_scale)
+        loss = self._finite("loss", nats * loss_scale, step)
+        lr = learning_rate(config, step)
+        norm = self.learner.update(
+            step, lr, config.beta_1, config.beta_2, config.eps, config.weight_decay,
+            config.max_grad_norm,
+        )  # fmt: skip
+        self._finite("norm of the gradient", norm, step)
+        return {"step": step, "loss": loss, "lr": lr, "norm": norm}
 
-def _rows(settings: Plan) -> int:
-    """The sequences that go through the model between two looks at the clock."""
-    return max(1, _PART_TOKENS // settings.context)
+    def _evaluate(self) -> float:
+        """Measure the validation loss, and compare it with the best so far.
 
+        The mean of -ln p of each token but the first, in windows of the context.
+        """
+        batches = windows(self.validation, self.micro_batch, self.config.context)
+        nats = sum(self.learner.loss(ids, targets) for ids, targets in batches)
+        step = self.state.step
+        loss = self._finite("validation loss", nats / (len(self.validation) - 1), step)
+        best = self.state.best_loss
+        if best is None or loss < best:
+            self.state = replace(
+                self.state, best_loss=loss, best_step=step, evaluations_since_best=0
+            )
+        else:
+            count = self.state.evaluations_since_best + 1
+            self.state = replace(self.state, evaluations_since_best=count)
+        return loss
 
-def _mean_loss(run: Run, state: State, learner: Learner, tokens: np.ndarray) -> float:
-    """The mean of -ln p over a text: each token but the first once, in windows of the context."""
-    settings = run.settings
-    parts = windows(tokens, _rows(settings), settings.context)
-    nats = sum(learner.loss(*part) for part in parts)
-    loss = nats / (len(tokens) - 1)
-    _check_finite(run, state.step, "loss on the held-out text", loss)
-    return loss
+    def _is_milestone(self) -> bool:
+        """Whether an evaluation is due: by the config alone, wherever calls end."""
+        return self.state.step % self.config.eval_every == 0 or self.state.step == self.config.steps
 
+    def _is_best(self) -> bool:
+        return self.state.best_loss is not None and self.state.best_step == self.state.step
 
-def _is_milestone(settings: Plan, step: int) -> bool:
-    """Whether an evaluation is due. It depends on the plan alone, not on where a call ends."""
-    return step % settings.eval_every == 0 or step == settings.steps
+    def _is_out_of_patience(self) -> bool:
+        return self.patience is not None and self.state.evaluations_since_best >= self.patience
 
+    def _append(self, metrics: Metrics) -> None:
+        append_metrics(self.run.folder / METRICS, metrics)
 
-def _judged(state: State, loss: float) -> State:
-    """The state after an evaluation."""
-    if state.best is None or loss < state.best:
-        return replace(state, best=loss, best_step=state.step, worse=0)
-    return replace(state, worse=state.worse + 1)
+    def _save(self) -> None:
+        """Save a checkpoint, unless a weight is not finite: it would replace a good one."""
+        learner = self.learner
+        for name, tensor in learner.tensors.items():
+            if not np.isfinite(tensor).all():
+                raise self._diverged(f"step {self.state.step}: {name} is not finite")
+        tensors = WeightsAndMoments(learner.tensors, learner.first_moments, learner.second_moments)
+        self.state = save(self.run, self.state, tensors)
 
+    def _finite(self, name: str, value: float, step: int) -> float:
+        """The value; raises MinigptError unless it is finite."""
+        if not math.isfinite(value):
+            raise self._diverged(f"step {step}: the {name} is {value}")
+        return value
 
-def _is_best(state: State) -> bool:
-    return state.best is not None and state.best_step == state.step
+    def _diverged(self, what: str) -> MinigptError:
+        folder = self.run.folder
+        return MinigptError(
+            f"{what}; {folder} is as it was after step {newest_step(folder)}: start a new run, "
+            f"from it or from random weights, with a learning rate below {self.config.lr:g}"
+        )
 
-
-def _has_stalled(state: State, limits: Limits) -> bool:
-    return limits.patience is not None and state.worse >= limits.patience
-
-
-def _save(run: Run, state: State, learner: Learner) -> State:
-    """Makes a checkpoint, unless the weights are no good: it would replace one that is."""
-    for name, tensor in learner.tensors.items():
-        if not np.isfinite(tensor).all():
-            raise _diverged(run, f"update {state.step}: {name} is not finite")
-    learned = Learned(learner.tensors, learner.first_moments, learner.second_moments)
-    return save(run, state, learned)
-
-
-def _check_finite(run: Run, step: int, name: str, value: float) -> None:
-    if not math.isfinite(value):
-        raise _diverged(run, f"update {step}: the {name} is {value}")
-
-
-def _diverged(run: Run, what: str) -> MinigptError:
-    return MinigptError(
-        f"{what}; {run.folder} is as it was after update {newest_step(run.folder)}: begin a new "
-        f"run, with it or with nothing, at a learning rate below {run.settings.lr:g}"
-    )
+    def _report(self, metrics: Metrics) -> StepReport:
+        step = self.state.step
+        steps_per_s = self.clock.steps_per_s(step)
+        return StepReport(
+            step=step,
+            steps=self.steps,
+            loss=metrics["loss"],
+            validation_loss=metrics.get("held_out"),
+            best_loss=self.state.best_loss,
+            milestone=self._is_milestone(),
+            tokens_per_s=steps_per_s * self.config.batch_size * self.config.context,
+            seconds_left=max(0.0, min((self.steps - step) / steps_per_s, self.clock.left())),
+        )
 
 
 class _Clock:
     """The time of this call, and whether it is over."""
 
-    def __init__(self, state: State, limits: Limits, stop: Callable[[], bool] | None) -> None:
+    def __init__(
+        self, seconds_before: float, minutes: float | None, stop: Callable[[], bool] | None
+    ) -> None:
         self._start = perf_counter()
-        self._before = state.seconds
-        self._limit = math.inf if limits.minutes is None else 60 * limits.minutes
+        self._before = seconds_before
+        self._limit = math.inf if minutes is None else 60 * minutes
         self._stop = stop
         self._first: tuple[int, float] | None = None
 
     def elapsed(self) -> float:
+        """Seconds of this call."""
         return perf_counter() - self._start
 
-    def seconds(self) -> float:
-        """That the run has taken in all."""
+    def total_seconds(self) -> float:
+        """Training time of the run in all its calls."""
         return self._before + self.elapsed()
 
     def left(self) -> float:
-        """Seconds that this call may still take."""
+        """Seconds until this call's limit."""
         return self._limit - self.elapsed()
 
     def is_over(self) -> bool:
+        """Whether the limit is reached or a stop is asked for."""
         return self.left() <= 0 or (self._stop is not None and self._stop())
 
-    def updates_per_s(self, step: int) -> float:
-        """After this update; the first, in which functions are compiled, is not counted."""
+    def steps_per_s(self, step: int) -> float:
+        """Speed after `step`, without this call's first step, in which kernels are compiled."""
         if self._first is None:
             self._first = step, self.elapsed()
             return 1 / max(self.elapsed(), 1e-9)
-        first, then = self._first
-        return (step - first) / max(self.elapsed() - then, 1e-9)
-
-
-def _report(run: Run, state: State, line: Line, steps: int, clock: _Clock) -> Report:
-    speed = clock.updates_per_s(state.step)
-    return Report(
-        step=state.step,
-        steps=steps,
-        loss=line["loss"],
-        held_out=line.get("held_out"),
-        best=state.best,
-        milestone=_is_milestone(run.settings, state.step),
-        tokens_per_s=speed * run.settings.batch_size * run.settings.context,
-        seconds_left=max(0.0, min((steps - state.step) / speed, clock.left())),
-    )
+        first, seconds = self._first
+        return (step - first) / max(self.elapsed() - seconds, 1e-9)

@@ -1,4 +1,4 @@
-"""minigpt train, as typed."""
+"""`minigpt train`: what it writes and reports, and how it resumes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NEW = ["text.txt", "--out", "run", "--tokenizer", "words", *OPTIONS]
 
 @pytest.fixture
 def texts(tmp_path: Path, model: Path) -> Path:
-    """A folder with two texts, and a tokenizer as `words`."""
+    """A folder with two texts, and the model `words` for its tokenizer."""
     (tmp_path / "text.txt").write_text("hello world, hello all. " * 60)
     (tmp_path / "more.jsonl").write_text('{"text": "well, hell."}\n' * 9)
     (tmp_path / "words").symlink_to(model)
@@ -39,7 +39,7 @@ def texts(tmp_path: Path, model: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """A run that nothing interrupted, computed by one thread."""
+    """An uninterrupted run with one thread."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text.txt").write_text("hello world, hello all. " * 60)
     (folder / "words").symlink_to(model)
@@ -55,12 +55,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
 
 
 def lines(run: Path) -> list[dict]:
-    """Those of metrics.jsonl, without the time."""
+    """The lines of metrics.jsonl, without times."""
     text = (run / "metrics.jsonl").read_text()
     return [{**json.loads(line), "seconds": 0} for line in text.splitlines()]
 
 
-def test_it_tells_how_it_goes(trained: Path) -> None:
+def test_evaluations_are_noted_with_speed_and_time_left(trained: Path) -> None:
     notes = (trained.parent / "notes").read_text().splitlines()
     assert len(notes) == 4
     assert [note.startswith(f"[step {n} of {STEPS}   loss ") for note, n in
@@ -69,14 +69,14 @@ def test_it_tells_how_it_goes(trained: Path) -> None:
     assert notes[-1].startswith(f"[run: {STEPS} updates, the best after ")
 
 
-def test_it_learns_what_the_model_then_writes(trained: Path, run: Run) -> None:
+def test_the_trained_model_continues_its_text(trained: Path, run: Run) -> None:
     losses = [line["loss"] for line in lines(trained)[1:]]
     assert losses[-1] < 1 < 5 < losses[0]
     done = run("generate", "-m", trained, "hello world,", "-n", "3", "--temperature", "0")
     assert (done.returncode, done.stdout[:6]) == (0, b" hello")
 
 
-def test_a_new_one_says_nothing_on_its_own(run: Run, texts: Path) -> None:
+def test_without_a_terminal_it_is_silent(run: Run, texts: Path) -> None:
     done = run("train", *NEW, "more.jsonl", "--held-out", "more.jsonl", "--steps", "2")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert sorted(path.name for path in (texts / "run").iterdir()) == [
@@ -86,11 +86,10 @@ def test_a_new_one_says_nothing_on_its_own(run: Run, texts: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGINT")
-def test_interrupted_and_resumed_it_is_the_same(
+def test_a_run_interrupted_and_resumed_ends_with_the_same_bits(
     trained: Path, start: Callable[..., subprocess.Popen[bytes]], run: Run, texts: Path
 ) -> None:
-    """With another number of threads, to the bit; Ctrl-C and kill lose nothing, kill -9 what it
-    may."""
+    """With other numbers of threads. SIGINT and SIGTERM save a checkpoint, SIGKILL does not."""
     process = start("train", *NEW, "--steps", str(STEPS), "--threads", "2", "--verbose")
     wait_for(texts / "run" / "metrics.jsonl", 20, process)
     process.send_signal(signal.SIGINT)
@@ -122,7 +121,7 @@ def test_interrupted_and_resumed_it_is_the_same(
 
 
 def wait_for(path: Path, count: int, process: subprocess.Popen[bytes]) -> None:
-    """Until the file has so many lines."""
+    """Wait until the file has `count` lines."""
     deadline = time.monotonic() + 200  # functions may have to be compiled
     while not path.exists() or path.read_bytes().count(b"\n") < count:
         assert process.poll() is None
@@ -130,7 +129,7 @@ def wait_for(path: Path, count: int, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.005)
 
 
-def test_fine_tuning_begins_with_a_model(run: Run, texts: Path, model: Path) -> None:
+def test_fine_tuning_starts_from_the_weights_of_a_model(run: Run, texts: Path, model: Path) -> None:
     fine = ["text.txt", "--out", "fine", "-m", "words", "--context", "16", "--dtype", "f32"]
     done = run("train", *fine, "--steps", "1", "--lr", "1e-30", "--weight-decay", "0")
     assert (done.returncode, done.stderr) == (0, b"")
@@ -140,14 +139,14 @@ def test_fine_tuning_begins_with_a_model(run: Run, texts: Path, model: Path) -> 
     assert (texts / "fine" / "vocab.json").read_bytes() == (model / "vocab.json").read_bytes()
 
 
-def test_minutes_alone_plan_a_run_that_takes_them(run: Run, texts: Path) -> None:
+def test_minutes_set_the_number_of_steps(run: Run, texts: Path) -> None:
     assert run("train", *NEW, "--minutes", "0.01", "--batch-size", "200").returncode == 0
     (state,) = (texts / "run").glob("step-*/state.json")
     record = json.loads(state.read_text())
     assert 1 <= record["state"]["step"] <= record["settings"]["steps"] < 100
 
 
-def test_a_second_one_in_the_folder(fails: Fails, run: Run, texts: Path) -> None:
+def test_a_folder_that_holds_a_run(fails: Fails, run: Run, texts: Path) -> None:
     assert run("train", *NEW, "--steps", "1").returncode == 0
     fails(1, "run: holds a training run; `minigpt train --resume run`", "train", *NEW)
 
@@ -165,12 +164,37 @@ def test_a_second_one_in_the_folder(fails: Fails, run: Run, texts: Path) -> None
         ("'--preset' cannot be given with '--model'", [*NEW, "-m", "words"]),
         ("not both", [*NEW, "--steps", "1", "--epochs", "1"]),
         ("--lr", [*NEW, "--lr", "0"]),
+        ("'--lr': nan", [*NEW, "--lr", "nan"]),
+        ("'--lr': inf", [*NEW, "--lr", "inf"]),
+        ("lr 1e+31", [*NEW, "--lr", "1e31"]),
+        ("--min-lr", [*NEW, "--min-lr", "-1"]),
+        ("--warmup", [*NEW, "--warmup", "-1"]),
+        ("--decay", [*NEW, "--decay", "step"]),
+        ("--weight-decay", [*NEW, "--weight-decay", "nan"]),
+        ("--beta-1", [*NEW, "--beta-1", "-0.1"]),
         ("--beta-2", [*NEW, "--beta-2", "1"]),
+        ("--clip", [*NEW, "--clip", "inf"]),
+        ("--steps", [*NEW, "--steps", "0"]),
+        ("steps 9007199254740992", [*NEW, "--steps", str(2**53)]),
+        ("--epochs", [*NEW, "--epochs", "0"]),
+        ("--patience", [*NEW, "--patience", "0"]),
+        ("--eval-every", [*NEW, "--eval-every", "0"]),
+        ("--save-every", [*NEW, "--save-every", "1.5"]),
+        ("--seed", [*NEW, "--seed", "-1"]),
+        ("--dtype", [*NEW, "--dtype", "int8"]),
+        ("--batch-size", [*NEW, "--batch-size", "0"]),
+        ("--context", [*NEW, "--context", "0"]),
+        ("--threads", [*NEW, "--threads", "0"]),
+        ("--n-layer", [*NEW, "--n-layer", "0"]),
+        ("n_layer cannot be 10001", [*NEW, "--n-layer", "10001"]),
+        ("n_embd 16 is not a multiple of n_head 3", [*NEW, "--n-head", "3"]),
         ("--preset", [*NEW, "--preset", "huge"]),
         ("--minutes", [*NEW, "--minutes", "0"]),
+        ("--minutes", [*NEW, "--minutes", "inf"]),
+        ("--minutes", ["--resume", "run", "--minutes", "nan"]),
     ],
 )
-def test_lines_that_are_wrong(fails: Fails, texts: Path, word: str, line: list[str]) -> None:
+def test_a_wrong_command_line(fails: Fails, texts: Path, word: str, line: list[str]) -> None:
     fails(2, word, "train", *line)
     assert not (texts / "run").exists()
 
@@ -183,15 +207,14 @@ def test_lines_that_are_wrong(fails: Fails, texts: Path, word: str, line: list[s
         ("nowhere", ["text.txt", "--out", "run", "--tokenizer", "nowhere"]),
         ("nowhere: holds no training run", ["--resume", "nowhere"]),
         ("words: holds no training run", ["--resume", "words"]),
-        ("n_embd 16 is not a multiple of n_head 3", [*NEW, "--n-head", "3"]),
         ("context 9999: the text has", [*NEW, "--context", "9999"]),
-        ("lr nan", [*NEW, "--lr", "nan"]),
+        ("context 2049: the model has 2048", [*NEW[:3], "-m", "words", "--context", "2049"]),
     ],
 )
-def test_what_cannot_be(fails: Fails, texts: Path, word: str, line: list[str]) -> None:
+def test_bad_files_and_data(fails: Fails, texts: Path, word: str, line: list[str]) -> None:
     fails(1, word, "train", *line)
     assert not (texts / "run").exists()
 
 
-def test_the_presets_are_those_of_the_library() -> None:
+def test_presets_are_those_of_the_library() -> None:
     assert tuple(PRESETS) == command.PRESETS

@@ -17,24 +17,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from tiny_run import SETTINGS, begin, go_on
+from tiny_run import CONFIG, create, resume
 
 from minigpt.training.run_folder import newest_checkpoint, open_run
 from minigpt.training.train import Limits
 
 OPERATIONS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
-BRIEF = replace(SETTINGS, steps=8, eval_every=4)
+SHORT = replace(CONFIG, steps=8, eval_every=4)
 
 
 def die_beginning(folder: Path) -> int:
     """How many operations there were."""
-    begin(folder / "whole", BRIEF)
+    create(folder / "whole", SHORT)
     run = folder / "run"
     for point in range(1, 1000):
-        if not in_child(lambda point=point: die_at(point, lambda: begin(run, BRIEF))):
+        if not in_child(lambda point=point: die_at(point, lambda: create(run, SHORT))):
             return point - 1
         if not run.exists():
-            begin(run, BRIEF)
+            create(run, SHORT)
         assert sorted(path.name for path in folder.iterdir()) == ["run", "tokenizer", "whole"]
         assert files(run) == files(folder / "whole"), point
         shutil.rmtree(run)
@@ -43,17 +43,17 @@ def die_beginning(folder: Path) -> int:
 
 def die_going_on(folder: Path) -> int:
     """How many operations there were."""
-    begin(folder / "begun", BRIEF)
-    go_on(folder / "begun", limits=Limits(steps=4))
+    create(folder / "begun", SHORT)
+    resume(folder / "begun", limits=Limits(steps=4))
     whole = shutil.copytree(folder / "begun", folder / "whole")
-    go_on(whole)
+    resume(whole)
     for point in range(1, 1000):
         run = shutil.copytree(folder / "begun", folder / f"run-{point}")
-        if not in_child(lambda run=run, point=point: die_at(point, lambda: go_on(run))):
+        if not in_child(lambda run=run, point=point: die_at(point, lambda: resume(run))):
             return point - 1
         assert newest_checkpoint(run).name in ("step-00000004", "step-00000008"), point
-        assert open_run(run)[1].step in (4, 8), point
-        go_on(run)
+        assert open_run(run).state.step in (4, 8), point
+        resume(run)
         assert files(run) == files(whole), point
     raise AssertionError("it never ends")
 
@@ -101,7 +101,7 @@ def files(run: Path) -> dict[str, bytes]:
 if __name__ == "__main__":
     what, where = sys.argv[1], Path(sys.argv[2])
     if what == "train":
-        go_on(where)
+        resume(where)
     else:
         os.fsync = lambda descriptor: None  # a process that dies loses nothing it has written
         print(die_beginning(where) if what == "begin" else die_going_on(where))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.training.loss_curve import loss_curve
-from minigpt.training.metrics import append_line, cut, read_lines, synced_size
+from minigpt.training.metrics import append_metrics, read_metrics, synced_size, truncate
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -63,16 +63,16 @@ def test_lines_of_all_kinds_give_a_picture(lines: list[dict]) -> None:
 
 def test_lines_are_kept_and_cut(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    assert read_lines(path) == []
+    assert read_metrics(path) == []
     assert synced_size(path) == 0
-    append_line(path, {"step": 1, "loss": 0.1})
+    append_metrics(path, {"step": 1, "loss": 0.1})
     size = synced_size(path)
-    append_line(path, {"step": 2, "loss": 0.3})
-    assert read_lines(path) == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.3}]
-    cut(path, size)
-    assert read_lines(path) == [{"step": 1, "loss": 0.1}]
-    cut(path, 1000)  # what is shorter stays
+    append_metrics(path, {"step": 2, "loss": 0.3})
+    assert read_metrics(path) == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.3}]
+    truncate(path, size)
+    assert read_metrics(path) == [{"step": 1, "loss": 0.1}]
+    truncate(path, 1000)  # what is shorter stays
     assert path.stat().st_size == size
     with path.open("ab") as file:
         file.write(b'\xff\n[]\n{"loss": 1}\n{"step": 2, "lo')
-    assert read_lines(path) == [{"step": 1, "loss": 0.1}]
+    assert read_metrics(path) == [{"step": 1, "loss": 0.1}]

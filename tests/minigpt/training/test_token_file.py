@@ -15,7 +15,7 @@ from tiny_tokenizer import END, byte_tokenizer
 from minigpt.errors import CheckpointError, InputError
 from minigpt.tokenizer.tokenizer import GPTTokenizer
 from minigpt.training import token_file as token_files
-from minigpt.training.token_file import read_header, read_tokens, write_tokens
+from minigpt.training.token_file import read_tokens, write_tokens
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +26,13 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> GPTTokenizer:
 def test_what_was_written_is_read(gpt2: GPTTokenizer, tmp_path: Path) -> None:
     texts = ["Once upon a time.", "", "Ünder\n\n the 海 <|endoftext|>.", " "]
     told: list[tuple[int, int]] = []
-    write_tokens(texts, gpt2, tmp_path / "t", lambda *done: told.append(done))
+    header = write_tokens(texts, gpt2, tmp_path / "t", lambda *done: told.append(done))
     tokens = read_tokens(tmp_path / "t")
     end = gpt2.eos_token_id
     assert tokens.tolist() == [i for text in texts if text for i in [*gpt2.encode(text), end]]
     text_bytes = len("".join(texts).encode())
-    assert read_header(tmp_path / "t") == (50257, len(tokens), text_bytes)
+    assert header == (50257, len(tokens), text_bytes)
+    assert struct.unpack("<3Q", (tmp_path / "t").read_bytes()[8:32]) == header
     assert told[-1] == (text_bytes, len(tokens))
     assert not tokens.flags.writeable
 
@@ -48,7 +49,7 @@ def test_ids_take_two_bytes_where_that_is_enough(tmp_path, size: int, dtype: str
 
 def test_a_long_document_is_written_as_one(gpt2, tmp_path, monkeypatch) -> None:
     text = "".join(f"Page {i} of the book,\n\n   and so on. " for i in range(300))
-    monkeypatch.setattr(token_files, "_PIECE", 100)
+    monkeypatch.setattr(token_files, "_CHUNK", 100)
     write_tokens([text], gpt2, tmp_path / "t")
     assert read_tokens(tmp_path / "t").tolist() == [*gpt2.encode(text), gpt2.eos_token_id]
 
@@ -108,13 +109,13 @@ def token_file(
         (b"minigpt\x01", "is no token file"),
         (token_file()[:31], "is no token file"),
         (token_file(magic=b"minigpt\x02"), "is no token file of this version"),
-        (token_file()[:-1], "has 37 bytes and its header tells of 38"),
+        (token_file()[:-1], "has 37 bytes, and 38 by its header"),
         (token_file() + b"\0", "has 39 bytes"),
-        (token_file(tokens=2**64 - 1), "its header tells of"),
-        (token_file(tokens=2**63, ids=b""), "its header tells of"),
+        (token_file(tokens=2**64 - 1), "by its header"),
+        (token_file(tokens=2**63, ids=b""), "by its header"),
         (token_file(vocab_size=0), "vocabulary of 0"),
         (token_file(vocab_size=2**32 + 1), "vocabulary of 4294967297"),
-        (token_file(vocab_size=65537), "its header tells of 44"),
+        (token_file(vocab_size=65537), "and 44 by its header"),
         (token_file(vocab_size=299), "id 299 at 1 is not below 299"),
         (
             token_file(vocab_size=65537, ids=struct.pack("<3I", 0, 1, 2**32 - 1)),

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_run import SETTINGS, begin, go_on
+from tiny_run import CONFIG, create, resume
 
-from minigpt.training.metrics import read_lines
+from minigpt.training.metrics import read_metrics
 from minigpt.training.run_folder import newest_step
 
 HERE = Path(__file__).parent
@@ -34,11 +34,11 @@ def test_killed_before_each_operation_on_a_file(tmp_path: Path, what: str) -> No
 
 
 def test_killed_while_it_saves_after_every_update(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, steps=30, save_every=1, eval_every=10)
-    begin(tmp_path / "whole", settings)
-    go_on(tmp_path / "whole")
+    settings = replace(CONFIG, steps=30, save_every=1, eval_every=10)
+    create(tmp_path / "whole", settings)
+    resume(tmp_path / "whole")
     run = tmp_path / "run"
-    begin(run, settings)
+    create(run, settings)
     reached = 0
     for delay in (0.0, 0.017):
         process = subprocess.Popen(command("train", run), env=ENVIRONMENT)
@@ -51,11 +51,11 @@ def test_killed_while_it_saves_after_every_update(tmp_path: Path) -> None:
         process.wait()
         reached = newest_step(run)
     assert 4 < reached < 30
-    go_on(run)
+    resume(run)
     for name in ("model.safetensors", "step-00000030/model.safetensors"):
         assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert untimed(run) == untimed(tmp_path / "whole")
 
 
 def untimed(run: Path) -> list[dict]:
-    return [{**line, "seconds": 0} for line in read_lines(run / "metrics.jsonl")]
+    return [{**line, "seconds": 0} for line in read_metrics(run / "metrics.jsonl")]

@@ -1,8 +1,9 @@
-"""A training run of a few milliseconds, with the learner in plain NumPy."""
+"""A training run of a few milliseconds, with a learner in plain NumPy."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,22 @@ from minigpt.config import GPTConfig
 from minigpt.kernels.layout import IGNORED
 from minigpt.tokenizer.bpe import byte_symbols
 from minigpt.tokenizer.tokenizer import GPTTokenizer
-from minigpt.training.config import Plan, Settings
-from minigpt.training.create import create_run
+from minigpt.training.config import RunConfig, TrainingConfig
+from minigpt.training.create import InitialModel, write_run
 from minigpt.training.initial import random_tensors
-from minigpt.training.presets import new_config
-from minigpt.training.run_folder import State
-from minigpt.training.train import train
+from minigpt.training.metrics import read_metrics
+from minigpt.training.presets import Preset, new_config
+from minigpt.training.state_json import TrainState
+from minigpt.training.train import resume_run
 
 TEXTS = ["a tale of two cats. " * 12, "the cat sat on the mat. " * 12]
-HELD_OUT = ["a cat sat. the tale of the mat. " * 2]
-SETTINGS = Settings(context=8, batch_size=4, lr=0.02, steps=12, eval_every=4)
+VALIDATION = ["a cat sat. the tale of the mat. " * 2]
+N = 12  # steps
+CONFIG = TrainingConfig(context=8, batch_size=4, lr=0.02, steps=N, eval_every=4, dtype="f32")
 
 
 class ReferenceLearner:
-    """minigpt.reference_gpt with the methods of minigpt.learner.Learner: nothing is compiled."""
+    """minigpt.reference_gpt with the methods of the compiled Learner."""
 
     def __init__(
         self, config: GPTConfig, tensors: dict[str, np.ndarray], *_: Any, **__: Any
@@ -57,7 +60,7 @@ class ReferenceLearner:
 
 
 def tokenizer(folder: Path) -> GPTTokenizer:
-    """Of the 256 bytes, one merge, and the end of a text."""
+    """A tokenizer of the 256 bytes, one merge, and the end-of-text token."""
     folder.mkdir(exist_ok=True)
     tokens = [*byte_symbols(), "at", "<|endoftext|>"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
@@ -66,30 +69,56 @@ def tokenizer(folder: Path) -> GPTTokenizer:
     return GPTTokenizer.from_pretrained(folder)
 
 
-def begin(
+def create(
     folder: Path,
-    settings: Settings = SETTINGS,
+    config: TrainingConfig = CONFIG,
     texts: list[str] = TEXTS,
-    held_out: list[str] | None = HELD_OUT,
-) -> Plan:
-    """Makes the run `folder`, with its tokenizer beside it."""
-    words = tokenizer(folder.parent / "tokenizer")
-    config = new_config(2, 2, 8, 8, words.vocab_size, words.eos_token_id)
-    tensors = random_tensors(config, settings.seed)
-    return create_run(folder, texts, held_out, words, config, tensors, settings)
+    validation: list[str] | None = VALIDATION,
+) -> RunConfig:
+    """Create the run `folder`, and its tokenizer as a folder beside it."""
+    tokens = tokenizer(folder.parent / "tokenizer")
+    model = new_config(Preset(2, 2, 8, config), 8, tokens.vocab_size, tokens.eos_token_id)
+    initial = InitialModel(model, random_tensors(model, config.seed), config)
+    return write_run(folder, texts, validation, tokens, initial)
 
 
-def go_on(folder: Path, **options: Any) -> State:
-    """Trains on with the learner in plain NumPy."""
-    return train(folder, make_learner=ReferenceLearner, **options)
+def resume(folder: Path, **options: Any) -> TrainState:
+    """Resume the run with the learner in plain NumPy."""
+    return resume_run(folder, make_learner=ReferenceLearner, **options)
 
 
-def stopping_after(calls: int) -> Any:
-    """A `stop` that says so when it was asked so often before."""
-    left = [calls]
+def stopping_after(calls: int) -> Callable[[], bool]:
+    """A `stop` that returns False `calls` times, then True."""
+    left = calls
 
     def stop() -> bool:
-        left[0] -= 1
-        return left[0] < 0
+        nonlocal left
+        left -= 1
+        return left < 0
 
     return stop
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """The weights, moments, state and metrics of a run, without times."""
+    (checkpoint,) = folder.glob("step-*")
+    record = json.loads((checkpoint / "state.json").read_text())
+    del record["state"]["seconds"], record["state"]["metrics_bytes"]
+    lines = [{**line, "seconds": None} for line in read_metrics(folder / "metrics.jsonl")]
+    arrays = [checkpoint / "model.safetensors", checkpoint / "moments.safetensors"]
+    arrays.append(folder / "model.safetensors")
+    return {"record": record, "lines": lines, "bytes": [path.read_bytes() for path in arrays]}
+
+
+def uninterrupted(folder: Path, **options: Any) -> dict[str, Any]:
+    """The result of a run without interruptions."""
+    create(folder, **options)
+    resume(folder)
+    return result(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """{path: bytes} of every file but metrics.jsonl and the lock."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    names = {str(path.relative_to(folder)): path for path in paths}
+    return {n: p.read_bytes() for n, p in names.items() if n not in ("metrics.jsonl", "lock")}

@@ -1,0 +1,187 @@
+"""New runs: from files in one call, with defaults from presets, and nothing left on failure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+from tiny_run import CONFIG, ReferenceLearner, create, result, resume
+
+from minigpt import GPTConfig
+from minigpt.errors import CheckpointError, InputError
+from minigpt.training import create as creating
+from minigpt.training import train as training
+from minigpt.training.config import TrainingConfig
+from minigpt.training.create import InitialModel, create_run, train, write_run
+from minigpt.training.presets import Preset
+from minigpt.training.train import Limits
+
+pytestmark = pytest.mark.usefixtures("fast")
+TINY = Preset(2, 2, 8, TrainingConfig(context=8, batch_size=4, lr=0.02, eval_every=4))
+CHOSEN = TrainingConfig(steps=12, dtype="f32")
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files of tiny_run.TEXTS; runs train with the learner in plain NumPy."""
+    for module in (creating, training):
+        monkeypatch.setattr(module, "make_engine", ReferenceLearner)
+    paths = [tmp_path / f"{n}.txt" for n in range(len(tiny_run.TEXTS))]
+    for path, text in zip(paths, tiny_run.TEXTS, strict=True):
+        path.write_text(text)
+    return paths
+
+
+def test_one_call_starts_a_run_and_one_resumes_it(
+    files: list[Path], tmp_path: Path, expected: Any
+) -> None:
+    """With the bits of a run that was created part by part."""
+    (tmp_path / "validation.txt").write_text(tiny_run.VALIDATION[0])
+    state = train(
+        tmp_path / "run", files, validation_texts=tmp_path / "validation.txt",
+        tokenizer=tiny_run.tokenizer(tmp_path / "tokenizer"), preset=TINY, config=CHOSEN,
+        limits=Limits(steps=5),
+    )  # fmt: skip
+    assert state.step == 5
+    assert train(tmp_path / "run").step == 12
+    assert result(tmp_path / "run") == expected
+
+
+def test_a_run_from_one_file_and_the_source_of_a_tokenizer(
+    files: list[Path], tmp_path: Path
+) -> None:
+    tiny_run.tokenizer(tmp_path / "tokenizer")
+    config = create_run(
+        tmp_path / "run", str(files[0]), tokenizer=tmp_path / "tokenizer", preset=TINY,
+        config=CHOSEN,
+    )  # fmt: skip
+    assert (config.context, config.batch_size, config.steps) == (8, 4, 12)
+    assert resume(tmp_path / "run").step == 12
+
+
+@pytest.mark.parametrize(
+    "options", [{"preset": "tiny"}, {"config": CONFIG}, {"validation_texts": "a.txt"}]
+)
+def test_resuming_takes_no_options_of_a_new_run(run: Path, options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(InputError, match=f"^{name}: only a new run takes it"):
+        train(run, **options)
+
+
+def test_minutes_set_the_number_of_steps(files: list[Path], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"tokenizer": tiny_run.tokenizer(tmp_path / "t"), "preset": TINY}
+    open_end = replace(CHOSEN, steps=None)
+    unlimited = create_run(tmp_path / "a", files, **options, config=open_end).steps
+    limited = create_run(tmp_path / "b", files, **options, config=open_end, minutes=1e-4).steps
+    assert 1 <= limited < unlimited
+    given = create_run(tmp_path / "c", files, **options, config=CHOSEN, minutes=1e-4).steps
+    assert given == 12
+
+
+def test_timing_leaves_the_weights_as_they_are(files: list[Path], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"tokenizer": tiny_run.tokenizer(tmp_path / "t"), "preset": TINY}
+    for name, minutes in (("a", None), ("b", 1.0)):
+        config = replace(CHOSEN, steps=None)
+        create_run(tmp_path / name, files, **options, config=config, minutes=minutes)
+    a, b = (tmp_path / name / "model.safetensors" for name in ("a", "b"))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_the_presets_hyperparameters_are_defaults(files: list[Path], tmp_path: Path) -> None:
+    config = create_run(
+        tmp_path / "run", files, tokenizer=tiny_run.tokenizer(tmp_path / "t"), preset="tiny",
+        config=TrainingConfig(batch_size=3, dtype="f32"),
+    )  # fmt: skip
+    assert (config.context, config.batch_size, config.lr) == (128, 3, 3e-3)
+    model = GPTConfig.from_source(tmp_path / "run")
+    assert (model.n_layer, model.n_head, model.n_embd, model.n_positions) == (4, 4, 128, 128)
+
+
+def test_fine_tuning_starts_from_the_weights_of_a_model(run: Path, files: list[Path]) -> None:
+    """With the model's tokenizer, its context, and one epoch."""
+    resume(run)
+    fine = run.parent / "fine"
+    config = create_run(fine, files, model=run, config=TrainingConfig(dtype="f32"))
+    assert (config.context, config.batch_size, config.lr) == (8, 16, 5e-5)
+    assert config.steps == 4  # 466 training tokens in steps of 128
+    assert (fine / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    assert (fine / "vocab.json").read_bytes() == (run / "vocab.json").read_bytes()
+
+
+# ---- errors ----
+
+
+def test_a_folder_that_holds_a_run_is_named_first(run: Path) -> None:
+    with pytest.raises(InputError, match="holds a training run; `minigpt train --resume"):
+        create_run(run, "nowhere.txt")
+    (run.parent / "other").mkdir()
+    (run.parent / "other" / "mine").write_text("kept")
+    with pytest.raises(CheckpointError, match="is there already"):
+        create(run.parent / "other")
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("texts: none", {"texts": []}),
+        ("nowhere.txt: cannot be read", {"texts": "nowhere.txt"}),
+        ("nowhere.txt: cannot be read", {"validation_texts": "nowhere.txt"}),
+        ("preset 'huge': must be one of tiny, small", {"preset": "huge"}),
+        ("preset 4: must be a name or a Preset", {"preset": 4}),
+        ("n_embd 8 is not a multiple of n_head 3", {"preset": replace(TINY, n_head=3)}),
+        ("preset: give either preset or model", {"preset": "tiny", "model": "nowhere"}),
+        ("minutes 0: must be a number above 0", {"minutes": 0}),
+        ("seed -1: must be an integer from 0", {"config": TrainingConfig(seed=-1)}),
+    ],
+)
+def test_an_argument_that_is_wrong(
+    files: list[Path], tmp_path: Path, message: str, options: dict[str, Any]
+) -> None:
+    tokenizer = tiny_run.tokenizer(tmp_path / "tokenizer")
+    arguments = {"texts": files, "tokenizer": tokenizer, "preset": TINY, **options}
+    with pytest.raises(InputError, match=message):
+        create_run(tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("message", "config"),
+    [
+        ("context 9: the model has 8 positions", replace(CONFIG, context=9)),
+        ("batch_size 4.0: must be an integer from 1", replace(CONFIG, batch_size=4.0)),
+        ("lr 0: must be a number above 0", replace(CONFIG, lr=0)),
+        ("lr nan: must be a number", replace(CONFIG, lr=float("nan"))),
+        ("beta_2 1.0: must be a number from 0 to below 1", replace(CONFIG, beta_2=1.0)),
+        ("steps 0: must be an integer from 1$", replace(CONFIG, steps=0)),
+        ("decay 'step': must be one of cosine, linear", replace(CONFIG, decay="step")),
+        ("dtype 'f16': must be one of f32, bf16", replace(CONFIG, dtype="f16")),
+        ("recompute 1: must be True or False", replace(CONFIG, recompute=1)),
+        ("seed True: must be an integer from 0", replace(CONFIG, seed=True)),
+        ("epochs 2: give either epochs or steps", replace(CONFIG, epochs=2)),
+        ("seed 9007199254740992: must be an integer from 0 to", replace(CONFIG, seed=2**53)),
+    ],
+)
+def test_a_hyperparameter_out_of_its_range(
+    tmp_path: Path, message: str, config: TrainingConfig
+) -> None:
+    with pytest.raises(InputError, match=message):
+        create(tmp_path / "run", config)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
+
+
+def test_a_text_shorter_than_a_sequence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="context 8: the text has 4 tokens"):
+        create(tmp_path / "run", texts=["cats"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path: Path) -> None:
+    tokenizer = tiny_run.tokenizer(tmp_path / "tokenizer")
+    config = GPTConfig.from_dict(
+        {"n_layer": 1, "n_head": 1, "n_embd": 4, "n_positions": 8, "vocab_size": 9}, "config"
+    )
+    with pytest.raises(InputError, match="has 258 tokens, and the model knows 9"):
+        write_run(tmp_path / "run", ["a"], None, tokenizer, InitialModel(config, {}, CONFIG))
