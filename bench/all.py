@@ -1,13 +1,12 @@
-"""Measures everything on this machine and writes docs/benchmarks.md anew.
+"""Measure everything on this machine and rewrite docs/benchmarks.md.
 
     python bench/all.py [--sizes 111M 590M 1.3B] [--rounds 5]
                         [--without "transformers bf16"] [--training f32 bf16]
                         [--encoding FOLDER TEXT...]
 
-runs kernels.py, models.py, training.py, with texts encoding.py, and page.py, each in a process of
-its own. The results are kept in
-bench/results, in a file named after the processor, from which page.py makes the page and its
-charts; results of other machines stay. The sizes named above take three quarters of an hour,
+runs kernels.py, models.py, training.py, encoding.py if texts are given, and page.py, each in its
+own process. The results go to bench/results, to a file named after the processor; page.py makes the
+page and its charts from all files there. The sizes named above take three quarters of an hour,
 24 GiB of memory and, in the folder for temporary files, 22 GB of disk.
 """
 
@@ -30,7 +29,7 @@ BENCH = ROOT / "bench"
 
 
 def run(program: str, *options: str) -> str:
-    """Runs one of the programs beside this one; shows and returns what it prints."""
+    """Run a program of this folder; print and return its output."""
     command = [sys.executable, str(BENCH / program), *options]
     finished = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     print(finished.stdout, flush=True)
@@ -40,7 +39,7 @@ def run(program: str, *options: str) -> str:
 
 
 def run_for_json(program: str, *options: str) -> dict[str, Any]:
-    """Runs one of them; what it writes to its --json, but for the machine."""
+    """Run a program with --json and return what it writes, without the machine's description."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "found.json"
         run(program, *options, "--json", str(path))
@@ -50,13 +49,13 @@ def run_for_json(program: str, *options: str) -> dict[str, Any]:
 
 
 def results_file() -> Path:
-    """bench/results/amd-epyc.json, say."""
+    """Return the path of this machine's results, such as bench/results/amd-epyc.json."""
     name = re.sub(r"[^a-z0-9]+", "-", cpu_model().lower()).strip("-")
     return BENCH / "results" / f"{name or 'machine'}.json"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="measures everything, and writes the page")
+    parser = argparse.ArgumentParser(description="measure everything and write the page")
     parser.add_argument("--sizes", nargs="+", default=["111M", "590M", "1.3B"])
     parser.add_argument("--threads", default=str(os.cpu_count()))
     parser.add_argument("--rounds", default="5")

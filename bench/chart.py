@@ -1,9 +1,9 @@
-"""How the charts of bench look; Matplotlib's own names."""
+"""The style of the charts, as Matplotlib parameters."""
 
 STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica"],
     "font.size": 9,
-    "svg.fonttype": "none",  # letters stay letters
-    "svg.hashsalt": "minigpt",  # the same figures give the same file
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "minigpt",  # equal figures give equal files
 }

@@ -1,9 +1,9 @@
 """The engines that models.py compares: minigpt, transformers, CTranslate2 and llama.cpp.
 
-Each is a function that loads a random checkpoint (random_checkpoint.py) and returns an Engine:
-the same two tasks, done as well as that engine can, timed from inside. Two engines read files of
-their own, which PREPARE's functions write beside the checkpoint. All of it happens in processes
-that models.py starts; what is not installed raises ImportError there.
+Each function loads a random checkpoint (random_checkpoint.py) and returns an Engine: the same two
+tasks, done as well as that engine can, and timed. Two engines read files of their own format, which
+the functions in PREPARE write beside the checkpoint. All of this runs in processes that models.py
+starts; an engine that is not installed raises ImportError there.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from random_checkpoint import N_POSITIONS, VOCAB, config_of, random_tensors, sha
 
 
 class Engine(NamedTuple):
-    """What an engine can do.
+    """The two tasks of an engine.
 
-    prefill(ids)        reads a prompt, int64 [T], from nothing;
+    prefill(ids)        process a prompt, int64 [T], with an empty cache; returns
                         (seconds, float32 [V]: the logits after its last token)
-    decode(ids, count)  reads a prompt, then writes `count` more tokens after the first, greedily;
-                        the seconds of these `count` steps
+    decode(ids, count)  process a prompt, then generate `count` tokens after a first one, greedily;
+                        returns the seconds of these `count` steps
     """
 
     prefill: Callable[[np.ndarray], tuple[float, np.ndarray]]
@@ -38,7 +38,7 @@ class Engine(NamedTuple):
 
 
 def load_minigpt(folder: Path, size: str, dtype: str, threads: int) -> Engine:
-    """Ours, through its Python interface."""
+    """Load minigpt through its Python interface."""
     from minigpt import GPTModel
 
     model = GPTModel.from_pretrained(folder, dtype=dtype, threads=threads)
@@ -64,9 +64,9 @@ def load_minigpt(folder: Path, size: str, dtype: str, threads: int) -> Engine:
 
 
 def hush_transformers() -> None:
-    """To be called before transformers is imported: it then says little, and finds no `kernels`.
+    """Silence transformers, and hide `kernels` from it; called before its import.
 
-    That is a package of Hugging Face's, for which it would take the kernels.py in this folder.
+    That is a package of Hugging Face; transformers would import this folder's kernels.py.
     """
     sys.modules["kernels"] = None  # type: ignore[assignment]
     from transformers.utils import logging
@@ -76,15 +76,15 @@ def hush_transformers() -> None:
 
 
 def load_transformers(folder: Path, size: str, dtype: str, threads: int) -> Engine:
-    """PyTorch, with the faster of two attentions and a bare loop in place of `generate`."""
+    """Load PyTorch, with the faster of two attentions and a plain loop in place of `generate`."""
     hush_transformers()
     import torch
     from transformers import GPT2LMHeadModel
 
     torch.set_num_threads(threads)
-    held = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    model = GPT2LMHeadModel.from_pretrained(folder, dtype=held).eval()
-    # the keys and values of earlier tokens were called past_key_values in older releases
+    torch_dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch_dtype).eval()
+    # Older releases call the KV cache past_key_values.
     named_cache = "cache" in inspect.signature(GPT2LMHeadModel.forward).parameters
     cache_name = "cache" if named_cache else "past_key_values"
 
@@ -107,7 +107,7 @@ def load_transformers(folder: Path, size: str, dtype: str, threads: int) -> Engi
         return time.perf_counter() - start
 
     def faster_attention(seconds: Callable[[], float]) -> str:
-        """The one that takes less time for a task; the first run of each warms up."""
+        """Return the attention that takes less time for a task, after a warm-up of each."""
         times = {}
         for attention in ("eager", "sdpa"):
             model.set_attn_implementation(attention)
@@ -133,12 +133,12 @@ def load_transformers(folder: Path, size: str, dtype: str, threads: int) -> Engi
 
 
 def token_name(token_id: int) -> str:
-    """CTranslate2 takes tokens as texts; any will do, but the end of text has its own."""
+    """Name a token: CTranslate2 takes tokens as strings, and knows <|endoftext|>."""
     return "<|endoftext|>" if token_id == VOCAB - 1 else f"t{token_id}"
 
 
 def prepare_ctranslate2(folder: Path, size: str, dtype: str) -> None:
-    """Converts the checkpoint, in float32: a narrower type is made when it is loaded."""
+    """Convert the checkpoint in float32; loading converts to a narrower dtype."""
     hush_transformers()
     from ctranslate2.converters import TransformersConverter
 
@@ -150,24 +150,24 @@ def prepare_ctranslate2(folder: Path, size: str, dtype: str) -> None:
 
 
 def load_ctranslate2(folder: Path, size: str, dtype: str, threads: int) -> Engine:
-    """CTranslate2's generator; it times its steps through the callback of each."""
+    """Load CTranslate2's generator, whose steps are timed in its callback."""
     import ctranslate2
 
-    held = {"f32": "float32", "bf16": "bfloat16", "int8": "int8"}[dtype]
-    if held not in ctranslate2.get_supported_compute_types("cpu"):
-        raise RuntimeError(f"has no {held} for this processor")
+    compute_type = {"f32": "float32", "bf16": "bfloat16", "int8": "int8"}[dtype]
+    if compute_type not in ctranslate2.get_supported_compute_types("cpu"):
+        raise RuntimeError(f"has no {compute_type} for this processor")
     generator = ctranslate2.Generator(
-        str(folder / "ctranslate2"), compute_type=held, intra_threads=threads
+        str(folder / "ctranslate2"), compute_type=compute_type, intra_threads=threads
     )
 
     def generate(ids: np.ndarray, count: int, **options: Any) -> Any:
-        """Reads ids at once and writes at most `count` tokens."""
+        """Process ids at once and generate at most `count` tokens."""
         prompt = [token_name(token_id) for token_id in ids]
         options |= {"max_length": count, "include_prompt_in_result": False}
         return generator.generate_batch([prompt], **options)[0]
 
     def prefill(ids: np.ndarray) -> tuple[float, np.ndarray]:
-        # forward_batch would compute the logits of every position: here only the last one's are
+        # forward_batch would compute the logits of every position, this only the last one's.
         start = time.perf_counter()
         result = generate(ids, 1, return_logits_vocab=True)
         seconds = time.perf_counter() - start
@@ -178,9 +178,9 @@ def load_ctranslate2(folder: Path, size: str, dtype: str, threads: int) -> Engin
 
         def note_time(_: Any) -> bool:
             times.append(time.perf_counter())
-            return False  # go on
+            return False  # continue
 
-        # at least as many tokens as at most: the end of text cannot come
+        # min_length = max_length: <|endoftext|> cannot end it
         generate(ids, count + 1, min_length=count + 1, callback=note_time)
         return times[count] - times[0]
 
@@ -189,7 +189,7 @@ def load_ctranslate2(folder: Path, size: str, dtype: str, threads: int) -> Engin
 
 # ---- llama.cpp ------------------------------------------------------------------------------
 
-# names in a GGUF file; what stands before `.weight` and `.bias` stays the same
+# Names in a GGUF file; the suffixes `.weight` and `.bias` stay the same.
 GGUF_NAMES = {
     "transformer.wte": "token_embd",
     "transformer.wpe": "position_embd",
@@ -204,7 +204,7 @@ GGUF_NAMES = {
 
 
 def gguf_name(name: str) -> str:
-    """`transformer.h.3.mlp.c_fc.weight` is `blk.3.ffn_up.weight`."""
+    """Return a name in GGUF: `blk.3.ffn_up.weight` for `transformer.h.3.mlp.c_fc.weight`."""
     stem, _, kind = name.rpartition(".")
     if not stem.startswith("transformer.h."):
         return f"{GGUF_NAMES[stem]}.{kind}"
@@ -213,22 +213,22 @@ def gguf_name(name: str) -> str:
 
 
 def is_narrowed(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a file of fewer bits holds a tensor in these: what is multiplied with."""
+    """Whether a quantized file stores this tensor quantized: the matrices, but not wpe."""
     return len(shape) == 2 and name != "transformer.wpe.weight"
 
 
 def is_conv1d(name: str) -> bool:
-    """Whether a matrix is stored [in, out] by GPT-2."""
+    """Whether GPT-2 stores a matrix as [in, out]."""
     return name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
 
 
 def few_outputs(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a tensor with one output in place of all."""
+    """Return the shape of a tensor with a single output."""
     return (*shape[:-1], 1) if is_conv1d(name) else (1, *shape[1:])
 
 
 def as_stored(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
-    """A tensor as its GGUF file holds it: matrices [out, in], blocks as bytes."""
+    """Return a tensor in the form of its GGUF file: matrices [out, in], blocks as bytes."""
     if is_conv1d(name):
         tensor = tensor.T
     if dtype == "f32" or not is_narrowed(name, tensor.shape):
@@ -245,9 +245,9 @@ def as_stored(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def prepare_llama_cpp(folder: Path, size: str, dtype: str) -> None:
-    """Writes the checkpoint as GGUF, tensor by tensor, without a tokenizer: ids are what it gets.
+    """Write the checkpoint as GGUF, tensor by tensor, without a tokenizer: it is given ids.
 
-    The weights are drawn anew, so that no reader of the checkpoint is needed.
+    The weights are drawn again, which saves reading the checkpoint.
     """
     import gguf
 
@@ -266,11 +266,11 @@ def prepare_llama_cpp(folder: Path, size: str, dtype: str) -> None:
     writer.add_tokenizer_model("none")
     for name, shape in shapes_of(size).items():
         kind = dtype if is_narrowed(name, shape) else "f32"
-        held = gguf.GGMLQuantizationType[kind.upper()]
+        ggml_type = gguf.GGMLQuantizationType[kind.upper()]
         few = as_stored(name, np.zeros(few_outputs(name, shape), np.float32), dtype)
         outputs = shape[-1] if is_conv1d(name) else shape[0]
         stored_shape, nbytes = (outputs, *few.shape[1:]), few.nbytes * outputs
-        writer.add_tensor_info(gguf_name(name), stored_shape, few.dtype, nbytes, held)
+        writer.add_tensor_info(gguf_name(name), stored_shape, few.dtype, nbytes, ggml_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -280,7 +280,7 @@ def prepare_llama_cpp(folder: Path, size: str, dtype: str) -> None:
 
 
 def load_llama_cpp(folder: Path, size: str, dtype: str, threads: int) -> Engine:
-    """llama.cpp's C interface, through llama-cpp-python; keys and values are f16, its default."""
+    """Load llama.cpp through llama-cpp-python's C interface; the KV cache is f16, its default."""
     import llama_cpp as llama
 
     llama.llama_log_set(silent, None)
@@ -296,7 +296,7 @@ def load_llama_cpp(folder: Path, size: str, dtype: str, threads: int) -> Engine:
     memory = llama.llama_get_memory(context)
 
     def feed(ids: Iterable[int]) -> np.ndarray:
-        """The logits after the last of ids, float32 [V], in llama.cpp's own memory."""
+        """Return the logits after the last of ids, float32 [V], a view of llama.cpp's memory."""
         tokens = np.array(ids, np.int32)
         pointer = tokens.ctypes.data_as(ctypes.POINTER(llama.llama_token))
         if llama.llama_decode(context, llama.llama_batch_get_one(pointer, len(tokens))):
@@ -322,7 +322,7 @@ def load_llama_cpp(folder: Path, size: str, dtype: str, threads: int) -> Engine:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 def silent(level: int, text: bytes, data: Any) -> None:
-    """llama.cpp tells everything it does; nobody listens. It must outlive the engine."""
+    """Discard llama.cpp's log. The callback must outlive the engine."""
 
 
 # ---- in the engine's process ----------------------------------------------------------------
@@ -334,28 +334,28 @@ LOAD = {
     "llama.cpp": load_llama_cpp,
 }
 PREPARE = {"ctranslate2": prepare_ctranslate2, "llama.cpp": prepare_llama_cpp}
-loaded: list[Engine] = []  # the one engine of this process
+loaded: list[Engine] = []  # this process's engine
 
 
 def load(engine: str, folder: Path, size: str, dtype: str, threads: int) -> None:
-    """Makes this the process of an engine."""
+    """Load an engine in this process."""
     loaded.append(LOAD[engine](folder, size, dtype, threads))
 
 
 def prefill(ids: np.ndarray) -> tuple[float, np.ndarray]:
-    """Engine.prefill of this process' engine."""
+    """Call prefill of this process's engine."""
     return loaded[0].prefill(ids)
 
 
 def decode(ids: np.ndarray, count: int) -> float:
-    """Engine.decode of this process' engine."""
+    """Call decode of this process's engine."""
     return loaded[0].decode(ids, count)
 
 
 def peak_rss() -> int | None:
-    """The most memory this process has ever had, in bytes; None where the system does not say."""
+    """Return the peak resident memory of this process in bytes; None on Windows."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage's figure on Linux is at least that of the process' parent
+    if status.exists():  # on Linux getrusage starts from the parent's peak
         lines = status.read_text(encoding="utf-8").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     if sys.platform == "darwin":

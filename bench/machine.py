@@ -1,4 +1,4 @@
-"""What a measurement's figures depend on: the machine, the versions, the day and the commit."""
+"""Description of a measurement: the machine, the versions, the date and the commit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def machine() -> dict[str, Any]:
-    """The description; ready for JSON."""
+    """Return the description as values for JSON."""
     features = llvm.get_host_cpu_features()
     return {
         "cpu": cpu_model(),
@@ -34,7 +34,7 @@ def machine() -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """The CPU's name as Linux knows it, elsewhere what Python knows."""
+    """Return the CPU's name from /proc/cpuinfo, or from Python's platform module."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -42,14 +42,14 @@ def cpu_model() -> str:
 
 
 def memory_bytes() -> int | None:
-    """The memory built in; None where the system does not say (Windows)."""
+    """Return the physical memory; None on Windows, which has no sysconf."""
     if not hasattr(os, "sysconf"):
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def version_of(package: str) -> str | None:
-    """The installed version, or None."""
+    """Return the installed version of a package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -57,7 +57,7 @@ def version_of(package: str) -> str | None:
 
 
 def commit() -> str:
-    """The commit that is checked out, `-dirty` when files differ from it; empty outside of git."""
+    """Return the checked-out commit, with `-dirty` if files differ from it; "" outside of git."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -3,22 +3,23 @@
     python bench/models.py [--sizes 111M 590M] [--threads 2] [--rounds 5] [--json FILE]
                            [--without "transformers bf16"]
 
-compares minigpt with what is installed of transformers (on PyTorch), CTranslate2 and llama.cpp,
-in float32, in 16, 8 and 4 bits, and says which is missing. Exits 1 when our logits are wrong.
+compares minigpt with the installed engines among transformers (on PyTorch), CTranslate2 and
+llama.cpp, in float32, 16, 8 and 4 bits, and names the missing ones. Exits with 1 if minigpt's
+logits are wrong.
 
-Speed: reading a prompt of 512 tokens up to the logits after its last, and writing 64 tokens
-greedily, one by one, after 1 token and after 1900. Each engine runs in a process of its own that
-sleeps while another is measured. Engines take turns, in another order each round, so that a
-machine that slows down or speeds up does so for all. Reported are medians over the rounds, and
-medians of the ratios within a round, ours ÷ theirs, to minigpt of the same width. Where memory
-does not hold all engines at once, minigpt meets the others in several groups.
+Speed: prefill of 512 tokens, up to the logits after the last one, and greedy decode of 64 tokens
+after 1 token and after 1900. Each engine runs in its own process, which sleeps while another is
+measured. Engines take turns, in another order each round: a machine that slows down slows down all.
+The report has medians over the rounds, and medians of the ratios within a round, minigpt ÷ other
+engine of the same width. If memory does not hold all engines at once, minigpt is measured against
+several groups.
 
-Accuracy: the logits after prompts of three lengths, the largest difference to those of
-transformers in float32 in parts of its largest logit.
+Accuracy: the largest difference of the logits to those of transformers in float32, relative to its
+largest logit, after prompts of three lengths.
 
-Memory: the most a process had resident up to then, above the weights.
+Memory: the peak resident memory of a process until then, above the weights.
 
-Limits: `minigpt bench` tells how near decoding is to a plain read of memory.
+Limits: `minigpt bench` compares decoding with a plain read of memory.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ PROMPT, WRITTEN, DEPTH = 512, 64, 1900
 ACCURACY_PROMPTS = (7, 100, PROMPT)
 TOLERANCE = {"f32": 2e-5, "bf16": 2e-2}
 
-# (engine, dtype), ours first. bfloat16 is what ours and PyTorch's hardware is made for; llama.cpp's
-# usual 16-bit files are float16.
+# (engine, dtype), minigpt first. minigpt and PyTorch use bfloat16 instructions; llama.cpp's usual
+# 16-bit files are float16.
 WIDTHS = {
     "f32": [
         ("minigpt", "f32"),
@@ -62,7 +63,7 @@ WIDTHS = {
     "int8": [("minigpt", "int8"), ("ctranslate2", "int8"), ("llama.cpp", "q8_0")],
     "int4": [("minigpt", "int4"), ("llama.cpp", "q4_0")],
 }
-# of a weight, with its part of scales
+# including a weight's share of the scales
 BITS_PER_WEIGHT = {
     "f32": 32,
     "bf16": 16,
@@ -75,10 +76,10 @@ BITS_PER_WEIGHT = {
 
 
 class Task(NamedTuple):
-    """Something to measure.
+    """A measurement.
 
-    depth    the tokens that are read
-    written  the tokens that are written after them, and timed; 0: the reading is timed
+    depth    length of the prompt
+    written  number of tokens to generate after it, which are timed; 0: the prefill is timed
     """
 
     depth: int
@@ -93,9 +94,9 @@ TASKS = {
 
 
 class Setting(NamedTuple):
-    """What all measurements of one size have in common.
+    """The arguments common to all measurements of one size.
 
-    without  engines that are left out, as "transformers bf16"
+    without  engines to leave out, such as "transformers bf16"
     """
 
     folder: Path
@@ -106,12 +107,12 @@ class Setting(NamedTuple):
 
 
 def random_ids(count: int) -> np.ndarray:
-    """int64 [count], always the same."""
+    """Return int64 [count], the same on every call."""
     return np.random.default_rng(count).integers(VOCAB, size=count)
 
 
 def weights_bytes(size: str, dtype: str) -> int:
-    """The bytes of all weights, all in the same type."""
+    """Return the bytes of all weights in one dtype."""
     count = sum(int(np.prod(shape)) for shape in shapes_of(size).values())
     return int(BITS_PER_WEIGHT[dtype] / 8 * count)
 
@@ -120,10 +121,10 @@ def weights_bytes(size: str, dtype: str) -> int:
 
 
 def meet(setting: Setting, engine: str, dtype: str) -> tuple[Worker, dict[str, Any]]:
-    """Starts an engine and warms it up. Returns it, and what it does not take turns for.
+    """Start an engine and warm it up. Return its process and the results that need no turns.
 
-    logits          float32 [ACCURACY_PROMPTS, V], after their last token
-    peak_rss_bytes  so far: with the keys and values of a prompt
+    logits          float32 [ACCURACY_PROMPTS, V], after the last token of each
+    peak_rss_bytes  peak memory so far, including the KV cache of a prompt
     """
     folder, size, threads = setting[:3]
     worker = start()
@@ -140,7 +141,7 @@ def meet(setting: Setting, engine: str, dtype: str) -> tuple[Worker, dict[str, A
 
 
 def seconds_for(worker: Worker, task: Task) -> float:
-    """The time one engine takes for a task, once."""
+    """Measure one engine once."""
     ids = random_ids(task.depth)
     if task.written:
         return ask(worker, engines.decode, ids, task.written)
@@ -151,14 +152,13 @@ def seconds_for(worker: Worker, task: Task) -> float:
 
 
 def groups(rivals: list[Any], bytes_each: int) -> list[list[Any]]:
-    """The rivals in groups that, with one more model, take at most 0.6 of the memory."""
-    room = int(0.6 * (memory_bytes() or 0) / bytes_each) - 1
-    step = max(1, room)
+    """Split the rivals into groups that, with minigpt, take at most 0.6 of the memory."""
+    step = max(1, int(0.6 * (memory_bytes() or 0) / bytes_each) - 1)
     return [rivals[first : first + step] for first in range(0, len(rivals), step)]
 
 
 def compare(setting: Setting, width: str, result: dict[str, Any]) -> None:
-    """Measures all engines of one width; adds to result's `engines` and `missing`."""
+    """Measure all engines of one width; adds to result's `engines` and `missing`."""
     ours, *rivals = WIDTHS[width]
     for group in groups(rivals, weights_bytes(setting.size, width)):
         workers: dict[str, Worker] = {}
@@ -166,7 +166,7 @@ def compare(setting: Setting, width: str, result: dict[str, Any]) -> None:
             name = f"{engine} {dtype}"
             if name in result["missing"]:
                 continue
-            tell(f"{setting.size}: {name}")
+            log(f"{setting.size}: {name}")
             try:
                 workers[name], facts = meet(setting, engine, dtype)
             except WorkerError as reason:
@@ -175,7 +175,7 @@ def compare(setting: Setting, width: str, result: dict[str, Any]) -> None:
             facts["weights_bytes"] = weights_bytes(setting.size, dtype)
             result["engines"].setdefault(name, facts | {"seconds": {}, "ratios": {}})
         for task in TASKS:
-            tell(f"{setting.size}: {task}, rounds: {setting.rounds}")
+            log(f"{setting.size}: {task}, rounds: {setting.rounds}")
             take_turns(setting, task, workers, result)
         for worker in workers.values():
             stop(worker)
@@ -184,7 +184,7 @@ def compare(setting: Setting, width: str, result: dict[str, Any]) -> None:
 def take_turns(
     setting: Setting, task: str, workers: dict[str, Worker], result: dict[str, Any]
 ) -> None:
-    """Measures one task; adds to the engines' `seconds` and `ratios`. One that fails is out."""
+    """Measure one task; adds to the engines' `seconds` and `ratios`. Drops an engine that fails."""
     rounds: list[dict[str, float]] = []
     for turn in range(setting.rounds):
         order = list(workers)
@@ -207,8 +207,8 @@ def take_turns(
 
 
 def give_up(name: str, reason: WorkerError, result: dict[str, Any]) -> None:
-    """Notes, and says, that an engine is not measured."""
-    tell(f"{result['size']}: {name} is left out: {reason}")
+    """Record and print that an engine is not measured."""
+    log(f"{result['size']}: {name} is left out: {reason}")
     result["engines"].pop(name, None)
     result["missing"][name] = str(reason)
 
@@ -217,17 +217,17 @@ def give_up(name: str, reason: WorkerError, result: dict[str, Any]) -> None:
 
 
 def measure(setting: Setting) -> dict[str, Any]:
-    """All of one size: see the head of this file. Ready for JSON."""
+    """Measure one size, as the head of this file describes. Returns values for JSON."""
     write_checkpoint(setting.size, setting.folder)
     missing = dict.fromkeys(setting.without, "left out by --without")
     result: dict[str, Any] = {
         "size": setting.size, "engines": {}, "missing": missing, "limits": []
     }  # fmt: skip
     prepare(setting, result)
-    # before the others meet: it compiles our kernels, which would count as memory
+    # First: this compiles the kernels, whose memory should not count for minigpt below.
     for dtype in WIDTHS:
         for depth in (0, DEPTH):
-            tell(f"{setting.size}: minigpt bench, {dtype}, depth {depth}")
+            log(f"{setting.size}: minigpt bench, {dtype}, depth {depth}")
             try:
                 result["limits"].append(run(own_bench, setting, dtype, depth))
             except WorkerError as reason:
@@ -239,11 +239,11 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 
 def prepare(setting: Setting, result: dict[str, Any]) -> None:
-    """Writes the files that engines need beside the checkpoint; notes in `missing` who cannot."""
+    """Write the files that engines need beside the checkpoint; adds failures to `missing`."""
     for engine, dtype in (pair for pairs in WIDTHS.values() for pair in pairs):
         if engine not in engines.PREPARE or f"{engine} {dtype}" in result["missing"]:
             continue
-        tell(f"{setting.size}: files for {engine} {dtype}")
+        log(f"{setting.size}: files for {engine} {dtype}")
         try:
             run(engines.PREPARE[engine], setting.folder, setting.size, dtype)
         except WorkerError as reason:
@@ -251,7 +251,7 @@ def prepare(setting: Setting, result: dict[str, Any]) -> None:
 
 
 def own_bench(setting: Setting, dtype: str, depth: int) -> dict[str, Any]:
-    """`minigpt bench --json`, in this process."""
+    """Return the result of `minigpt bench --json`, run in this process."""
     from minigpt.benchmark import measure
 
     folder, size, threads, rounds, _ = setting
@@ -260,7 +260,7 @@ def own_bench(setting: Setting, dtype: str, depth: int) -> dict[str, Any]:
 
 
 def add_errors(found: dict[str, Any]) -> None:
-    """Puts `logits_error` in the place of each engine's logits, where there is a reference."""
+    """Replace each engine's logits by `logits_error`, if the reference was measured."""
     expected = found.get("transformers f32", {}).get("logits")
     for figures in found.values():
         logits = figures.pop("logits")
@@ -270,7 +270,7 @@ def add_errors(found: dict[str, Any]) -> None:
 
 
 def wrong(results: list[dict[str, Any]]) -> list[str]:
-    """What is wrong with our logits, a line for each."""
+    """Return a line for each dtype in which minigpt's logits are wrong."""
     lines = []
     for result in results:
         for dtype, tolerance in TOLERANCE.items():
@@ -283,22 +283,22 @@ def wrong(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-# ---- what is said ---------------------------------------------------------------------------
+# ---- output --------------------------------------------------------------------------------
 
 
-def tell(line: str) -> None:
-    """A line of progress."""
+def log(line: str) -> None:
+    """Print a line of progress."""
     print(line, file=sys.stderr, flush=True)
 
 
 def rate(figures: dict[str, Any], task: str) -> float:
-    """Tokens per second, the median."""
+    """Return tokens per second, the median."""
     depth, written = TASKS[task]
     return (written or depth) / statistics.median(figures["seconds"][task])
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    """The results as text: tokens per second, and how many times ours are theirs."""
+    """Print tokens per second and ratios as text."""
     for result in results:
         print(f"\n{result['size']:20}" + "".join(f"{task:>20}" for task in TASKS))
         for name, figures in result["engines"].items():
@@ -330,12 +330,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             setting = Setting(Path(folder), size, options.threads, options.rounds, options.without)
             results.append(measure(setting))
-        if options.json:  # after each size: what is measured is not lost with the next
+        if options.json:  # after each size: a later failure loses nothing
             options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     show(results)
     problems = wrong(results)
     for problem in problems:
-        tell(problem)
+        log(problem)
     sys.exit(1 if problems else 0)
 
 

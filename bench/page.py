@@ -1,9 +1,9 @@
-"""Writes the measured part of docs/benchmarks.md, and its charts, from bench/results/*.json.
+"""Write the measured part of docs/benchmarks.md, and its charts, from bench/results/*.json.
 
     python bench/page.py
 
-Each file there is what bench/all.py found on one machine. What stands outside the two markers of
-the page is written by hand and stays as it is. Needs matplotlib.
+Each of these files holds the results of bench/all.py on one machine. The text outside the page's
+two markers is written by hand and stays unchanged. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ RESULTS = ROOT / "bench" / "results"
 DOCS = ROOT / "docs"
 BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
 HEADS = {
-    "prefill": f"reading {PROMPT}",
-    "decode": "writing",
-    "decode_deep": f"writing after {DEPTH}",
+    "prefill": f"prefill {PROMPT}",
+    "decode": "decode",
+    "decode_deep": f"decode after {DEPTH}",
 }
 BLUE, GREY, INK = "#2563a8", "#a9b1bb", "#333333"
-CHARTED = {"prefill": f"reading a prompt of {PROMPT} tokens", "decode": "writing, one sequence"}
+CHARTED = {"prefill": f"prefill of {PROMPT} tokens", "decode": "decode, one sequence"}
 
 Report = dict[str, Any]  # a file of bench/results
-Result = dict[str, Any]  # one size of it
+Result = dict[str, Any]  # one model size in a report
 
 
 # ---- tables ---------------------------------------------------------------------------------
 
 
 def table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
-    """Markdown; the first `left` columns are texts, the others numbers."""
+    """Format Markdown; the first `left` columns hold text, the others numbers."""
     rule = ["---"] * left + ["---:"] * (len(head) - left)
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows]) + "\n"
 
 
 def machine_table(report: Report) -> str:
-    """What was measured on."""
+    """Format the description of the machine."""
     machine = report["machine"]
     memory = machine["memory_bytes"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
@@ -64,7 +64,7 @@ def machine_table(report: Report) -> str:
 
 
 def speed_table(result: Result) -> str:
-    """Tokens per second, and how many times ours are theirs."""
+    """Format tokens per second, and the ratio of minigpt's to each other engine's."""
     head = ["tokens per second", *HEADS.values()]
     rows = [
         [label(name), *(speed_cell(figures, task) for task in HEADS)]
@@ -74,23 +74,23 @@ def speed_table(result: Result) -> str:
 
 
 def label(name: str) -> str:
-    """An engine's name in a table: ours stands out."""
+    """Format an engine's name: minigpt's in bold."""
     return f"**{name}**" if name.startswith("minigpt") else name
 
 
 def speed_cell(figures: dict[str, Any], task: str) -> str:
-    """`46.3 (1.76)`; no ratio for ours."""
+    """Format `46.3 (1.76)`; minigpt's own cell has no ratio."""
     ratio = figures["ratios"].get(task)
     return number(rate(figures, task)) + (f" ({ratio:.2f})" if ratio else "")
 
 
 def number(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Format three significant digits, or all digits before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def accuracy_table(results: list[Result]) -> str:
-    """How far the logits are from transformers', and the memory above the weights."""
+    """Format the logits' difference to transformers', and the memory above the weights."""
     rows = []
     for result in results:
         for name, figures in result["engines"].items():
@@ -109,7 +109,7 @@ def accuracy_table(results: list[Result]) -> str:
 
 
 def limits_table(results: list[Result]) -> str:
-    """Decoding against a plain read of memory."""
+    """Format the speed of decoding against a plain read of memory."""
     head = ["", "", "depth", "tokens/s", "MB per token", "plain read, GB/s", "fraction of it"]
     rows = [
         [
@@ -128,7 +128,7 @@ def limits_table(results: list[Result]) -> str:
 
 
 def training_table(training: Report) -> str:
-    """Updates against PyTorch's."""
+    """Format training speed and memory against PyTorch's."""
     head = ["", "minigpt, tokens/s", "PyTorch", "ratio", "minigpt, peak GB", "PyTorch", "ratio"]
     rows = []
     for result in training["results"]:
@@ -136,12 +136,12 @@ def training_table(training: Report) -> str:
         peaks = [f"{peak / 1e9:.2f}" for peak in result["peak_bytes"].values()]
         ratios = [f"{result[name]:.2f}" for name in ("ratio", "memory_ratio")]
         rows.append([result["dtype"], *speeds, ratios[0], *peaks, ratios[1]])
-    shape = f"{training['size']}, {training['batch']} × {training['context']} tokens an update:"
+    shape = f"{training['size']}, {training['batch']} × {training['context']} tokens a step:"
     return f"{shape}\n\n{table(head, rows)}"
 
 
 def encoding_table(encoding: Report) -> str:
-    """Text to ids against tiktoken."""
+    """Format the speed of encoding against tiktoken's."""
     rows = [
         [result["what"], *map(number, result["mb_per_s"].values()), f"{result['ratio']:.2f}"]
         for result in encoding["results"]
@@ -150,7 +150,7 @@ def encoding_table(encoding: Report) -> str:
 
 
 def missing_line(results: list[Result]) -> str:
-    """What could not be measured, and why."""
+    """Format the list of engines that were not measured, with the reasons."""
     reasons = {(name, why) for result in results for name, why in result["missing"].items()}
     if not reasons:
         return ""
@@ -161,11 +161,11 @@ def missing_line(results: list[Result]) -> str:
 
 
 def chart(report: Report, path: Path) -> None:
-    """Bars: a row for each size, columns for reading and writing; then training and encoding."""
+    """Draw bars: a row per size with columns for prefill and decode, then training and encoding."""
     rows = [
         [
-            (f"{result['size']}: {words}, tokens/s", speeds_of(result, task))
-            for task, words in CHARTED.items()
+            (f"{result['size']}: {title}, tokens/s", speeds_of(result, task))
+            for task, title in CHARTED.items()
         ]
         for result in report["results"]
     ]
@@ -193,12 +193,12 @@ def chart(report: Report, path: Path) -> None:
 
 
 def speeds_of(result: Result, task: str) -> dict[str, float]:
-    """Tokens per second by engine."""
+    """Return tokens per second by engine."""
     return {name: rate(figures, task) for name, figures in result["engines"].items()}
 
 
 def panels_of_training(report: Report) -> Iterator[tuple[str, dict[str, float]]]:
-    """The title and speeds of what there is of training and encoding."""
+    """Yield title and speeds of the panels for training and encoding, if measured."""
     if training := report.get("training"):
         speeds = {
             f"{engine} {result['dtype']}": speed
@@ -216,7 +216,7 @@ def panels_of_training(report: Report) -> Iterator[tuple[str, dict[str, float]]]
 
 
 def draw(axis: plt.Axes, speeds: dict[str, float]) -> None:
-    """One panel: a bar for each engine, a gap before each of ours, which begins a width."""
+    """Draw a panel: a bar per engine, a gap before each of minigpt's, which starts a new dtype."""
     ours = [name.startswith("minigpt") for name in speeds]
     offsets = [i + 0.6 * gap for i, gap in enumerate(np.cumsum(ours))]
     colours = [BLUE if our else GREY for our in ours]
@@ -234,7 +234,7 @@ def draw(axis: plt.Axes, speeds: dict[str, float]) -> None:
 
 
 def section(report: Report, name: str) -> str:
-    """All that was measured on one machine, the chart's file written on the way."""
+    """Format the results of one machine, and write its chart."""
     results = report["results"]
     sizes = ", ".join(result["size"] for result in results)
     image = f"benchmarks-{name}.svg"

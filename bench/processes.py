@@ -1,4 +1,4 @@
-"""Processes that do what they are asked and sleep in between: each engine is measured in one."""
+"""Worker processes that call functions on request: each engine is measured in its own."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ PAUSE = 0.3
 
 
 class WorkerError(Exception):
-    """A process could not do what it was asked; the text says why."""
+    """A call in a worker process failed; the text gives the reason."""
 
 
 class Worker(NamedTuple):
-    """A process, and our end of the pipe to it."""
+    """A process and this side's end of the pipe to it."""
 
     process: BaseProcess
     connection: Connection
 
 
 def start() -> Worker:
-    """A fresh process, which has loaded nothing yet. Not a fork: threads do not survive one."""
+    """Start a fresh process, by spawning: threads do not survive a fork."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=serve, args=(there,), daemon=True)
@@ -36,27 +36,27 @@ def start() -> Worker:
 
 
 def serve(connection: Connection) -> None:
-    """The life of the process: calls (function, arguments) and answers, until None comes."""
+    """Run in the process: answer requests (function, arguments) until None arrives."""
     while (request := connection.recv()) is not None:
         function, arguments = request
         try:
             reply = True, function(*arguments)
         except ImportError as error:
             reply = False, f"{error.name or error} is not installed"
-        except RuntimeError as error:  # an engine's own words
+        except RuntimeError as error:  # an engine's own message
             reply = False, first_line(str(error))
-        except Exception as error:  # whatever else another engine raises is told, too, not hidden
+        except Exception as error:  # other engines raise anything
             reply = False, first_line(f"{type(error).__name__}: {error}")
         connection.send(reply)
 
 
 def first_line(text: str) -> str:
-    """The first line that says something."""
+    """Return the first line that is not blank."""
     return next((line for line in text.splitlines() if line.strip()), "failed")
 
 
 def ask(worker: Worker, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function returns in the worker's process; raises WorkerError."""
+    """Call a function in the worker's process and return its result; raises WorkerError."""
     time.sleep(PAUSE)
     try:
         worker.connection.send((function, arguments))
@@ -69,16 +69,16 @@ def ask(worker: Worker, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def end_of(process: BaseProcess) -> str:
-    """How a process ended, in words."""
+    """Describe how a process ended."""
     process.join()
     code = process.exitcode or 0
-    if code < 0:  # an instruction that the processor lacks is SIGILL; want of memory is SIGKILL
+    if code < 0:  # SIGILL: an unsupported instruction; SIGKILL: out of memory
         return f"killed by signal {signal.Signals(-code).name}"
     return f"ended with exit code {code}"
 
 
 def stop(worker: Worker) -> None:
-    """Ends a process, and waits until its memory is free; one that is dead already stays so."""
+    """End a process, if it still runs, and wait until its memory is free."""
     if worker.process.is_alive():
         worker.connection.send(None)
     worker.process.join()
@@ -86,7 +86,7 @@ def stop(worker: Worker) -> None:
 
 
 def run(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function returns in a process of its own; raises WorkerError."""
+    """Call a function in a new process and return its result; raises WorkerError."""
     worker = start()
     try:
         return ask(worker, function, *arguments)

@@ -1,11 +1,11 @@
-"""Writes a checkpoint of a Cerebras-GPT's true shape with random weights, to measure speed with.
+"""Write a checkpoint with random weights in the shape of a Cerebras-GPT, to measure speed.
 
     python bench/random_checkpoint.py 111M FOLDER [--format bin]
 
-The form is the one Cerebras publishes: a short config.json, float32, `transformer.` names, no
-lm_head. Tensors are drawn and written one after the other, so 13B needs no more memory than its
-largest; the same size gives the same bytes. `--format bin` writes pytorch_model.bin with the
-mask buffers of the published files; it needs torch, and memory for the whole model.
+The files are like those that Cerebras publishes: a short config.json, float32, `transformer.`
+names, no lm_head. Tensors are drawn and written one after the other: 13B needs no more memory than
+its largest tensor. The same size gives the same bytes. `--format bin` writes pytorch_model.bin with
+the mask buffers of the published files; it needs torch, and memory for the whole model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 N_POSITIONS, VOCAB = 2048, 50257
 STD = 0.02
 
-# n_embd, n_layer, n_head; tiny, which nobody published, is there to try the programs
+# n_embd, n_layer, n_head; tiny is not a published model, it tries the programs
 SIZES = {
     "tiny": (128, 2, 2),
     "111M": (768, 10, 12),
@@ -35,7 +35,10 @@ SIZES = {
 
 
 def write_checkpoint(size: str, folder: Path, file_format: str = "safetensors") -> None:
-    """Makes `folder` where needed and writes config.json and the weights; KeyError on `size`."""
+    """Write config.json and the weights to `folder`, which is created if needed.
+
+    Raises KeyError for a size that SIZES lacks.
+    """
     config = config_of(size)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
@@ -46,7 +49,7 @@ def write_checkpoint(size: str, folder: Path, file_format: str = "safetensors") 
 
 
 def config_of(size: str) -> dict[str, object]:
-    """The keys of the published config.json, in its order."""
+    """Return the keys of the published config.json, in its order."""
     C, L, NH = SIZES[size]
     return {
         "model_type": "gpt2",
@@ -67,7 +70,7 @@ def config_of(size: str) -> dict[str, object]:
 
 
 def shapes_of(size: str) -> dict[str, tuple[int, ...]]:
-    """{tensor name: shape} in the order of the published files."""
+    """Return {tensor name: shape} in the order of the published files."""
     C, L, _ = SIZES[size]
     shapes: dict[str, tuple[int, ...]] = {
         "transformer.wte.weight": (VOCAB, C),
@@ -89,7 +92,7 @@ def shapes_of(size: str) -> dict[str, tuple[int, ...]]:
 
 
 def random_tensors(size: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Each tensor, float32 and normal: layernorm weights around 1, all others around 0."""
+    """Yield each tensor, float32 and normal: layernorm weights around 1, all others around 0."""
     rng = np.random.default_rng(0)
     for name, shape in shapes_of(size).items():
         tensor = rng.standard_normal(shape, dtype=np.float32)
@@ -100,7 +103,7 @@ def random_tensors(size: str) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def write_safetensors(path: Path, size: str) -> None:
-    """Header first (u64 length, JSON), then the tensors as they are drawn."""
+    """Write the header (u64 length, JSON), then each tensor as it is drawn."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes_of(size).items():
@@ -108,7 +111,7 @@ def write_safetensors(path: Path, size: str) -> None:
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % 64)  # the data then starts on a cache line
+    text += b" " * (-(8 + len(text)) % 64)  # the data starts on a cache line
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for _, tensor in random_tensors(size):
@@ -116,7 +119,7 @@ def write_safetensors(path: Path, size: str) -> None:
 
 
 def write_bin(path: Path, size: str) -> None:
-    """A torch ZIP in which, as published, each layer's mask precedes its attention's weights."""
+    """Write a torch ZIP; as published, each layer's mask precedes its attention weights."""
     import torch
 
     mask = torch.ones(N_POSITIONS, N_POSITIONS, dtype=torch.uint8).tril()[None, None]
@@ -131,7 +134,7 @@ def write_bin(path: Path, size: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="writes a random checkpoint of a true shape")
+    parser = argparse.ArgumentParser(description="write a checkpoint with random weights")
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--format", choices=["safetensors", "bin"], default="safetensors")
