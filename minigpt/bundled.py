@@ -1,7 +1,7 @@
-"""The model in the box: a small one of our own, which stands in where no source is named.
+"""The bundled model: a small model that ships with the package, the default of every source.
 
-It comes with the package, in the form that `minigpt convert --dtype int8` writes. What it is, what
-it has read and how it was trained: docs/model-card.md.
+It is a folder of int8, as `minigpt convert` writes it. docs/model-card.md says what it is, what it
+was trained on, and how.
 """
 
 from __future__ import annotations

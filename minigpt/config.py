@@ -1,7 +1,7 @@
-"""What a model is: the fields of config.json that the mathematics needs, read and checked once.
+"""The config of a model: the fields of config.json that change its results, checked when read.
 
 Names are Hugging Face's (`GPT2Config`, and `BTLMConfig` for the muP variants of Cerebras). A
-GPTConfig that came out of `from_dict` or `from_file` needs no further check.
+GPTConfig from `from_dict`, `from_file` or `from_source` needs no further checks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint.strict_json import read_json_object
-from .errors import ConfigError
+from .errors import ConfigError, short_repr
 
 if TYPE_CHECKING:
     from .checkpoint.gguf import GGUF
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu")
 
 _MAX_CONFIG_BYTES = 16_000_000
-_MAX_SIZE = 2**24  # of any dimension; the product of two still fits an int64 with room to spare
-_MAX_LAYERS = 10_000  # each layer costs time and memory by its names alone
+_MAX_SIZE = 2**24  # of any dimension; a product of two fits an int64 easily
+_MAX_LAYERS = 10_000  # the names of each take time and memory
 _MAX_SCALE = 1e6
 _GPT2_END_OF_TEXT = 50256
 
-# The muP keys, and what Cerebras' files called them before they got their prefix.
+# The muP keys and their names in older files of Cerebras.
 _OLDER_NAME = {
     "mup_embeddings_scale": "embeddings_scale",
     "mup_width_scale": "width_scale",
@@ -35,17 +35,17 @@ _OLDER_NAME = {
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """A GPT-2 architecture in numbers.
+    """The sizes and variants of a GPT-2 architecture.
 
     n_layer, n_head, n_embd        L, NH and C; C is a multiple of NH
-    n_inner                        width of the MLP, mostly 4·C
-    n_positions, vocab_size        longest sequence T, and V
-    activation_function            one of ACTIVATIONS; "gelu" is the exact one, by erf
+    n_inner                        H, the width of the MLP; default 4·C
+    n_positions, vocab_size        the longest sequence, and V
+    activation_function            one of ACTIVATIONS; "gelu" is exact, by erf
     layer_norm_epsilon             added to the variance under the root
     scale_attn_weights             attention scores ÷ √HS (÷ HS where mup_scale_qk_dot_by_d)
-    scale_attn_by_inverse_layer_idx    … and ÷ (layer number + 1)
-    tie_word_embeddings            the head is wte
-    eos_token_id                   the token that ends a text; None where V has none
+    scale_attn_by_inverse_layer_idx    … and ÷ (layer index + 1)
+    tie_word_embeddings            whether the head is wte
+    eos_token_id                   the end-of-text token; None where the vocabulary has none
     model_type                     "gpt2" or "btlm"
     mup_embeddings_scale           (wte + wpe) × this
     mup_output_alpha, mup_width_scale  logits × both
@@ -76,7 +76,10 @@ class GPTConfig:
 
     @classmethod
     def from_file(cls, path: Path) -> GPTConfig:
-        """The config in a `config.json`. Raises ConfigError, naming the file and the key."""
+        """The config in the file `path`, a config.json.
+
+        Raises ConfigError, which names the file and the key.
+        """
         data = read_json_object(Path(path), _MAX_CONFIG_BYTES, ConfigError)
         return cls.from_dict(data, str(path))
 
@@ -84,7 +87,8 @@ class GPTConfig:
     def from_source(cls, files: Path | GGUF) -> GPTConfig:
         """The config of a folder with a config.json, of a GGUF file, or of its parsed header.
 
-        Raises ConfigError, naming the file and the key; CheckpointError for a damaged GGUF file.
+        Raises ConfigError, which names the file and the key, and CheckpointError for a damaged
+        GGUF file.
         """
         if isinstance(files, Path) and not files.is_file():
             return cls.from_file(files / "config.json")
@@ -95,23 +99,25 @@ class GPTConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str) -> GPTConfig:
-        """The config that the names and values of a config.json describe.
+        """The config in the parsed object of a config.json.
 
-        Missing sizes are an error, anything else missing has Hugging Face's default, unknown
-        names are ignored. `where` begins the message of the ConfigError raised for a value that
-        is of the wrong type, out of range, or asks for what is not GPT-2.
+        where  the beginning of error messages: the path of the file
+
+        A missing size is an error; other missing keys have Hugging Face's defaults; unknown keys
+        are ignored. Raises ConfigError for a value of the wrong type, out of range, or of another
+        architecture.
         """
         read = _Reader(data, where)
         model_type = read.choice("model_type", "gpt2", ("gpt2", "btlm"))
         read.choice("position_embedding_type", "learned", ("learned",))
         if read.boolean("add_cross_attention", False):
-            raise ConfigError(f"{where}: add_cross_attention is true; decoders alone are run here")
+            raise ConfigError(f"{where}: add_cross_attention is true; it must be false")
         n_embd, n_head = read.size("n_embd"), read.size("n_head")
         if n_embd % n_head:
             raise ConfigError(f"{where}: n_embd {n_embd} is not a multiple of n_head {n_head}")
         vocab_size = read.size("vocab_size")
         return cls(
-            n_layer=read.size("n_layer", at_most=_MAX_LAYERS),
+            n_layer=read.size("n_layer", maximum=_MAX_LAYERS),
             n_head=n_head,
             n_embd=n_embd,
             n_inner=4 * n_embd if read.get("n_inner") is None else read.size("n_inner"),
@@ -131,7 +137,7 @@ class GPTConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The config.json of a saved model, as Hugging Face's libraries read it."""
+        """The object of a config.json that Hugging Face's libraries read."""
         architecture = "GPT2LMHeadModel" if self.model_type == "gpt2" else "BTLMLMHeadModel"
         data: dict[str, Any] = {
             "architectures": [architecture],
@@ -162,51 +168,55 @@ class GPTConfig:
 
 
 def _activation(read: _Reader) -> str:
-    # "swish" is the older name of silu, and Hugging Face's libraries take both.
+    """One of ACTIVATIONS; "swish", which Hugging Face accepts too, is the older name of silu."""
     name = read.choice("activation_function", "gelu_new", (*ACTIVATIONS, "swish"))
     return "silu" if name == "swish" else name
 
 
 def _end_of_text(read: _Reader, vocab_size: int) -> int | None:
-    """The id that ends a text: the config's (the first, of a list), else GPT-2's, if V has it.
+    """The id of the end-of-text token: the config's, the first of a list, else GPT-2's if V has it.
 
-    Configs of small models often carry GPT-2's 50256 although their vocabulary ends before it.
+    Configs of small models often have GPT-2's 50256, which is beyond their vocabulary.
     """
     value = read.get("eos_token_id")
-    candidates = value if isinstance(value, list) else [value]
-    for candidate in candidates:
+    candidates: list[object] = value if isinstance(value, list) else [value]
+    first: int | None = None
+    for candidate in reversed(candidates):
         if candidate is not None and type(candidate) is not int:
             raise read.wrong("eos_token_id", value, "a token id, a list of these, or null")
-    first = candidates[0] if candidates else None
+        first = candidate
     if first is not None and 0 <= first < vocab_size:
         return first
     return _GPT2_END_OF_TEXT if vocab_size > _GPT2_END_OF_TEXT else None
 
 
 class _Reader:
-    """Typed, range-checked look-ups in the object of a config.json; `null` counts as missing."""
+    """Typed, range-checked access to the object of a config.json; `null` counts as missing."""
 
     def __init__(self, data: Mapping[str, Any], where: str) -> None:
         self.data = data
         self.where = where
 
     def get(self, key: str) -> Any:
+        """The value of a key or of its older name; None where it is missing."""
         value = self.data.get(key)
         return self.data.get(_OLDER_NAME.get(key, key)) if value is None else value
 
     def wrong(self, key: str, value: object, right: str) -> ConfigError:
-        short_repr = (
-            repr(value) if isinstance(value, (str, int, float, type(None))) else "of that type"
-        )
-        return ConfigError(f"{self.where}: {key} cannot be {short_repr[:80]}; it must be {right}")
+        """The error for a value; `right` says what it must be."""
+        is_scalar = isinstance(value, str | int | float | None)
+        found = short_repr(value) if is_scalar else f"a JSON {type(value).__name__}"
+        return ConfigError(f"{self.where}: {key} cannot be {found}; it must be {right}")
 
-    def size(self, key: str, at_most: int = _MAX_SIZE) -> int:
+    def size(self, key: str, maximum: int = _MAX_SIZE) -> int:
+        """An integer from 1 to `maximum`; missing is an error."""
         value = self.get(key)
-        if type(value) is not int or not 1 <= value <= at_most:
-            raise self.wrong(key, value, f"a whole number from 1 to {at_most}")
+        if type(value) is not int or not 1 <= value <= maximum:
+            raise self.wrong(key, value, f"an integer from 1 to {maximum}")
         return value
 
     def number(self, key: str, default: float, below: float) -> float:
+        """A number above 0 and below `below`."""
         value = self.get(key)
         if value is None:
             return default
@@ -215,6 +225,7 @@ class _Reader:
         return float(value)
 
     def boolean(self, key: str, default: bool) -> bool:
+        """True or False."""
         value = self.get(key)
         if value is None:
             return default
@@ -223,6 +234,7 @@ class _Reader:
         return value
 
     def choice(self, key: str, default: str, choices: tuple[str, ...]) -> str:
+        """One of `choices`."""
         value = self.get(key)
         if value is None:
             return default

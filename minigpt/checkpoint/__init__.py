@@ -1,14 +1,14 @@
 """Bytes on disk ⇄ named arrays.
 
-hub.py          a folder's path or a hub id → a folder, or a GGUF file
-folder.py       the files of weights in it; shards and their index
-safetensors.py  one of the formats of weights, read and written
-torch_bin.py    another, read: a ZIP archive (zip_entries.py) or older, holding a pickle
-                (unpickle.py), which is read as data and never run
-gguf.py         the third, a whole model in one file: gguf_gpt2.py tells it in Hugging Face's terms,
-                blocks.py has its ways to hold numbers, gguf_writing.py writes it
-tensors.py      a tensor in a file → an array; named.py: those of a model, by name
-files.py  strict_json.py  atomic.py    opening, parsing and replacing files with care
+hub.py          a path or a hub id → the model's folder, or its GGUF file
+folder.py       the files of weights in a folder: single or in shards with an index
+safetensors.py  format: safetensors, read and written
+torch_bin.py    format: pytorch_model.bin, read; a ZIP archive (zip_entries.py) or an older form,
+                with a pickle that is read as data and never run (unpickle.py)
+gguf.py         format: GGUF, a whole model in one file; blocks.py its encodings of numbers,
+                gguf_writing.py its writer, gguf_gpt2.py its names in Hugging Face's terms
+tensors.py      a tensor in a file → an array; named.py: the tensors of a model by name
+files.py  strict_json.py  atomic.py  lock.py    safe opening, parsing, replacing and locking
 """
 
 from __future__ import annotations

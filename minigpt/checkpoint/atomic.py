@@ -1,8 +1,8 @@
-"""Writing a file, or a folder of them, whole or not at all.
+"""Atomic writes: a file, or a folder of files, appears complete or not at all.
 
-The bytes go to a temporary name in the same folder, are flushed to the disk, and take the
-file's name in one step; whatever interrupts that leaves the file as it was. A temporary of a
-process that was killed is removed by the next write of the same file. So it is with folders.
+The bytes go to a temporary file in the same folder, are flushed to the disk, and get the final
+name in one step; an interruption leaves the old file as it was. The temporary file of a killed
+process is removed by the next write to the same name. Folders are written in the same way.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if os.name == "posix":
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `path` when the block ends without an error.
+    """A file to write, which replaces `path` when the block ends without an error.
 
-    Raises CheckpointError when the system refuses (disk full, no such folder, no permission).
+    Raises CheckpointError on an error of the system (disk full, no such folder, no permission).
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         _sweep(path)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        # 0o666 less the user's umask, as for any file; tempfile's 0o600 would stay with it
+        # 0o666 minus the umask, as for any file; tempfile would create it with 0o600
         with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
             _lock(file.fileno())
             yield file
@@ -40,8 +40,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
-    except OSError as flaw:
-        raise CheckpointError(f"{path}: cannot be written: {flaw.strerror or flaw}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
         with contextlib.suppress(OSError):  # after a success it has its new name
             temporary.unlink()
@@ -49,16 +49,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def creating_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `path` when the block ends without an error.
+    """A folder to fill, which is renamed to `path` when the block ends without an error.
 
-    Raises CheckpointError where `path` is a file, or a folder with something in it, and when the
-    system refuses.
+    Raises CheckpointError where `path` is a file or a folder that is not empty, and on an error of
+    the system.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         if path.is_symlink() or (path.exists() and not _is_empty_folder(path)):
-            raise CheckpointError(f"{path}: is there already; name a folder that is not")
+            raise CheckpointError(f"{path}: already exists; name a new folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
         temporary.mkdir()
@@ -66,11 +66,11 @@ def creating_folder(path: Path) -> Iterator[Path]:
             yield temporary
             _sync_folder(temporary)
             if os.name != "posix" and path.exists():
-                path.rmdir()  # elsewhere even an empty folder is in the way of another
+                path.rmdir()  # Windows does not replace even an empty folder
             temporary.replace(path)
         _sync_folder(path.parent)
-    except OSError as flaw:
-        raise CheckpointError(f"{path}: cannot be written: {flaw.strerror or flaw}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # after a success it has its new name
 
@@ -81,7 +81,7 @@ def _is_empty_folder(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked_folder(path: Path) -> Iterator[None]:
-    """As `_lock`, for a folder; elsewhere than on POSIX it cannot be opened."""
+    """`_lock` for a folder; only POSIX systems can open one."""
     if os.name != "posix":
         yield
         return
@@ -94,13 +94,13 @@ def _locked_folder(path: Path) -> Iterator[None]:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Writes `data` as the file `path`, whole or not at all; raises CheckpointError."""
+    """Write `data` as the file `path`, atomically; raises CheckpointError."""
     with replacing(path) as file:
         file.write(data)
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    if os.name == "posix":  # Windows cannot open a folder
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -109,7 +109,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Removes the temporaries of `path` that no process is writing."""
+    """Remove the temporary files of `path` that no process is writing."""
     for stale in path.parent.iterdir():
         if stale.name.startswith(f".{path.name}.") and stale.suffix == ".tmp":
             with contextlib.suppress(OSError):
@@ -118,7 +118,7 @@ def _sweep(path: Path) -> None:
 
 
 def _lock(descriptor: int) -> None:
-    """Marks an open file as being written, until it is closed or its process dies."""
+    """Mark an open file as in use, until it is closed or its process dies."""
     if os.name == "posix":
         with contextlib.suppress(OSError):  # some network file systems have no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -126,7 +126,7 @@ def _lock(descriptor: int) -> None:
 
 def _abandoned(path: Path) -> bool:
     if os.name != "posix":
-        # there, a file that is open cannot be removed: trying is safe; with folders it is not
+        # Windows refuses to remove an open file, so trying is safe; not so for a folder
         return path.is_file()
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:

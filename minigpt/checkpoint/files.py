@@ -1,4 +1,4 @@
-"""Opening files that may be anything: a pipe, a device, a folder, or far too large."""
+"""Safe opening of paths that may be a pipe, a device, a folder, or a file that is far too large."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, SourceError
 
-# Python names MAP_NORESERVE only since 3.13; the number is that of the machines named here.
+# mmap.MAP_NORESERVE exists since Python 3.13; 0x4000 is its value on these machines.
 _MAP_NORESERVE = getattr(
     mmap,
     "MAP_NORESERVE",
@@ -20,19 +20,19 @@ _MAP_NORESERVE = getattr(
 
 
 def open_regular(path: Path, error: type[SourceError]) -> int:
-    """A file descriptor for reading the regular file `path`, symbolic links followed.
+    """A file descriptor for reading the regular file `path`; symbolic links are followed.
 
-    Raises `error` when there is none, or when it is a folder, pipe or device.
+    Raises `error` when there is no such file, or when it is a folder, pipe or device.
     """
     try:
         _require_regular(path.stat(), path, error)  # opening a device may already act on it
-        # O_NONBLOCK: should a pipe take the file's place meanwhile, open must not wait for it.
+        # O_NONBLOCK: if a pipe has replaced the file by now, open must not wait for a writer.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(path, flags)
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
-    except (OSError, ValueError) as flaw:  # ValueError: a zero byte in the name
-        raise error(f"{path}: cannot be opened: {_reason(flaw)}") from None
+    except (OSError, ValueError) as cause:  # ValueError: a zero byte in the name
+        raise error(f"{path}: cannot be opened: {_reason(cause)}") from None
     try:
         _require_regular(os.fstat(descriptor), path, error)
     except SourceError:
@@ -47,35 +47,35 @@ def _require_regular(status: os.stat_result, path: Path, error: type[SourceError
         raise error(f"{path}: is {kind}; a regular file is needed")
 
 
-def _reason(flaw: Exception) -> str:
-    return getattr(flaw, "strerror", None) or str(flaw)
+def _reason(cause: Exception) -> str:
+    return getattr(cause, "strerror", None) or str(cause)
 
 
 def read_small_file(path: Path, max_bytes: int, error: type[SourceError]) -> bytes:
-    """All bytes of a file of at most `max_bytes`; raises `error` when absent or larger."""
+    """The bytes of a file of at most `max_bytes`; raises `error` when it is missing or larger."""
     try:
         with os.fdopen(open_regular(path, error), "rb") as file:
             data = file.read(max_bytes + 1)
-    except OSError as flaw:
-        raise error(f"{path}: cannot be read: {_reason(flaw)}") from None
+    except OSError as cause:
+        raise error(f"{path}: cannot be read: {_reason(cause)}") from None
     if len(data) > max_bytes:
-        raise error(f"{path}: is larger than {max_bytes} bytes, the most such a file may have")
+        raise error(f"{path}: is larger than {max_bytes} bytes, the limit for such a file")
     return data
 
 
 def release_pages(data: mmap.mmap) -> None:
-    """Take a mapping's pages out of this process's memory, where the system can do that."""
+    """Drop the pages of a mapping from memory, where the system supports it."""
     if hasattr(mmap, "MADV_DONTNEED"):
         data.madvise(mmap.MADV_DONTNEED)
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """The bytes of a file of weights as memory, loaded page by page when first touched.
+    """A file mapped into memory; each page is loaded when it is first touched.
 
-    The mapping is private and copy-on-write: arrays over it have the ordinary, writable NumPy
-    type, and writing to one changes a page of this process, never the file.
+    The mapping is private and copy-on-write: arrays over it are writable, and writing to one
+    changes a page of this process, never the file.
 
-    Raises CheckpointError when the file is absent, not regular, or empty.
+    Raises CheckpointError when the file is missing, not regular, or empty.
     """
     descriptor = open_regular(path, CheckpointError)
     try:
@@ -84,12 +84,12 @@ def map_file(path: Path) -> mmap.mmap:
             raise CheckpointError(f"{path}: is empty; download or save it again")
         if sys.platform == "win32":
             return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
-        # A writable private mapping counts as memory that may be needed, unless NORESERVE: a
-        # file of 51 GB would not map on a machine of 24 GB.
+        # Without NORESERVE, Linux counts a writable private mapping as memory in use: a file of
+        # 51 GB would not map on a machine with 24 GB.
         flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
         return mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-    except (OSError, ValueError, OverflowError) as flaw:
-        reason = _reason(flaw)
+    except (OSError, ValueError, OverflowError) as cause:
+        reason = _reason(cause)
         raise CheckpointError(f"{path}: cannot be mapped into memory: {reason}") from None
     finally:
         os.close(descriptor)

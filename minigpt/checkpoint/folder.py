@@ -1,4 +1,4 @@
-"""A model's folder: which of its files hold the weights, and the tensors in all of them."""
+"""A model's folder: the files that hold its weights, and the tensors in them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _Reader = Callable[[MappedFile], dict[str, StoredTensor]]
 
 
 def _read_torch_bin(file: MappedFile) -> dict[str, StoredTensor]:
-    from .torch_bin import read_torch_bin  # who never meets one need not load what reads it
+    from .torch_bin import read_torch_bin  # only such a file needs its reader
 
     return read_torch_bin(file)
 
 
-# In the order in which they win when a folder holds several.
+# In order of precedence, where a folder holds several.
 _SINGLE_AND_INDEX: tuple[tuple[str, _Reader], ...] = (
     ("model.safetensors", read_safetensors),
     ("pytorch_model.bin", _read_torch_bin),
@@ -62,7 +62,7 @@ def open_checkpoint(files: Path | GGUF) -> Checkpoint:
 
 
 def _exists(path: Path) -> bool:
-    """True for a broken link too: what a folder names and lacks is an error to be told."""
+    """True for a broken link, too: opening it then raises an error that names it."""
     return path.is_symlink() or path.exists()
 
 
@@ -87,8 +87,8 @@ def _open_shards(folder: Path, index: Path, reader: _Reader) -> Checkpoint:
         tensors = reader(_open(folder / shard))
         missing = names_by_shard[shard] - tensors.keys()
         if missing:
-            flaw = f"lacks {short_repr(min(missing))}, which {index.name} says it holds"
-            raise CheckpointError(f"{folder / shard}: {flaw}")
+            problem = f"lacks {short_repr(min(missing))}, which {index.name} says it holds"
+            raise CheckpointError(f"{folder / shard}: {problem}")
         twice = stored.keys() & tensors.keys()
         if twice:
             other = stored[min(twice)].file.path.name
@@ -100,15 +100,15 @@ def _open_shards(folder: Path, index: Path, reader: _Reader) -> Checkpoint:
 
 
 def _read_index(index: Path) -> dict[str, set[str]]:
-    """The names of the tensors that each shard must hold."""
+    """{shard: the names of the tensors that it must hold}"""
     weight_map = read_json_object(index, _MAX_INDEX_BYTES, CheckpointError).get("weight_map")
     if type(weight_map) is not dict or not weight_map:
         raise CheckpointError(f"{index}: its weight_map must map the names of tensors to files")
     names_by_shard: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
         if type(shard) is not str or not _is_plain_name(shard):
-            flaw = f"tensor {short_repr(name)} is in {short_repr(shard)}"
-            raise CheckpointError(f"{index}: {flaw}; only files of the same folder are read")
+            problem = f"tensor {short_repr(name)} is in {short_repr(shard)}"
+            raise CheckpointError(f"{index}: {problem}; only files of the same folder are read")
         names_by_shard.setdefault(shard, set()).add(name)
     if len(names_by_shard) > _MAX_SHARDS:
         raise CheckpointError(f"{index}: names {len(names_by_shard)} files, far more than a model")
@@ -116,7 +116,7 @@ def _read_index(index: Path) -> dict[str, set[str]]:
 
 
 def _is_plain_name(name: str) -> bool:
-    """True for the name of a file in the same folder, on every system; so no drive, no path."""
+    """Whether every system takes `name` for a file of the same folder: no drive, no path."""
     printable = name != "" and name.isprintable()
     return printable and not name.startswith(".") and not set(name) & set('/\\:*?"<>|')
 
@@ -124,10 +124,12 @@ def _is_plain_name(name: str) -> bool:
 def _nothing_found(folder: Path) -> str:
     looked_for = "model.safetensors or pytorch_model.bin, or the index.json of either"
     if not folder.is_dir():
-        return f"{folder}: is no folder; a model is a folder with config.json and {looked_for}"
+        return f"{folder}: is not a folder; a model is a folder with config.json and {looked_for}"
     if any(path.suffix.lower() == ".gguf" for path in folder.iterdir()):
-        return f"{folder}: holds .gguf files; name the one that is meant"
+        return f"{folder}: holds several .gguf files; name one of them"
     others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_KINDS)
     if others:
-        return f"{folder}: holds {short_repr(others[0])}, which is not read; needed: {looked_for}"
+        return (
+            f"{folder}: holds {short_repr(others[0])}, which cannot be read; needed: " + looked_for
+        )
     return f"{folder}: holds no weights; needed: {looked_for}"

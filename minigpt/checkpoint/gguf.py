@@ -1,16 +1,16 @@
-"""The GGUF format: named values, a table of tensors, the tensors' bytes, all in one file.
+"""The GGUF format: values by key, a table of tensors, and the bytes of the tensors, in one file.
 
     4 bytes    "GGUF"
     u32        version: 2 or 3, which look the same
-    u64, u64   how many tensors, how many values
-    values     each: key, u32 type, value           a text: u64 length, UTF-8
-                                                    an array: u32 type, u64 count, its values
+    u64, u64   the number of tensors, the number of values
+    values     each: key, u32 type, value           a string: u64 length, UTF-8
+                                                    an array: u32 type, u64 count, its elements
     table      each: name, u32 dimensions, u64 of each (the innermost first), u32 type, u64 offset
-    tensors    from the next multiple of general.alignment on, where their offsets say
+    tensors    at their offsets from the next multiple of general.alignment
 
-All numbers are little-endian. Nothing here knows what the values and tensors mean: gguf_gpt2.py
-does. A file may claim anything, so each length is compared with the bytes that are left, and
-arrays, which may have millions of values, are passed over and read only when asked for.
+All numbers are little-endian. gguf_gpt2.py knows what the values and tensors mean. The reader does
+not trust the file: every length is compared with the bytes that are left, and arrays, which may
+have millions of elements, are skipped and read only when asked for.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -30,7 +30,7 @@ from .tensors import MappedFile, TensorInfo, check_elements
 MAGIC = b"GGUF"
 ALIGNMENT = 32  # where general.alignment does not say
 TEXT, ARRAY = 8, 9
-NUMBERS = {  # type → its form for `struct`
+NUMBERS = {  # type → its format for `struct`
     0: "B",
     1: "b",
     2: "H",
@@ -46,11 +46,11 @@ NUMBERS = {  # type → its form for `struct`
 
 _MAX_HEADER = 64 << 20  # bytes before the tensors; with GPT-2's vocabulary there are 2 million
 _MAX_VALUES = 10_000
-_MAX_TEXTS = 1_000_000  # in all arrays; no tokenizer has as many tokens and merges
+_MAX_TEXTS = 1_000_000  # strings in all arrays; no tokenizer has so many tokens and merges
 _MAX_TENSORS = 1 << 16
 _MAX_DIMENSIONS = 4
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
-_UNREAD_TYPES = {  # that people have files of; named so that the message can
+_UNREAD_TYPES = {  # common encodings that cannot be read, for the message
     3: "Q4_1",
     6: "Q5_0",
     7: "Q5_1",
@@ -64,7 +64,7 @@ _UNREAD_TYPES = {  # that people have files of; named so that the message can
 
 @dataclass(frozen=True)
 class Array:
-    """An array among the values, unread: `count` of that type, from byte `start` on."""
+    """An array among the values, unread: `count` elements of that type from byte `start` on."""
 
     type: int
     count: int
@@ -76,10 +76,10 @@ Value = bool | int | float | str | Array
 
 @dataclass(frozen=True)
 class GGUF:
-    """What a file says before its tensors.
+    """The parsed header of a file.
 
     values   by key
-    tensors  by name; shapes with the innermost dimension last, as NumPy has them
+    tensors  by name; the innermost dimension of a shape is last, as in NumPy
     """
 
     file: MappedFile
@@ -87,42 +87,45 @@ class GGUF:
     tensors: dict[str, EncodedTensor]
 
     def texts(self, key: str) -> list[str] | None:
-        """The texts in the array `key`; None where there is none. Raises CheckpointError."""
+        """The strings in the array `key`, None if there is no such key. Raises CheckpointError."""
         array = self.values.get(key)
         if array is None:
             return None
         if not isinstance(array, Array) or array.type != TEXT:
-            raise CheckpointError(f"{self.file.path}: {key} must be an array of texts")
+            raise CheckpointError(f"{self.file.path}: {key} must be an array of strings")
         header = _Header(self.file, array.start)
         return [header.text(key) for _ in range(array.count)]
 
     def numbers(self, key: str) -> list[int] | None:
-        """The integers in the array `key`; None where there is none. Raises CheckpointError."""
+        """The integers in the array `key`, None if there is no such key. Raises CheckpointError."""
         array = self.values.get(key)
         if array is None:
             return None
         if not isinstance(array, Array) or NUMBERS.get(array.type, "f") not in "BbHhIiQq":
             raise CheckpointError(f"{self.file.path}: {key} must be an array of integers")
         dtype = np.dtype("<" + NUMBERS[array.type])
-        return np.frombuffer(self.file.data, dtype, array.count, array.start).tolist()
+        integers: list[int] = np.frombuffer(
+            self.file.data, dtype, array.count, array.start
+        ).tolist()
+        return integers
 
 
 def read_gguf(file: MappedFile) -> GGUF:
-    """The values and the table of tensors of a GGUF file.
+    """Parse the header of a GGUF file: its values and its table of tensors.
 
-    Raises CheckpointError for a file that breaks a rule of the format, or holds tensors of a type
-    that is not read.
+    Raises CheckpointError for a file that violates the format, or has tensors in an encoding that
+    cannot be read.
     """
     header = _Header(file, 0)
     _check_version(header)
     tensor_count, value_count = header.number(_U64), header.number(_U64)
-    # Either claim is compared with a limit before anything is made of that size.
-    for count, most, what in (
+    # Both counts are checked before anything of their size is allocated.
+    for count, maximum, what in (
         (tensor_count, _MAX_TENSORS, "tensors"),
         (value_count, _MAX_VALUES, "values"),
     ):
-        if count > most:
-            raise header.error(f"claims {count} {what}, where at most {most} are read")
+        if count > maximum:
+            raise header.error(f"claims {count} {what}, where at most {maximum} are allowed")
     values: dict[str, Value] = {}
     for _ in range(value_count):
         key = header.text("a key")
@@ -134,7 +137,7 @@ def read_gguf(file: MappedFile) -> GGUF:
 
 
 class _Header:
-    """The bytes before the tensors, read in order; each read is checked against their end."""
+    """A cursor over the bytes before the tensors; each read is checked against their end."""
 
     def __init__(self, file: MappedFile, position: int) -> None:
         self.file = file
@@ -143,21 +146,21 @@ class _Header:
         self.end = min(len(file.data), _MAX_HEADER)
         self.texts = 0
 
-    def error(self, flaw: str) -> CheckpointError:
-        return CheckpointError(f"{self.file.path}: {flaw}")
+    def error(self, problem: str) -> CheckpointError:
+        return CheckpointError(f"{self.file.path}: {problem}")
 
     def skip(self, size: int, what: str) -> int:
-        """Where the next `size` bytes begin."""
+        """Skip `size` bytes; returns the position at which they begin."""
         start = self.position
         if size > self.end - start:
-            flaw = f"{what} at byte {start} takes {size} bytes, and there are {self.end - start}"
-            raise self.error(f"{flaw}; it is damaged or cut short")
+            problem = f"{what} at byte {start} takes {size} bytes, and there are {self.end - start}"
+            raise self.error(f"{problem}; it is damaged or cut short")
         self.position += size
         return start
 
-    def number(self, form: struct.Struct) -> int:
-        start = self.skip(form.size, "a number")
-        return int(form.unpack_from(self.data, start)[0])
+    def number(self, layout: struct.Struct) -> int:
+        start = self.skip(layout.size, "a number")
+        return int(layout.unpack_from(self.data, start)[0])
 
     def text(self, what: str) -> str:
         length = self.number(_U64)
@@ -168,10 +171,12 @@ class _Header:
             raise self.error(f"{what} at byte {start} is not UTF-8") from None
 
     def skip_texts(self, count: int, what: str) -> None:
-        """Passes over the texts of an array: fifty thousand in the time of some milliseconds."""
+        """Skip the strings of an array; some milliseconds for fifty thousand."""
         self.texts += count
         if self.texts > _MAX_TEXTS:
-            raise self.error(f"claims more than {_MAX_TEXTS} texts; damaged, or no model of ours")
+            raise self.error(
+                f"claims more than {_MAX_TEXTS} strings, more than any tokenizer has; it is damaged"
+            )
         position, last = self.position, self.end - _U64.size
         length_at = _U64.unpack_from
         for _ in range(count):
@@ -181,19 +186,21 @@ class _Header:
         else:
             self.skip(position - self.position, what)
             return
-        raise self.error(f"{what} has {count} texts, which go past its end; damaged or cut short")
+        raise self.error(
+            f"{what} has {count} strings, which go past its end; it is damaged or cut short"
+        )
 
 
 def _check_version(header: _Header) -> None:
     start = header.skip(8, "the beginning")
     magic, version = header.data[start : start + 4], header.data[start + 4 : start + 8]
     if magic != MAGIC:
-        raise header.error(f"is no GGUF file: it begins with {magic!r}, which must be {MAGIC!r}")
+        raise header.error(f"is not a GGUF file: it begins with {magic!r}, which must be {MAGIC!r}")
     if version[:2] == b"\0\0":
-        raise header.error("is a big-endian GGUF file; only little-endian ones are read")
+        raise header.error("is a big-endian GGUF file; it must be little-endian")
     number = int.from_bytes(version, "little")
     if number not in (2, 3):
-        raise header.error(f"is GGUF of version {number}; versions 2 and 3 are read")
+        raise header.error(f"is GGUF of version {number}; it must be 2 or 3")
 
 
 def _value(header: _Header, key: str) -> Value:
@@ -201,23 +208,23 @@ def _value(header: _Header, key: str) -> Value:
     if type_number == TEXT:
         return header.text(key)
     if type_number != ARRAY:
-        form = struct.Struct("<" + _number_form(header, key, type_number))
-        start = header.skip(form.size, key)
-        value: bool | int | float = form.unpack_from(header.data, start)[0]
+        layout = struct.Struct("<" + _number_format(header, key, type_number))
+        start = header.skip(layout.size, key)
+        value: bool | int | float = layout.unpack_from(header.data, start)[0]
         return value
     element_type, count = header.number(_U32), header.number(_U64)
     array = Array(element_type, count, header.position)
     if element_type == TEXT:
         header.skip_texts(count, key)
     else:
-        size = struct.calcsize("<" + _number_form(header, key, element_type))
+        size = struct.calcsize("<" + _number_format(header, key, element_type))
         header.skip(count * size, key)
     return array
 
 
-def _number_form(header: _Header, key: str, type_number: int) -> str:
+def _number_format(header: _Header, key: str, type_number: int) -> str:
     if type_number == ARRAY:  # only reached from inside an array
-        raise header.error(f"{short_repr(key)} is an array of arrays, which no model needs")
+        raise header.error(f"{short_repr(key)} is an array of arrays, which cannot be read")
     if type_number not in NUMBERS:
         raise header.error(f"{short_repr(key)} is of the type {type_number}, which does not exist")
     return NUMBERS[type_number]
@@ -232,7 +239,7 @@ def _alignment(header: _Header, values: dict[str, Value]) -> int:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A line of the table of tensors, as it stands there."""
+    """An entry of the table of tensors, unchecked."""
 
     name: str
     dimensions: tuple[int, ...]
@@ -244,14 +251,14 @@ def _entry(header: _Header) -> _Entry:
     name = header.text("a tensor's name")
     count = header.number(_U32)
     if not 1 <= count <= _MAX_DIMENSIONS:
-        flaw = f"tensor {short_repr(name)} has {count} dimensions"
-        raise header.error(f"{flaw}; there must be 1 to {_MAX_DIMENSIONS}")
+        problem = f"tensor {short_repr(name)} has {count} dimensions"
+        raise header.error(f"{problem}; it must have 1 to {_MAX_DIMENSIONS}")
     dimensions = tuple(header.number(_U64) for _ in range(count))
     return _Entry(name, dimensions, header.number(_U32), header.number(_U64))
 
 
 def _tensors(header: _Header, entries: list[_Entry], alignment: int) -> dict[str, EncodedTensor]:
-    """The tensors by name: inside the file, none over another."""
+    """The tensors by name, checked: inside the file, and none overlaps another."""
     start = -(-header.position // alignment) * alignment
     tensors: dict[str, EncodedTensor] = {}
     for entry in entries:
@@ -272,20 +279,22 @@ def _tensor(header: _Header, entry: _Entry, start: int, alignment: int) -> Encod
     if entry.type not in ENCODINGS:
         name = _UNREAD_TYPES.get(entry.type, f"number {entry.type}")
         known = ", ".join(encoding.name for encoding in ENCODINGS.values())
-        raise header.error(f"{where} is of the type {name}; read are {known}")
+        raise header.error(f"{where} is of the type {name}; it must be one of {known}")
     encoding = ENCODINGS[entry.type]
     if min(shape) < 1 or shape[-1] % encoding.length:
-        right = f"of at least 1, the last a multiple of {encoding.length}"
         raise header.error(
-            f"{where} has the shape {short_repr(list(shape))}; sizes must be {right}"
+            f"{where} has the shape {short_repr(list(shape))}; its sizes must be at least 1, "
+            f"the last a multiple of {encoding.length}"
         )
     check_elements(shape, f"{header.file.path}: {where}")
     nbytes = math.prod(shape) // encoding.length * encoding.block.itemsize
     if entry.offset % alignment:
-        raise header.error(f"{where} has the offset {entry.offset}, no multiple of {alignment}")
+        raise header.error(
+            f"{where} has the offset {entry.offset}; it must be a multiple of {alignment}"
+        )
     left = len(header.data) - start - entry.offset
     if nbytes > left:
-        flaw = f"{where} takes {nbytes} bytes, and from its offset on there are {max(left, 0)}"
-        raise header.error(f"{flaw}; it is damaged or cut short")
+        problem = f"{where} takes {nbytes} bytes, and from its offset on there are {max(left, 0)}"
+        raise header.error(f"{problem}; it is damaged or cut short")
     info = TensorInfo(entry.name, encoding.name, shape, nbytes)
     return EncodedTensor(info, header.file, start + entry.offset, encoding)

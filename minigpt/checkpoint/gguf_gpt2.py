@@ -1,14 +1,13 @@
-"""A GPT-2 in a GGUF file, in Hugging Face's terms: names of tensors, config.json, tokenizer files.
+"""GPT-2 in a GGUF file, in Hugging Face's terms: tensor names, config.json, tokenizer files.
 
-llama.cpp names the tensors its own way and stores every matrix as [out, in], where GPT-2's
-Conv1D has [in, out]; the embeddings are [V, C] in both. The values of the file hold what
-config.json, vocab.json and merges.txt hold elsewhere. What they do not say:
+llama.cpp has its own names for the tensors, and stores every matrix as [out, in], where GPT-2's
+Conv1D has [in, out]; the embeddings are [V, C] in both. The values of the file correspond to
+config.json, vocab.json and merges.txt. No key exists for:
 
-- The activation. llama.cpp computes GPT-2's `gelu_new`, whatever a model was trained with, so a
-  file that does not say gets that here too: its text is what it is elsewhere. A file of ours
-  says it under `minigpt.activation_function`.
-- Scales of the attention's scores other than GPT-2's, and the muP variants of Cerebras: such a
-  model has no GGUF form.
+- The activation. llama.cpp always computes GPT-2's `gelu_new`, and so does minigpt for a file
+  without it: both generate the same text. minigpt writes it as `minigpt.activation_function`.
+- Attention scales other than GPT-2's, and the muP variants of Cerebras: such a model cannot be
+  written as GGUF.
 
 Names: `MODEL_TENSORS[GPT2]` in gguf-py/gguf/constants.py of https://github.com/ggml-org/llama.cpp.
 """
@@ -33,10 +32,10 @@ from .tensors import MappedFile
 ACTIVATION = "minigpt.activation_function"
 ASSUMED_ACTIVATION = "gelu_new"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = range(1, 6)  # tokenizer.ggml.token_type
-PRE_TOKENIZERS = ("gpt-2", "default")  # older converters wrote none, or "default"
+PRE_TOKENIZERS = ("gpt-2", "default")  # tokenizer.ggml.pre; older converters wrote "default"
 
 _KINDS = ("weight", "bias")
-_OURS = {
+_FROM_GGUF = {
     "token_embd.weight": "wte.weight",
     "position_embd.weight": "wpe.weight",
     "output_norm.weight": "ln_f.weight",
@@ -51,9 +50,11 @@ _IN_LAYER = {
     "ffn_up": "mlp.c_fc",
     "ffn_down": "mlp.c_proj",
 }
-_OURS_IN_LAYER = {f"{a}.{kind}": f"{b}.{kind}" for a, b in _IN_LAYER.items() for kind in _KINDS}
-_THEIRS = {ours: theirs for theirs, ours in (_OURS | _OURS_IN_LAYER).items()}
-_THEIR_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.(.+)")
+_FROM_GGUF_IN_LAYER = {
+    f"{a}.{kind}": f"{b}.{kind}" for a, b in _IN_LAYER.items() for kind in _KINDS
+}
+_TO_GGUF = {ours: theirs for theirs, ours in (_FROM_GGUF | _FROM_GGUF_IN_LAYER).items()}
+_GGUF_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.(.+)")
 _SIZES = {  # of config.json
     "n_layer": "gpt2.block_count",
     "n_head": "gpt2.attention.head_count",
@@ -73,12 +74,14 @@ def open_gguf(file: Path | GGUF) -> GGUF:
     gguf = read_gguf(MappedFile(path, map_file(path)))
     architecture = gguf.values.get("general.architecture")
     if architecture != "gpt2":
-        flaw = f"general.architecture is {short_repr(architecture)}; only 'gpt2' is run here"
-        raise CheckpointError(f"{path}: {flaw}")
+        raise CheckpointError(
+            f"{path}: general.architecture is {short_repr(architecture)}; it must be 'gpt2'"
+        )
     parts = gguf.values.get("split.count", 1)
     if parts not in (0, 1):
-        flaw = f"is one of {short_repr(parts)} parts; join them: llama-gguf-split --merge"
-        raise CheckpointError(f"{path}: {flaw}")
+        raise CheckpointError(
+            f"{path}: is one of {short_repr(parts)} parts; join them: llama-gguf-split --merge"
+        )
     return gguf
 
 
@@ -86,52 +89,54 @@ def open_gguf(file: Path | GGUF) -> GGUF:
 
 
 def gguf_checkpoint(file: Path | GGUF) -> Checkpoint:
-    """The tensors of a GGUF file under Hugging Face's names, matrices as [in, out].
+    """The tensors of a GGUF file under Hugging Face's names, Conv1D matrices as [in, out].
 
-    Raises CheckpointError for a damaged file, and for a tensor that a GPT-2 does not have.
+    Raises CheckpointError for a damaged file, and for a tensor that GPT-2 does not have.
     """
     gguf = open_gguf(file)
     path = gguf.file.path
     stored: dict[str, EncodedTensor] = {}
-    for theirs, tensor in gguf.tensors.items():
-        name = _our_name(theirs)
+    for gguf_tensor_name, tensor in gguf.tensors.items():
+        name = _table_name(gguf_tensor_name)
         if name is None:
-            raise CheckpointError(f"{path}: tensor {short_repr(theirs)} is none that a GPT-2 has")
-        flipped = is_transposed_in_gguf(name) and len(tensor.info.shape) == 2
-        shape = tensor.info.shape[::-1] if flipped else tensor.info.shape
+            raise CheckpointError(
+                f"{path}: tensor {short_repr(gguf_tensor_name)} does not exist in GPT-2"
+            )
+        transposed = is_transposed_in_gguf(name) and len(tensor.info.shape) == 2
+        shape = tensor.info.shape[::-1] if transposed else tensor.info.shape
         info = replace(tensor.info, name=name, shape=shape)
-        stored[name] = replace(tensor, info=info, transposed=flipped)
+        stored[name] = replace(tensor, info=info, transposed=transposed)
     tensors = {name: tensor.info for name, tensor in stored.items()}
     return Checkpoint(path, (path,), tensors, stored)
 
 
 def is_transposed_in_gguf(name: str) -> bool:
-    """Whether a GGUF file holds the transpose of the tensor that we call `name`."""
+    """Whether a GGUF file stores the tensor that the table calls `name` as its transpose."""
     return name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
 
 
-def _our_name(theirs: str) -> str | None:
-    """`blk.3.ffn_up.weight` → `h.3.mlp.c_fc.weight`; None for what a GPT-2 does not have."""
-    layer = _THEIR_LAYER.fullmatch(theirs)
+def _table_name(name: str) -> str | None:
+    """`blk.3.ffn_up.weight` → `h.3.mlp.c_fc.weight`; None for a tensor that GPT-2 does not have."""
+    layer = _GGUF_LAYER.fullmatch(name)
     if layer is None:
-        return _OURS.get(theirs)
-    ours = _OURS_IN_LAYER.get(layer[2])
-    return ours and f"h.{layer[1]}.{ours}"
+        return _FROM_GGUF.get(name)
+    in_layer = _FROM_GGUF_IN_LAYER.get(layer[2])
+    return in_layer and f"h.{layer[1]}.{in_layer}"
 
 
-def gguf_name(ours: str) -> str:
+def gguf_name(name: str) -> str:
     """`h.3.mlp.c_fc.weight` → `blk.3.ffn_up.weight`."""
-    if not ours.startswith("h."):
-        return _THEIRS[ours]
-    _, layer, name = ours.split(".", 2)
-    return f"blk.{layer}.{_THEIRS[name]}"
+    if not name.startswith("h."):
+        return _TO_GGUF[name]
+    _, layer, in_layer = name.split(".", 2)
+    return f"blk.{layer}.{_TO_GGUF[in_layer]}"
 
 
 # ---- config.json ----
 
 
 def gguf_config(file: Path | GGUF) -> dict[str, Any]:
-    """What config.json would say of the model in a GGUF file; its ranges are not yet checked.
+    """The config.json of the model in a GGUF file; GPTConfig.from_dict checks its ranges.
 
     Raises ConfigError for a value that is missing or of the wrong type, CheckpointError for a
     damaged file.
@@ -142,7 +147,7 @@ def gguf_config(file: Path | GGUF) -> dict[str, Any]:
         data[name] = _value(gguf, key, int)
     data["n_inner"] = _value(gguf, "gpt2.feed_forward_length", int, 4 * data["n_embd"])
     epsilon = _value(gguf, "gpt2.attention.layer_norm_epsilon", float, 1e-5)
-    with np.errstate(over="ignore"):  # of a float64
+    with np.errstate(over="ignore"):  # a float64 may overflow
         data["layer_norm_epsilon"] = float(str(np.float32(epsilon)))  # 1e-5, not 9.99999974e-6
     data["activation_function"] = _value(gguf, ACTIVATION, str, ASSUMED_ACTIVATION)
     data["eos_token_id"] = _value(gguf, "tokenizer.ggml.eos_token_id", int, -1)
@@ -154,10 +159,10 @@ def gguf_config(file: Path | GGUF) -> dict[str, Any]:
 
 
 def _value(gguf: GGUF, key: str, kind: type, default: object = None) -> Any:
-    """A value of that type, of `default` where it is missing."""
+    """The value of a key, checked to be of that type; `default` where it is missing."""
     value = gguf.values.get(key, default)
     if type(value) is not kind:
-        what = {int: "an integer", float: "a float", str: "a text", bool: "true or false"}[kind]
+        what = {int: "an integer", float: "a float", str: "a string", bool: "true or false"}[kind]
         found = "missing" if value is None else short_repr(value)
         raise ConfigError(f"{gguf.file.path}: {key} is {found}; it must be {what}")
     return value
@@ -167,10 +172,10 @@ def _value(gguf: GGUF, key: str, kind: type, default: object = None) -> Any:
 
 
 def gguf_tokenizer(file: Path | GGUF) -> dict[str, bytes]:
-    """name → content of the tokenizer files that say what a GGUF file says of its tokenizer.
+    """{name: content} of tokenizer files with the tokenizer of a GGUF file; {} if it has none.
 
-    None where it has none. Raises TokenizerError for one of another kind than GPT-2's,
-    CheckpointError for a damaged file.
+    Raises TokenizerError for a tokenizer that is not GPT-2's kind, CheckpointError for a damaged
+    file.
     """
     gguf = open_gguf(file)
     path = gguf.file.path
@@ -186,38 +191,43 @@ def gguf_tokenizer(file: Path | GGUF) -> dict[str, bytes]:
     if types is None:
         types = [NORMAL] * len(tokens)
     if len(types) != len(tokens):
-        flaw = f"has {len(tokens)} tokens, and types of {len(types)}"
-        raise TokenizerError(f"{path}: {flaw}; there must be one for each")
-    while types and types[-1] == UNUSED:  # padding, up to the model's number of rows
+        raise TokenizerError(
+            f"{path}: has {len(tokens)} tokens, and types of {len(types)}; each must have one"
+        )
+    while types and types[-1] == UNUSED:  # padding up to the rows of wte
         del types[-1], tokens[-1]
     ids = {token: token_id for token_id, token in enumerate(tokens)}
     if len(ids) != len(tokens):
         twice = next(token for token_id, token in enumerate(tokens) if ids[token] != token_id)
         raise TokenizerError(f"{path}: token {short_repr(twice)} occurs twice")
-    lines = "".join(f"{merge}\n" for merge in merges)
+    merge_lines = "".join(f"{merge}\n" for merge in merges)
     return {
         "vocab.json": json.dumps(ids).encode(),
-        "merges.txt": f"#version: 0.2\n{lines}".encode(),
+        "merges.txt": f"#version: 0.2\n{merge_lines}".encode(),
         "tokenizer_config.json": json.dumps(_tokenizer_config(gguf, tokens, types)).encode(),
     }
 
 
 def _check_kind(gguf: GGUF) -> None:
-    model = gguf.values.get("tokenizer.ggml.model")
+    """Raise TokenizerError for a tokenizer that is not GPT-2's byte-level BPE."""
+    path, model = gguf.file.path, gguf.values.get("tokenizer.ggml.model")
     if model != "gpt2":
-        flaw = f"tokenizer.ggml.model is {short_repr(model)}; only 'gpt2' is read"
-        raise TokenizerError(f"{gguf.file.path}: {flaw}")
-    splitter = gguf.values.get("tokenizer.ggml.pre", "default")
-    if splitter not in PRE_TOKENIZERS:
-        flaw = (
-            f"tokenizer.ggml.pre is {short_repr(splitter)}, another split into words than GPT-2's"
+        raise TokenizerError(
+            f"{path}: tokenizer.ggml.model is {short_repr(model)}; it must be 'gpt2'"
         )
-        raise TokenizerError(f"{gguf.file.path}: {flaw}; read are {', '.join(PRE_TOKENIZERS)}")
+    pre_tokenizer = gguf.values.get("tokenizer.ggml.pre", "default")
+    if pre_tokenizer not in PRE_TOKENIZERS:
+        raise TokenizerError(
+            f"{path}: tokenizer.ggml.pre is {short_repr(pre_tokenizer)}, another pre-tokenizer; "
+            f"it must be one of {', '.join(PRE_TOKENIZERS)}"
+        )
 
 
 def _tokenizer_config(gguf: GGUF, tokens: list[str], types: list[int]) -> dict[str, Any]:
-    """The tokenizer_config.json: the added tokens, the one that ends a text, what is put before
-    a text (nothing may be: who reads this refuses `add_bos_token`)."""
+    """The tokenizer_config.json: added tokens, end-of-text token, and what is put before a text.
+
+    The reader of the tokenizer files refuses `add_bos_token` if it is true.
+    """
     added = {
         str(token_id): {"content": tokens[token_id], "special": kind != USER_DEFINED}
         for token_id, kind in enumerate(types)

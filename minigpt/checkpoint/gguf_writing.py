@@ -1,4 +1,4 @@
-"""Writing GGUF files; what they look like is told in gguf.py."""
+"""Writing GGUF files; gguf.py describes the format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WrittenValue = bool | int | float | str | Sequence[int] | Sequence[str]
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A tensor to be written: its shape with the innermost dimension last."""
+    """A tensor to be written; the innermost dimension of its shape is last."""
 
     name: str
     shape: tuple[int, ...]
@@ -39,13 +39,12 @@ def write_gguf(
     tensors: Sequence[NewTensor],
     blocks: Callable[[NewTensor], Iterable[np.ndarray]],
 ) -> None:
-    """Writes a GGUF file, whole or not at all, in place of any at `path`.
+    """Write a GGUF file, atomically; a file at `path` is replaced.
 
-    values  by key; an int becomes a u32, a float a f32, integers in a sequence i32
-    blocks  gives a tensor's blocks in order, in arrays of any length: it is asked for one tensor
-            after the other, so that memory needs to hold no more than an array of its
+    values  by key; an int is written as u32, a float as f32, integers in a sequence as i32
+    blocks  called once for each tensor, in order; returns its blocks, in arrays of any length
 
-    Raises CheckpointError where the system refuses (disk full, no permission).
+    Raises CheckpointError on an error of the system (disk full, no permission).
     """
     head = MAGIC + struct.pack("<IQQ", _VERSION, len(tensors), len(values))
     head += b"".join(_text(key) + _value(value) for key, value in values.items())
@@ -56,8 +55,8 @@ def write_gguf(
     with replacing(path) as file:
         file.write(head + bytes(_padding(len(head))))
         for tensor in tensors:
-            for part in blocks(tensor):
-                file.write(np.ascontiguousarray(part).view(np.uint8).data)
+            for array in blocks(tensor):
+                file.write(np.ascontiguousarray(array).view(np.uint8).data)
             file.write(bytes(_padding(tensor.nbytes)))
 
 
@@ -71,8 +70,8 @@ def _text(text: str) -> bytes:
 
 
 def _value(value: WrittenValue) -> bytes:
-    """The type of a value, and the value."""
-    if isinstance(value, bool):  # which is an int to Python
+    """The bytes of a value, its type first."""
+    if isinstance(value, bool):  # before int, its base class
         return struct.pack("<I?", _BOOL, value)
     if isinstance(value, int):
         return struct.pack("<II", _U32, value)

@@ -1,14 +1,13 @@
-"""A model source → a folder, or a GGUF file: one that is there, or a model of the Hugging Face
-hub, fetched.
+"""A model source → its folder or GGUF file: a local path, or a model of the Hugging Face hub.
 
-Fetching is left to huggingface_hub: its cache, its progress bar, its going on where an
-interrupted download stopped. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they
-always mean to it.
+huggingface_hub downloads, with its cache, progress bar and resumption of interrupted downloads.
+Its variables HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE work as usual.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -31,7 +30,7 @@ _SMALL_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
 )
-# Weights: of the first of these names that a model has, the files that go with it.
+# (first file of weights, files to fetch with it), in order of precedence.
 _WEIGHTS = (
     ("model.safetensors", ("model.safetensors",)),
     ("model.safetensors.index.json", ("model.safetensors.index.json", "model*.safetensors")),
@@ -41,12 +40,12 @@ _WEIGHTS = (
 
 
 def resolve(source: str | os.PathLike[str]) -> Path:
-    """The folder, or the GGUF file, that a model source names; a hub id such as
-    "cerebras/Cerebras-GPT-111M" is fetched first, or found in the cache.
+    """The path of a model source: a folder, a .gguf file, or a hub id.
 
-    A folder whose only weights are one GGUF file stands for that file.
+    The model of a hub id such as "cerebras/Cerebras-GPT-111M" is downloaded, or found in the cache.
+    A folder whose only file of weights is a GGUF file stands for that file.
 
-    Raises SourceError when `source` is neither, or when it cannot be fetched.
+    Raises SourceError for anything else, and for a model that cannot be downloaded.
     """
     if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
         raise SourceError(f"a model source is a folder or a hub id, not {short_repr(source)}")
@@ -60,17 +59,17 @@ def resolve(source: str | os.PathLike[str]) -> Path:
     except (OSError, ValueError):  # too long, or with a zero byte
         is_file = False
     if is_file:
-        raise SourceError(f"{path}: is a file; name the folder that it lies in, or a .gguf file")
+        raise SourceError(f"{path}: is a file; name its folder, or a .gguf file")
     if isinstance(source, str) and _HUB_ID.fullmatch(source) and ".." not in source:
         return _fetch(source)
     raise SourceError(f"{short_repr(str(source))}: no such folder, and not a hub id (owner/name)")
 
 
 def _only_gguf(folder: Path) -> Path | None:
-    """The GGUF file in a folder that holds one and no other weights."""
+    """The GGUF file of a folder with no other weights."""
     try:
         names = [path.name for path in folder.iterdir()]
-    except OSError:  # whoever reads the folder will tell
+    except OSError:  # opening a file of the folder will raise the error
         return None
     found = [name for name in names if name.lower().endswith(".gguf")]
     if len(found) == 1 and not any(first in names for first, _ in _WEIGHTS):
@@ -79,9 +78,9 @@ def _only_gguf(folder: Path) -> Path | None:
 
 
 def _fetch(hub_id: str) -> Path:
-    """Fetches what a model needs into huggingface_hub's cache; returns the folder there.
+    """Download the files of a model into huggingface_hub's cache; returns its folder there.
 
-    When the hub cannot be asked, what the cache has is taken.
+    Without a connection to the hub, the files in the cache are used.
     """
     try:
         import huggingface_hub
@@ -92,50 +91,51 @@ def _fetch(hub_id: str) -> Path:
         ) from None
     with _quiet_unless_terminal():
         try:
-            # Not list_repo_files, which tries for 20 s more when there is no network.
+            # list_repo_files would retry for 20 s longer without a network
             info = huggingface_hub.HfApi().model_info(hub_id)
             wanted = _wanted([file.rfilename for file in info.siblings or []])
-        except RepositoryNotFoundError as flaw:
-            raise SourceError(_not_given(hub_id, flaw)) from None
-        except Exception as flaw:  # whatever a library for networks may raise
-            return _cached(hub_id, flaw)
+        except RepositoryNotFoundError as error:
+            raise SourceError(_not_available(hub_id, error)) from None
+        except Exception as error:  # a network library may raise anything
+            return _cached(hub_id, error)
         if not wanted:
-            raise SourceError(f"{hub_id}: is on the hub, with no weights of a kind that is read")
+            raise SourceError(f"{hub_id}: is on the hub, but without weights that can be read")
         try:
             return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=wanted))
-        except RepositoryNotFoundError as flaw:  # one that asks to log in: its list is public
-            raise SourceError(_not_given(hub_id, flaw)) from None
-        except Exception as flaw:
+        except RepositoryNotFoundError as error:  # its list is public, its files need a login
+            raise SourceError(_not_available(hub_id, error)) from None
+        except Exception as error:
             raise SourceError(
-                f"{hub_id}: cannot be fetched: {_first_line(flaw)}; "
-                "what has arrived is kept, so another try goes on from there"
+                f"{hub_id}: cannot be fetched: {_first_line(error)}; "
+                "run it again to continue the download"
             ) from None
 
 
-def _not_given(hub_id: str, flaw: Exception) -> str:
-    reason = "the hub has no such model, or wants you to log in for it (`hf auth login`)"
-    return f"{hub_id}: no such folder, and {reason}: {_first_line(flaw)}"
+def _not_available(hub_id: str, error: Exception) -> str:
+    reason = "the hub has no such model, or requires a login (`hf auth login`)"
+    return f"{hub_id}: no such folder, and {reason}: {_first_line(error)}"
 
 
-def _cached(hub_id: str, why_not_asked: Exception) -> Path:
+def _cached(hub_id: str, cause: Exception) -> Path:
+    """The folder of a model in the cache; `cause` is why the hub was not reached."""
     import huggingface_hub
 
     try:
-        # The cache may hold less than all of the model; the readers then name what is missing.
+        # The cache may lack files of the model; opening them raises an error that names them.
         patterns = list(_SMALL_FILES)
         folder = huggingface_hub.snapshot_download(
             hub_id, allow_patterns=patterns, local_files_only=True
         )
     except Exception:
         raise SourceError(
-            f"{hub_id}: no such folder, not in the cache, and the hub cannot be asked "
-            f"({_first_line(why_not_asked)})"
+            f"{hub_id}: no such folder, not in the cache, and the hub cannot be reached "
+            f"({_first_line(cause)})"
         ) from None
     return Path(folder)
 
 
 def _wanted(names: list[str]) -> list[str]:
-    """Of all files of a model on the hub, those to fetch; empty if there are no weights."""
+    """The files to download, of all files of a model; empty if it has no weights."""
     plain = [name for name in names if _PLAIN_NAME.fullmatch(name)]  # no folders, no patterns
     for first, patterns in _WEIGHTS:
         if first in plain:
@@ -144,30 +144,30 @@ def _wanted(names: list[str]) -> list[str]:
     return []
 
 
-def _first_line(flaw: Exception) -> str:
-    """An error of another library on one line, without the advice that mostly follows."""
-    lines = str(flaw).strip().splitlines()
-    return (lines[0] if lines else type(flaw).__name__)[:200].rstrip(" .:")
+def _first_line(error: Exception) -> str:
+    """The first line of another library's message; the rest is mostly advice."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200].rstrip(" .:")
 
 
 @contextlib.contextmanager
 def _quiet_unless_terminal() -> Iterator[None]:
-    """Keeps huggingface_hub's progress bar to terminals, and its own notes to itself."""
-    from huggingface_hub.utils import (
+    """Silence huggingface_hub's log, and its progress bar unless stderr is a terminal."""
+    from huggingface_hub.utils import logging as hub_logging
+    from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,
-        logging,
     )
 
-    verbosity = logging.get_verbosity()
+    verbosity = hub_logging.get_verbosity()
     hide_bars = not sys.stderr.isatty() and not are_progress_bars_disabled()
-    logging.set_verbosity_error()
+    hub_logging.set_verbosity(logging.ERROR)
     if hide_bars:
         disable_progress_bars()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(verbosity)
         if hide_bars:
             enable_progress_bars()

@@ -1,4 +1,4 @@
-"""A lock that one process holds at a time, and that the operating system takes from the dead."""
+"""A lock file that one process holds at a time; the system releases it when the process dies."""
 
 from __future__ import annotations
 
@@ -19,29 +19,32 @@ else:
 
 @contextlib.contextmanager
 def locked(path: Path, holder: str) -> Iterator[None]:
-    """Holds the lock that is the file `path`, made if need be, until the block ends.
+    """Hold the lock `path` until the block ends; the file is created if it does not exist.
 
-    Raises InputError where another process holds it, whose work `holder` names; CheckpointError
-    where the file cannot be made.
+    holder  what a process that holds it does, for the message: "trains here"
+
+    Raises InputError where another process holds it, CheckpointError where the file cannot be
+    created.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as flaw:
-        raise CheckpointError(f"{path}: cannot be written: {flaw.strerror or flaw}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from None
     try:
-        if not _taken(descriptor):
+        if not _acquire(descriptor):
             raise InputError(f"{path.parent}: another process {holder}; wait for it, or stop it")
         yield
     finally:
         os.close(descriptor)
 
 
-def _taken(descriptor: int) -> bool:
+def _acquire(descriptor: int) -> bool:
+    """Lock an open file; False where another process has locked it."""
     try:
         if sys.platform == "win32":
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         else:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as flaw:  # of another kind: some network file systems have no locks
-        return flaw.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+    except OSError as error:  # other errors: some network file systems have no locks
+        return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
     return True

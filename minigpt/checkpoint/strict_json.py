@@ -1,7 +1,7 @@
-"""JSON that means one thing only: no duplicate names, no NaN, no surprise from the parser.
+"""Strict JSON: no duplicate names, no NaN, and one kind of error.
 
-Python's own parser keeps the last of duplicate names, takes NaN and Infinity, and answers deep
-nesting or a 4300-digit integer with errors of its own; a file read here gives a plain dict or
+Python's parser keeps the last of duplicate names, accepts NaN and Infinity, and raises various
+errors for deep nesting or an integer of 4300 digits. These functions return a plain dict or raise
 one error that names the file.
 """
 
@@ -15,27 +15,27 @@ from typing import Any, NoReturn
 from ..errors import SourceError
 from .files import read_small_file
 
-# Every value of a list or object costs a comma or a bracket in the text; a bound on these is a
-# bound on the memory that the parsed values take (64 bytes for an empty list: 128 MB).
+# Every value in a list or object takes a comma or a bracket in the text, so a limit on these limits
+# the memory of the parsed values (64 bytes for an empty list: 128 MB).
 _MAX_VALUES = 2_000_000
 
 
 def read_json_object(path: Path, max_bytes: int, error: type[SourceError]) -> dict[str, Any]:
-    """The JSON object in the file `path`, which may hold at most `max_bytes` bytes.
+    """The JSON object in the file `path`, which may have at most `max_bytes` bytes.
 
-    Raises `error` when the file is absent, not a regular file, too large, or not strict JSON.
+    Raises `error` when the file is missing, not a regular file, too large, or not strict JSON.
     """
     return parse_json_object(read_small_file(path, max_bytes, error), str(path), error)
 
 
 def parse_json_object(data: bytes, where: str, error: type[SourceError]) -> dict[str, Any]:
-    """The JSON object that `data` spells in UTF-8; `where` begins the message of an `error`."""
+    """The JSON object in `data`, UTF-8; an `error` begins with `where`."""
     if sum(data.count(mark) for mark in (b",", b"[", b"{")) > _MAX_VALUES:
         raise error(f"{where}: holds more than {_MAX_VALUES} values, far more than such a file has")
     try:
         text = data.decode("utf-8")
-    except UnicodeDecodeError as flaw:
-        raise error(f"{where}: is not UTF-8 text (byte {flaw.start}); JSON must be") from None
+    except UnicodeDecodeError as cause:
+        raise error(f"{where}: is not UTF-8 text (byte {cause.start}); JSON must be") from None
     try:
         value = json.loads(
             text,
@@ -44,9 +44,9 @@ def parse_json_object(data: bytes, where: str, error: type[SourceError]) -> dict
             parse_float=_finite_float,
         )
     except RecursionError:
-        raise error(f"{where}: is nested too deeply to be what it should be") from None
-    except ValueError as flaw:
-        raise error(f"{where}: is not valid JSON: {flaw}") from None
+        raise error(f"{where}: is nested too deeply") from None
+    except ValueError as cause:
+        raise error(f"{where}: is not valid JSON: {cause}") from None
     if type(value) is not dict:
         raise error(f"{where}: holds a JSON {type(value).__name__}; an object {{…}} is needed")
     return value
@@ -56,8 +56,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         seen: set[str] = set()
-        name = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"the name {name[:80]!r} occurs twice in one object")
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"the name {name[:80]!r} occurs twice in one object")
+            seen.add(name)
     return value
 
 

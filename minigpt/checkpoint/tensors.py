@@ -1,4 +1,4 @@
-"""What the readers of all formats share: how a tensor lies in a file, and the array it becomes."""
+"""Tensors in mapped files: their description, their place, and the array that reading returns."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ NUMPY_DTYPE: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 
-# Tensors may share storages (tied weights, expanded masks), so a small file can describe more
-# tensors than it has bytes. Past this many times its size it is a trap, not a model.
+# Tensors may share a storage (tied weights, expanded masks), so a small file can describe more
+# bytes of tensors than it has. More than this factor, and this constant, is an attack.
 _MAX_SHARING = 16
+_FREE_SHARING = 64 * 2**20  # bytes
 _MAX_ELEMENTS = 2**56
-_LINES = 64
-_FREE_SHARING = 64 * 2**20  # bytes, of any file
+_LINES = 64  # packed together
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What the header of a file says of a tensor: dtype as safetensors names it, size in bytes."""
+    """A tensor as a file's header describes it: dtype as in safetensors, or a GGUF encoding."""
 
     name: str
     dtype: str
@@ -47,7 +47,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class MappedFile:
-    """A file of weights as memory; arrays over it keep it open."""
+    """A file of weights mapped into memory; arrays over it keep the mapping alive."""
 
     path: Path
     data: mmap.mmap
@@ -55,7 +55,7 @@ class MappedFile:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor and where it lies: `offset` in bytes from the file's start, strides in elements."""
+    """A tensor and its place in a file: `offset` in bytes from the start, strides in elements."""
 
     info: TensorInfo
     file: MappedFile
@@ -63,20 +63,20 @@ class StoredTensor:
     strides: tuple[int, ...]
 
     def read(self) -> np.ndarray:
-        """The tensor as a C-contiguous, aligned array: a view of the file where it lies so.
+        """The tensor as a C-contiguous, aligned array: a view of the file where its bytes are both.
 
-        The type is NUMPY_DTYPE's of the tensor's dtype.
+        The array's dtype is NUMPY_DTYPE of the tensor's.
         """
         dtype = NUMPY_DTYPE[self.info.dtype]
         shape = self.info.shape
         if math.prod(shape) == 0:
             return np.empty(shape, dtype)
         extent = 1 + sum((n - 1) * s for n, s in zip(shape, self.strides, strict=True))
-        run = np.frombuffer(self.file.data, dtype, extent, self.offset)
+        elements = np.frombuffer(self.file.data, dtype, extent, self.offset)
         if self.info.dtype == "BOOL":
-            run = run.view(np.uint8) != 0  # any byte but 0 is true; as a NumPy bool only 1 is
+            elements = elements.view(np.uint8) != 0  # any byte but 0 is true; NumPy knows only 1
         strides = [dtype.itemsize * stride for stride in self.strides]
-        array = np.lib.stride_tricks.as_strided(run, shape, strides)
+        array = np.lib.stride_tricks.as_strided(elements, shape, strides)
         return np.require(array, dtype.newbyteorder("="), ["C", "A"])
 
     def chunks(self, nbytes: int) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -93,19 +93,20 @@ def chunk_lines(nbytes: int, line_nbytes: int) -> int:
 
 
 def packed_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides, in elements, of a C-contiguous tensor of that shape."""
+    """The strides, in elements, of a C-contiguous tensor."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def checked_nbytes(dtype: str, shape: Sequence[int], where: str) -> int:
-    """The size in bytes of a tensor of that dtype and shape; raises CheckpointError as below."""
+    """The size of a tensor in bytes; raises CheckpointError for a shape that is too large."""
     check_elements(shape, where)
     return math.prod(shape) * NUMPY_DTYPE[dtype].itemsize
 
 
 def check_elements(shape: Sequence[int], where: str) -> None:
-    """Raises CheckpointError where NumPy could not hold the shape: it multiplies the dimensions,
-    those beside a zero too, as int64.
+    """Raise CheckpointError for a shape whose product overflows int64 in NumPy.
+
+    NumPy multiplies the other dimensions even where one is zero.
     """
     if math.prod(max(n, 1) for n in shape) > _MAX_ELEMENTS:
         raise CheckpointError(
@@ -114,15 +115,15 @@ def check_elements(shape: Sequence[int], where: str) -> None:
 
 
 def by_name(tensors: list[StoredTensor], file: MappedFile) -> dict[str, StoredTensor]:
-    """The tensors of one file under their names.
+    """The tensors of one file by name.
 
-    Raises CheckpointError when together they are far larger than the file, as a hostile file
-    of overlapping tensors would be.
+    Raises CheckpointError when together they are far larger than the file, as in a hostile file
+    of overlapping tensors.
     """
     total = sum(tensor.info.nbytes for tensor in tensors)
     if total > _MAX_SHARING * len(file.data) + _FREE_SHARING:
         raise CheckpointError(
             f"{file.path}: its tensors take {total} bytes and the file has {len(file.data)}; "
-            "tensors that share so much are not weights"
+            "weights never share so much"
         )
     return {tensor.info.name: tensor for tensor in tensors}

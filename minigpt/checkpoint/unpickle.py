@@ -1,23 +1,23 @@
-"""The pickle of a torch file, read as data: a machine in which nothing can be called.
+"""The pickle of a torch file, read as data: no code in it is ever called.
 
-A pickle is a program for a stack machine, and Python's own `pickle` runs it with the power to
-import and call anything. The state dict of a model needs little of that. Here a GLOBAL is an
-inert name; the three functions that torch's state dicts do call are known by their exact names
-and answered with plain data (`Tensor`, `Storage`, dict); every other call is refused, and so is
-every instruction that is not in the table at the end.
+A pickle is a program for a stack machine that can import and call anything in Python's own
+`pickle`. This machine imports nothing: a GLOBAL is an inert name. The three functions that a
+state dict of torch calls are recognised by their exact names, and their results are plain data
+(`Tensor`, `Storage`, dict). Every other call is an error, and so is every instruction that is not
+in the table at the end.
 
-    ccollections\\nOrderedDict\\n  )  R      push the name, push (), "call" it    →  {}
+    ccollections\\nOrderedDict\\n  )  R      push the name, push (), call it      →  {}
     X…weight                                push the text "weight"
     (… Q                                    push a description, look it up       →  Storage
     R                                       _rebuild_tensor_v2(storage, …)       →  Tensor
     s                                       dict["weight"] = Tensor
 
-Time and memory are bounded by the length of the pickle: each instruction takes at least one of
-its bytes and pushes at most one small object. Nothing compares, hashes or prints nested values,
-so neither depth nor a value that contains itself does any harm.
+The length of the pickle bounds time and memory: each instruction takes at least one byte and
+pushes at most one small object. Nested values are never compared, hashed or printed, so depth and
+cycles do no harm.
 
-The instructions are those of CPython's pickletools.py; what torch makes of them is in
-torch/serialization.py and torch/_utils.py.
+Sources: pickletools.py of CPython for the instructions; torch/serialization.py and torch/_utils.py
+for their use.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _STORAGE_DTYPE = {
     "ByteStorage": "U8",
     "BoolStorage": "BOOL",
 }
-_READ = "only files written by torch.save(model.state_dict(), …) are read"
+_REQUIRED = "it must be written by torch.save(model.state_dict(), …)"
 _MAX_DIMENSIONS = 32
 _MAX_NUMBER = 2**62
 
 
 @dataclass(frozen=True)
 class Name:
-    """What a pickle would import; here it stays a name."""
+    """The name of an object that Python's pickle would import."""
 
     module: str
     attribute: str
@@ -59,7 +59,7 @@ class Name:
 
 @dataclass(frozen=True)
 class Storage:
-    """A run of `numel` elements elsewhere in the file, found by its `key`."""
+    """`numel` elements elsewhere in the file, found by their `key`."""
 
     dtype: str
     key: str
@@ -68,7 +68,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A view into a storage; offset and strides count elements."""
+    """A view of a storage; offset and strides are in elements."""
 
     storage: Storage
     offset: int
@@ -77,13 +77,15 @@ class Tensor:
 
 
 class _Mark:
-    """Lies on the stack where a list of arguments begins."""
+    """The object on the stack before a list of arguments."""
 
 
 _MARK = _Mark()
 
 
 class _Machine:
+    """The state of the stack machine, and checked reads of its program."""
+
     def __init__(self, data: bytes, start: int, where: str) -> None:
         self.data = data
         self.position = start
@@ -91,8 +93,8 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
-    def error(self, flaw: str) -> CheckpointError:
-        return CheckpointError(f"{self.where}: at byte {self.position} of the pickle: {flaw}")
+    def error(self, problem: str) -> CheckpointError:
+        return CheckpointError(f"{self.where}: at byte {self.position} of the pickle: {problem}")
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes."""
@@ -104,9 +106,11 @@ class _Machine:
         return taken
 
     def unsigned(self, width: int) -> int:
+        """The next `width` bytes as an unsigned integer."""
         return int.from_bytes(self.take(width), "little")
 
     def line(self) -> str:
+        """The text up to the next newline."""
         end = self.data.find(b"\n", self.position, self.position + 1000)
         if end < 0:
             raise self.error("a name has no end")
@@ -115,17 +119,20 @@ class _Machine:
         return name
 
     def text(self, count: int) -> str:
+        """The next `count` bytes as UTF-8."""
         try:
             return self.take(count).decode("utf-8")
         except UnicodeDecodeError:
             raise self.error("a text is not UTF-8") from None
 
     def pop(self) -> Any:
+        """Remove and return the top of the stack."""
         if not self.stack or self.stack[-1] is _MARK:
             raise self.error("a value is needed and the stack has none")
         return self.stack.pop()
 
     def pop_to_mark(self) -> list[Any]:
+        """Remove the topmost mark and the values above it; returns the values."""
         for depth in range(len(self.stack) - 1, -1, -1):
             if self.stack[depth] is _MARK:
                 values = self.stack[depth + 1 :]
@@ -134,17 +141,18 @@ class _Machine:
         raise self.error("a mark is needed and the stack has none")
 
     def top(self, kind: type) -> Any:
+        """The top of the stack, which must be of that type."""
         if not self.stack or type(self.stack[-1]) is not kind:
             raise self.error(f"a {kind.__name__} is needed on the stack")
         return self.stack[-1]
 
 
 def read_pickle(data: bytes, start: int, where: str) -> tuple[Any, int]:
-    """The value of the pickle that begins at `data[start]`, and where the pickle ends.
+    """(value, end) of the pickle that begins at `data[start]`.
 
-    Values are None, bool, int, float, str, tuple, list, dict, Name, Storage and Tensor; of any
-    but the last of these, nothing has been checked. `where` begins the message of the
-    CheckpointError raised for a pickle that is damaged, or that asks for anything more.
+    Values are None, bool, int, float, str, tuple, list, dict, Name, Storage and Tensor; only the
+    fields of a Storage and a Tensor are checked. Raises CheckpointError, which begins with `where`,
+    for a pickle that is damaged or uses anything else.
     """
     machine = _Machine(data, start, where)
     while True:
@@ -153,7 +161,9 @@ def read_pickle(data: bytes, start: int, where: str) -> tuple[Any, int]:
             return machine.pop(), machine.position
         instruction = _INSTRUCTIONS.get(opcode)
         if instruction is None:
-            raise machine.error(f"the instruction {opcode!r} is not one that weights need; {_READ}")
+            raise machine.error(
+                f"the instruction {opcode!r} is not one of a state dict; {_REQUIRED}"
+            )
         instruction(machine)
 
 
@@ -182,7 +192,7 @@ def _long(machine: _Machine) -> int:
 
 
 def _float(machine: _Machine) -> float:
-    return struct.unpack(">d", machine.take(8))[0]
+    return float(struct.unpack(">d", machine.take(8))[0])
 
 
 def _text(length_width: int) -> Callable[[_Machine], str]:
@@ -262,30 +272,28 @@ def _stack_global(machine: _Machine) -> Name:
 
 
 def _build(machine: _Machine) -> None:
-    # torch keeps versions of a model's modules as attributes of its OrderedDict: not needed.
+    # The attributes of torch's OrderedDict are the versions of the modules: not needed.
     machine.pop()
     machine.top(dict)
 
 
 def _persistent(machine: _Machine) -> Storage:
-    """("storage", class, key, device, numel), in older files with a view that must be None."""
+    """("storage", class, key, device, numel); older files add a view, which must be None."""
     match machine.pop():
         case (str("storage"), Name(module, kind), str(key), str(), int(numel), *view):
             if module not in ("torch", "torch.cuda") or kind not in _STORAGE_DTYPE:
-                flaw = (
-                    f"the storage class {short_repr(f'{module}.{kind}')} is none of torch's plain"
-                )
-                raise machine.error(f"{flaw} ones: {', '.join(_STORAGE_DTYPE)}")
+                found, known = short_repr(f"{module}.{kind}"), ", ".join(_STORAGE_DTYPE)
+                raise machine.error(f"the storage class {found} is not one of torch's: {known}")
             if any(part is not None for part in view[:1]) or len(view) > 1:
-                raise machine.error("a storage is a view of another, which is not read")
+                raise machine.error("a storage is a view of another, which cannot be read")
             if type(numel) is bool or not 0 <= numel <= _MAX_NUMBER:
                 raise machine.error(f"a storage cannot have {numel} elements")
             return Storage(_STORAGE_DTYPE[kind], key, numel)
-    raise machine.error("the description of a storage is not one that torch writes")
+    raise machine.error("the description of a storage is not in torch's form")
 
 
 def _reduce(machine: _Machine) -> Any:
-    """The "call" of a name with a tuple of arguments."""
+    """The result of "calling" a name with a tuple of arguments."""
     arguments, function = machine.pop(), machine.pop()
     if type(function) is not Name or type(arguments) is not tuple:
         raise machine.error("what is called is not a name with a tuple of arguments")
@@ -297,7 +305,7 @@ def _reduce(machine: _Machine) -> Any:
         case "torch._utils", "_rebuild_parameter", (Tensor() as tensor, bool(), _):
             return tensor
     name = short_repr(f"{function.module}.{function.attribute}")
-    raise machine.error(f"it calls {name} in a way that no plain state dict does; {_READ}")
+    raise machine.error(f"it calls {name} as no plain state dict does; {_REQUIRED}")
 
 
 def _rebuild_tensor(machine: _Machine, arguments: tuple[Any, ...]) -> Tensor:
@@ -305,7 +313,7 @@ def _rebuild_tensor(machine: _Machine, arguments: tuple[Any, ...]) -> Tensor:
     if not 6 <= len(arguments) <= 7:
         raise machine.error(f"a tensor is described by {len(arguments)} values, not 6 or 7")
     storage, offset, shape, strides = arguments[:4]
-    # The metadata would say that the values are to be negated or conjugated.
+    # Metadata can mark the values as negated or conjugated.
     if len(arguments) == 7 and arguments[6]:
         raise machine.error("a tensor has metadata; weights have none")
     if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides):
@@ -314,7 +322,7 @@ def _rebuild_tensor(machine: _Machine, arguments: tuple[Any, ...]) -> Tensor:
         raise machine.error(f"a tensor has {len(shape)} dimensions; weights have at most 4")
     for number in (offset, *shape, *strides):
         if type(number) is not int or not 0 <= number <= _MAX_NUMBER:
-            raise machine.error("offset, shape or strides of a tensor are not whole numbers >= 0")
+            raise machine.error("offset, shape or strides of a tensor are not integers >= 0")
     return Tensor(storage, offset, shape, strides)
 
 

@@ -1,12 +1,12 @@
-"""Where the entries of a ZIP archive lie, for archives that only store, as torch writes them.
+"""The entries of a ZIP archive without compression, as torch writes it: their offsets and sizes.
 
-Python's zipfile would read a directory of any size into memory and hands out copies; here the
-directory is walked in place, bounded and checked, and each entry becomes an offset and a size.
+Python's zipfile reads a directory of any size into memory and returns copies of the entries. This
+reader checks the directory in place, within limits, and returns an offset and a size for each.
 
     [local header, name, extra, bytes] …        one per entry
-    [directory header, name, extra, comment] …  one per entry; its sizes are those that count
-    [ZIP64 end, ZIP64 locator]                  the same numbers as below, 64 bits wide
-    [end]                                       22 bytes: where the directory lies, how many entries
+    [directory header, name, extra, comment] …  one per entry; its sizes are authoritative
+    [ZIP64 end, ZIP64 locator]                  the same numbers as below in 64 bits
+    [end]                                       22 bytes: offset of the directory, entries in it
 
 Format: PKWARE's APPNOTE.TXT, sections 4.3 and 4.5.
 """
@@ -30,13 +30,13 @@ _END64 = struct.Struct("<4sQ4xIIQQQQ")
 
 
 def read_zip_entries(file: MappedFile) -> dict[str, tuple[int, int]]:
-    """Offset and size, in bytes, of the data of every entry, by the entry's name.
+    """{entry name: (offset, size) of its data, in bytes}
 
     Raises CheckpointError when the archive is damaged or split, has a comment, or an entry is
     compressed, encrypted, named like another, or overlaps another.
     """
     count, start, end = _directory(file)
-    headers: dict[str, tuple[int, int]] = {}  # name → offset of its local header, size
+    headers: dict[str, tuple[int, int]] = {}  # {name: (offset of its local header, size)}
     position = start
     for _ in range(count):
         name, header, size, position = _entry(file, position, end)
@@ -61,12 +61,12 @@ def read_zip_entries(file: MappedFile) -> dict[str, tuple[int, int]]:
     return entries
 
 
-def _error(file: MappedFile, flaw: str) -> CheckpointError:
-    return CheckpointError(f"{file.path}: {flaw}; the archive is damaged or not torch's")
+def _error(file: MappedFile, problem: str) -> CheckpointError:
+    return CheckpointError(f"{file.path}: {problem}; the archive is damaged, or not torch's")
 
 
 def _directory(file: MappedFile) -> tuple[int, int, int]:
-    """The number of entries, and the offsets at which the directory begins and ends."""
+    """(entries, offset at which the directory begins, offset at which it ends)"""
     end = len(file.data) - _END.size
     if end < 0 or file.data[end : end + 4] != b"PK\x05\x06":
         raise CheckpointError(f"{file.path}: its end is missing; download or save the file again")
@@ -75,7 +75,7 @@ def _directory(file: MappedFile) -> tuple[int, int, int]:
     locator = end - _LOCATOR64.size
     if locator >= 0 and file.data[locator : locator + 4] == b"PK\x06\x07":
         _, end_disk, end, disks = _LOCATOR64.unpack_from(file.data, locator)
-        # Exactly before its locator: then nothing can hide in between.
+        # It must end where its locator begins: nothing can hide in between.
         if end != locator - _END64.size or file.data[max(end, 0) : end + 4] != b"PK\x06\x06":
             raise _error(file, "its ZIP64 end is not where its locator says")
         wide = _END64.unpack_from(file.data, end)
@@ -97,7 +97,7 @@ def _directory(file: MappedFile) -> tuple[int, int, int]:
 
 
 def _entry(file: MappedFile, position: int, end: int) -> tuple[str, int, int, int]:
-    """Name, offset of the local header, size of an entry; the position of the next one."""
+    """(name, offset of the local header, size, position of the next entry)"""
     if position + _ENTRY.size > end or file.data[position : position + 4] != b"PK\x01\x02":
         raise _error(file, "its directory is cut short")
     fields = _ENTRY.unpack_from(file.data, position)
@@ -112,16 +112,18 @@ def _entry(file: MappedFile, position: int, end: int) -> tuple[str, int, int, in
         raise _error(file, "the name of an entry is not UTF-8") from None
     if method or flags & 1:
         kind = "encrypted" if flags & 1 else "compressed"
-        raise _error(file, f"entry {short_repr(name)} is {kind} and only stored ones are read")
+        raise _error(file, f"entry {short_repr(name)} is {kind}; it must be stored")
     extra = file.data[position + name_length : position + name_length + extra_length]
-    size, stored, header = _widened(file, name, extra, (size, stored, header))
+    size, stored, header = _with_zip64(file, name, extra, (size, stored, header))
     if size != stored or disk:
         raise _error(file, f"entry {short_repr(name)} has two sizes, or lies on another disk")
     return name, header, size, next_position
 
 
-def _widened(file: MappedFile, name: str, extra: bytes, values: tuple[int, ...]) -> tuple[int, ...]:
-    """The values with those that 32 bits cannot hold taken from the ZIP64 part of `extra`."""
+def _with_zip64(
+    file: MappedFile, name: str, extra: bytes, values: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The values; those that overflow 32 bits are taken from the ZIP64 part of `extra`."""
     wide = b""
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<HH", extra)
@@ -140,7 +142,7 @@ def _widened(file: MappedFile, name: str, extra: bytes, values: tuple[int, ...])
 
 
 def _data_offset(file: MappedFile, name: str, header: int, directory: int) -> int:
-    """Where the bytes of an entry begin: behind its local header, which repeats its name."""
+    """The offset of an entry's data, after its local header, which must repeat its name."""
     if header + _LOCAL.size > directory:
         raise _error(file, f"entry {short_repr(name)} begins past the archive's data")
     magic, name_length, extra_length = _LOCAL.unpack_from(file.data, header)
@@ -148,4 +150,4 @@ def _data_offset(file: MappedFile, name: str, header: int, directory: int) -> in
     local_name = file.data[name_start : name_start + name_length]
     if magic != ZIP_MAGIC or local_name != name.encode("utf-8"):
         raise _error(file, f"entry {short_repr(name)} is not where the directory says")
-    return name_start + name_length + extra_length
+    return name_start + int(name_length) + int(extra_length)

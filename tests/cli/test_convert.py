@@ -56,7 +56,7 @@ def test_calibrated_with_a_text(run: Run, model: Path, tmp_path: Path) -> None:
 def test_what_is_wrong_is_told(fails: Callable[..., None], model: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("kept")
-    fails(1, "there already", "convert", model, "full")
+    fails(1, "already exists", "convert", model, "full")
     fails(1, "nowhere", "convert", "nowhere", "new")
     fails(2, "--dtype", "convert", model, "new", "--dtype", "int2")
     fails(2, "--threads", "convert", model, "new", "--threads", "0")

@@ -63,7 +63,7 @@ def test_neither_order_nor_form_nor_hash_seed_matters(run: Run, tmp_path: Path) 
 def test_a_folder_that_is_there_stays_as_it_is(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "vocabulary").mkdir()
     (tmp_path / "vocabulary" / "vocab.json").write_bytes(b"{}")
-    fails(1, "is there already", "train-tokenizer", "a.txt", *ENOUGH)
+    fails(1, "already exists", "train-tokenizer", "a.txt", *ENOUGH)
     assert content(tmp_path / "vocabulary") == {"vocab.json": b"{}"}
 
 

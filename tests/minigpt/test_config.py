@@ -188,11 +188,11 @@ JSON_VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab"), inner),
     max_leaves=5,
 )
-KEY_BLOCK = sorted({*SHORT, *config(model_type="btlm").to_dict(), "add_cross_attention", "n_ctx"})
+KEYS = sorted({*SHORT, *config(model_type="btlm").to_dict(), "add_cross_attention", "n_ctx"})
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.dictionaries(st.sampled_from(KEY_BLOCK), JSON_VALUES))
+@given(st.dictionaries(st.sampled_from(KEYS), JSON_VALUES))
 def test_whatever_the_values_a_config_or_a_config_error(changes: dict[str, Any]) -> None:
     try:
         read = config(**changes)

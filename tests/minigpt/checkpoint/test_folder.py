@@ -97,9 +97,9 @@ def test_a_folder_without_weights_says_what_is_needed(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"holds no weights; needed: model[.]safetensors"):
         open_checkpoint(tmp_path)
     (tmp_path / "model.onnx").touch()
-    with pytest.raises(SourceError, match=r"'model[.]onnx', which is not read"):
+    with pytest.raises(SourceError, match=r"'model[.]onnx', which cannot be read"):
         open_checkpoint(tmp_path)
-    with pytest.raises(SourceError, match="is no folder"):
+    with pytest.raises(SourceError, match="is not a folder"):
         open_checkpoint(tmp_path / "absent")
 
 

@@ -197,7 +197,7 @@ def test_a_failure_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 MANY = b"".join(text(f"{n}") + struct.pack("<IB", U8, 0) for n in range(10_001))
 
 LIES = {
-    "magic": (file_of(magic=b"PK\3\4"), "is no GGUF file"),
+    "magic": (file_of(magic=b"PK\3\4"), "is not a GGUF file"),
     "empty": (b"GGU", "cut short"),
     "version 1": (file_of(version=b"\1\0\0\0"), "version 1"),
     "version 4": (file_of(version=b"\4\0\0\0"), "version 4"),
@@ -221,7 +221,7 @@ LIES = {
     ),
     "count of numbers": (file_of([array("key", I32, b"", 2**62)]), "takes"),
     "count of numbers, wrapping": (file_of([array("key", I32, b"", 2**63 + 2**62)]), "takes"),
-    "count of texts": (file_of([array("key", TEXT, b"", 1000)]), "1000 texts"),
+    "count of texts": (file_of([array("key", TEXT, b"", 1000)]), "1000 strings"),
     "count of texts, huge": (file_of([array("key", TEXT, b"", 2**62)]), "more than"),
     "length in an array": (file_of([array("key", TEXT, text("a", 2**62), 1)]), "takes"),
     "alignment 0": (file_of([value("general.alignment", U32, bytes(4))]), "power of two"),
@@ -245,7 +245,7 @@ LIES = {
     "type that is none": (file_of(tensors=[tensor(kind=2**32 - 1)]), "number 4294967295"),
     "offset past the end": (file_of(tensors=[tensor(offset=64)]), "there are 0"),
     "offset huge": (file_of(tensors=[tensor(offset=2**64 - 32)]), "there are 0"),
-    "offset askew": (file_of(tensors=[tensor(offset=4)]), "no multiple of 32"),
+    "offset askew": (file_of(tensors=[tensor(offset=4)]), "must be a multiple of 32"),
     "overlap": (file_of(tensors=[tensor("x", (9,)), tensor("y", (4,), offset=32)]), "overlaps"),
     "same place": (file_of(tensors=[tensor("x"), tensor("y")]), "overlaps"),
 }

@@ -59,9 +59,9 @@ def test_a_very_long_source(tmp_path: Path) -> None:
         resolve("x" * 100_000)
 
 
-def test_a_file_is_answered_with_its_folder(tmp_path: Path) -> None:
+def test_a_file_of_weights_is_refused_with_advice(tmp_path: Path) -> None:
     (tmp_path / "x.bin").touch()
-    with pytest.raises(SourceError, match="is a file; name the folder"):
+    with pytest.raises(SourceError, match="is a file; name its folder"):
         resolve(tmp_path / "x.bin")
 
 
@@ -246,10 +246,10 @@ def test_what_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:
     assert answer.count("\n") == 0
     hub.models["owner/gated"] = BIN_MODEL
     answer = fetch(hub, "owner/gated", tmp_path)
-    assert "wants you to log in" in answer
+    assert "requires a login" in answer
     assert answer.count("\n") == 0
     hub.models["owner/empty"] = {"README.md": b"# nothing here"}
-    assert "no weights of a kind that is read" in fetch(hub, "owner/empty", tmp_path)
+    assert "without weights that can be read" in fetch(hub, "owner/empty", tmp_path)
     answer = fetch(hub, "owner/name", tmp_path, HF_HUB_OFFLINE="1")
     assert answer.startswith("SourceError owner/name: no such folder, not in the cache")
     assert answer.count("\n") == 0

@@ -174,6 +174,16 @@ def test_a_hostile_legacy_file(changes: dict[str, bytes], flaw: str, mapped) -> 
     refused(mapped(legacy(**changes)), flaw)
 
 
+@pytest.mark.parametrize("stride", [b"K\0", b"\x8a\x08" + b"\0" * 7 + b"\x40"], ids=["0", "2**62"])
+def test_the_stride_of_a_dimension_of_one_element_is_ignored(
+    stride: bytes, mapped, zip_bytes
+) -> None:
+    """Multiplied by the size of an element, 2**62 would overflow NumPy's strides."""
+    shape = PICKLE.replace(b"K\2K\3\x86K\3K\1\x86", b"K\1K\6\x86" + stride + b"K\1\x86")
+    tensors = read_torch_bin(mapped(zip_bytes({**ENTRIES, "m/data.pkl": shape})))
+    assert tensors["w"].read().tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
 def test_other_files(mapped) -> None:
     for data in (b"\0", b"PK", b"not a model at all", b"\x80\2", b"\x93NUMPY", b"GGUF" + bytes(99)):
         with pytest.raises(CheckpointError):

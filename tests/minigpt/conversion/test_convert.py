@@ -152,7 +152,7 @@ def test_what_is_there_already_stays(tmp_path: Path) -> None:
     (tmp_path / "full" / "mine").write_text("kept")
     (tmp_path / "file").write_text("kept")
     for name in ("full", "file", "full/mine"):
-        with pytest.raises(CheckpointError, match="there already"):
+        with pytest.raises(CheckpointError, match="already exists"):
             convert(GOLDEN / "cerebras", tmp_path / name)
     assert left_in(tmp_path) == ["file", "full"]
     assert (tmp_path / "full" / "mine").read_text() == "kept"

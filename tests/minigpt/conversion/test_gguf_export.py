@@ -510,7 +510,7 @@ def add_field(writer: gguf.GGUFWriter, name: str, field: gguf.ReaderField) -> No
         ({"gpt2.attention.layer_norm_epsilon": 1}, ConfigError, "must be a float"),
         ({"gpt2.attention.layer_norm_epsilon": -1.0}, ConfigError, "layer_norm_epsilon"),
         ({"minigpt.activation_function": "tanh"}, ConfigError, "activation_function"),
-        ({"minigpt.activation_function": True}, ConfigError, "must be a text"),
+        ({"minigpt.activation_function": True}, ConfigError, "must be a string"),
         ({"gpt2.block_count": 3}, CheckpointError, "h.2.ln_1.weight is missing"),
         ({"gpt2.block_count": 1}, CheckpointError, "h.1."),
         ({"gpt2.feed_forward_length": 95}, CheckpointError, "has shape"),
@@ -536,7 +536,7 @@ def refused(error: type[SourceError], flaw: str, call: Callable[[], object], pat
         ({"model": "llama"}, "'llama'"),
         ({"model": None}, "no tokenizer"),
         ({"model": "none"}, "no tokenizer"),
-        ({"pre": "llama-bpe"}, "another split"),
+        ({"pre": "llama-bpe"}, "another pre-tokenizer"),
         ({"tokens": None}, "tokenizer.ggml.tokens is missing"),
         ({"merges": None}, "tokenizer.ggml.merges is missing"),
         ({"token_type": [1]}, "types of 1"),
@@ -560,7 +560,7 @@ def test_tokenizers_that_are_none(values, flaw, foreign) -> None:
 )
 def test_a_tensor_that_a_gpt2_does_not_have(name: str, foreign) -> None:
     path = foreign(tensors={name: np.ones(4, np.float32)})
-    refused(CheckpointError, "none that a GPT-2 has", lambda: open_checkpoint(path), path)
+    refused(CheckpointError, "does not exist in GPT-2", lambda: open_checkpoint(path), path)
 
 
 def test_a_tensor_that_is_missing(foreign) -> None:
@@ -577,7 +577,7 @@ def test_a_folder_of_one_file_stands_for_it(model: Path, tmp_path: Path) -> None
     assert resolve(path) == path
     saved(model, tmp_path / "y.gguf")
     assert resolve(tmp_path) == tmp_path
-    with pytest.raises(SourceError, match="name the one"):
+    with pytest.raises(SourceError, match="name one of them"):
         open_checkpoint(tmp_path)
 
 
@@ -591,7 +591,7 @@ def test_other_weights_win_over_a_file_beside_them(model: Path, tmp_path: Path) 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    refused(CheckpointError, "is no GGUF file", lambda: GPTModel.from_pretrained(path), path)
+    refused(CheckpointError, "is not a GGUF file", lambda: GPTModel.from_pretrained(path), path)
 
 
 @pytest.fixture(scope="module")

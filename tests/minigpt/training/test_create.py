@@ -119,7 +119,7 @@ def test_a_folder_that_holds_a_run_is_named_first(run: Path) -> None:
         create_run(run, "nowhere.txt")
     (run.parent / "other").mkdir()
     (run.parent / "other" / "mine").write_text("kept")
-    with pytest.raises(CheckpointError, match="is there already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         create(run.parent / "other")
 
 
