@@ -1,9 +1,10 @@
-"""A process that trains and dies, for test_train_crash.py.
+"""A process that trains and is killed, for test_train_crash.py.
 
-python crash.py begin FOLDER     begins a run, and dies before each of the file operations that
-python crash.py go-on FOLDER     takes, in turn; goes on with one, and dies so. Each time it is
-                                 seen that, tried again, it comes to the same end
-python crash.py train FOLDER     goes on with the run in the folder, until it is killed
+python crash.py create FOLDER    creates a run again and again, killed before its first file
+                                 operation, its second, and so on; checks that a second attempt
+                                 gives the same files. Prints the number of operations
+python crash.py resume FOLDER    the same for resuming a run
+python crash.py train FOLDER     resumes the run in the folder, until it is killed
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ OPERATIONS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir
 SHORT = replace(CONFIG, steps=8, eval_every=4)
 
 
-def die_beginning(folder: Path) -> int:
-    """How many operations there were."""
+def kill_creating(folder: Path) -> int:
+    """Kill the creation of a run before each file operation; returns their number."""
     create(folder / "whole", SHORT)
     run = folder / "run"
     for point in range(1, 1000):
-        if not in_child(lambda point=point: die_at(point, lambda: create(run, SHORT))):
+        if not in_child(lambda point=point: killed_at(point, lambda: create(run, SHORT))):
             return point - 1
         if not run.exists():
             create(run, SHORT)
@@ -41,15 +42,15 @@ def die_beginning(folder: Path) -> int:
     raise AssertionError("it never ends")
 
 
-def die_going_on(folder: Path) -> int:
-    """How many operations there were."""
-    create(folder / "begun", SHORT)
-    resume(folder / "begun", limits=Limits(steps=4))
-    whole = shutil.copytree(folder / "begun", folder / "whole")
+def kill_resuming(folder: Path) -> int:
+    """Kill the resumption of a run before each file operation; returns their number."""
+    create(folder / "started", SHORT)
+    resume(folder / "started", limits=Limits(steps=4))
+    whole = shutil.copytree(folder / "started", folder / "whole")
     resume(whole)
     for point in range(1, 1000):
-        run = shutil.copytree(folder / "begun", folder / f"run-{point}")
-        if not in_child(lambda run=run, point=point: die_at(point, lambda: resume(run))):
+        run = shutil.copytree(folder / "started", folder / f"run-{point}")
+        if not in_child(lambda run=run, point=point: killed_at(point, lambda: resume(run))):
             return point - 1
         assert newest_checkpoint(run).name in ("step-00000004", "step-00000008"), point
         assert open_run(run).state.step in (4, 8), point
@@ -58,8 +59,8 @@ def die_going_on(folder: Path) -> int:
     raise AssertionError("it never ends")
 
 
-def die_at(point: int, work: Callable[[], object]) -> None:
-    """Does it, but is killed before file operation number `point`."""
+def killed_at(point: int, work: Callable[[], object]) -> None:
+    """Call `work`, and kill this process before file operation number `point`."""
     left = point
 
     def count(event: str, arguments: tuple) -> None:
@@ -74,7 +75,7 @@ def die_at(point: int, work: Callable[[], object]) -> None:
 
 
 def in_child(work: Callable[[], None]) -> bool:
-    """Does it in a child of this process; whether that was killed."""
+    """Call `work` in a child process; returns whether it was killed."""
     child = os.fork()
     if not child:
         try:
@@ -89,7 +90,7 @@ def in_child(work: Callable[[], None]) -> bool:
 
 
 def files(run: Path) -> dict[str, bytes]:
-    """All files by their paths; but what holds times as if it were empty."""
+    """{path: bytes} of all files; those that hold times count as empty."""
     paths = sorted(path for path in run.rglob("*") if path.is_file())
     timed = ("metrics.jsonl", "state.json")
     return {
@@ -103,5 +104,5 @@ if __name__ == "__main__":
     if what == "train":
         resume(where)
     else:
-        os.fsync = lambda descriptor: None  # a process that dies loses nothing it has written
-        print(die_beginning(where) if what == "begin" else die_going_on(where))
+        os.fsync = lambda descriptor: None  # a killed process loses nothing it has written
+        print(kill_creating(where) if what == "create" else kill_resuming(where))

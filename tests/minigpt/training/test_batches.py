@@ -28,7 +28,7 @@ SIZES = {
 def test_an_epoch_has_each_window_once(N: int, T: int, seed: int, epoch: int) -> None:
     T = min(T, N - 1)
     n = N // T
-    ids, targets = batch(np.arange(N), n, T, seed, epoch)  # tokens that are their own places
+    ids, targets = batch(np.arange(N), n, T, seed, epoch)  # each token is its own offset
     starts = ids[:, 0]
     offset = next(o for o in range(T) if o in starts)  # a window begins below T
     assert sorted((starts - offset) % N) == [k * T for k in range(n)]
@@ -38,8 +38,8 @@ def test_an_epoch_has_each_window_once(N: int, T: int, seed: int, epoch: int) ->
 
 @settings(max_examples=100, deadline=None)
 @given(**SIZES)
-def test_batches_run_on_across_epochs(N: int, B: int, T: int, seed: int, position: int) -> None:
-    """A batch is the same rows that batches of one row have, and depends on nothing else."""
+def test_batches_continue_across_epochs(N: int, B: int, T: int, seed: int, position: int) -> None:
+    """A batch of B sequences equals B batches of one sequence, and leaves the tokens unchanged."""
     T = min(T, N - 1)
     tokens = np.arange(N, dtype=np.uint16)
     ids, targets = batch(tokens, B, T, seed, position)
@@ -50,14 +50,14 @@ def test_batches_run_on_across_epochs(N: int, B: int, T: int, seed: int, positio
     np.testing.assert_array_equal(tokens, np.arange(N))
 
 
-def test_batches_are_what_kernels_take() -> None:
+def test_batches_are_contiguous_int64() -> None:
     for array in batch(np.arange(9, dtype=np.uint16), 3, 4, 0, 0):
         assert array.dtype == np.int64
         assert array.shape == (3, 4)
         assert array.flags.c_contiguous and array.flags.writeable
 
 
-def test_epochs_and_seeds_differ_in_order_and_offset() -> None:
+def test_epochs_and_seeds_have_orders_and_offsets_of_their_own() -> None:
     N, T, n = 1000, 10, 100
     starts = [
         batch(np.arange(N), n, T, seed, epoch)[0][:, 0] for seed in (0, 1) for epoch in range(10)
@@ -67,8 +67,8 @@ def test_epochs_and_seeds_differ_in_order_and_offset() -> None:
     assert len({order[0] % T for order in starts}) > 5
 
 
-def test_batches_of_a_seed_stay_what_they_are() -> None:
-    """A run that goes on with another version, or on another machine, takes up the same data."""
+def test_the_batches_of_a_seed_never_change() -> None:
+    """A run that is resumed by another version or on another machine reads the same data."""
     ids, targets = batch(np.arange(100), 4, 5, 7, 9)
     assert ids[:, 0].tolist() == [77, 37, 72, 52]
     assert targets[:, -1].tolist() == [82, 42, 77, 57]
@@ -76,13 +76,13 @@ def test_batches_of_a_seed_stay_what_they_are() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(n=st.integers(1, 3000), seed=st.integers(0, 2**32))
-def test_a_permutation_permutes(n: int, seed: int) -> None:
+def test_permuted_is_a_permutation(n: int, seed: int) -> None:
     keys = np.random.SeedSequence(seed).generate_state(6, np.uint64)
     order = permuted(np.arange(n, dtype=np.uint64), n, keys)
     np.testing.assert_array_equal(np.sort(order), np.arange(n))
 
 
-def test_every_order_of_four_comes_about_equally_often() -> None:
+def test_all_orders_of_four_are_about_equally_frequent() -> None:
     orders = Counter(
         tuple(
             permuted(
@@ -97,8 +97,8 @@ def test_every_order_of_four_comes_about_equally_often() -> None:
     assert 140 < min(orders.values()) <= max(orders.values()) < 260  # 200 ± 14
 
 
-def test_neighbours_are_torn_apart() -> None:
-    """In a random order of n, neighbours stay so about twice, and lie n / 3 apart on average."""
+def test_neighbours_end_up_far_apart() -> None:
+    """In a random order of n, about two pairs of neighbours remain; the mean distance is n / 3."""
     n = 10_000
     keys = np.random.SeedSequence(1).generate_state(6, np.uint64)
     steps = np.abs(np.diff(permuted(np.arange(n, dtype=np.uint64), n, keys).astype(np.int64)))
@@ -106,8 +106,8 @@ def test_neighbours_are_torn_apart() -> None:
     assert abs(steps.mean() / n - 1 / 3) < 0.01
 
 
-def test_a_huge_file_costs_no_more() -> None:
-    """A batch of one of 10¹² windows, in the 1000th epoch: no list of them is made."""
+def test_memory_does_not_grow_with_the_number_of_windows() -> None:
+    """A batch from 10¹² windows, in the 1000th epoch."""
     tokens = np.broadcast_to(np.uint16(7), 10**12)
     tracemalloc.start()
     batch(tokens, 4, 1, 0, 250 * 10**12)
@@ -117,15 +117,15 @@ def test_a_huge_file_costs_no_more() -> None:
 
 
 @pytest.mark.parametrize("change", [{"B": 0}, {"T": 0}, {"seed": -1}, {"position": -1}, {"B": 1.5}])
-def test_a_wrong_number_is_refused(change) -> None:
-    right = {"B": 1, "T": 4, "seed": 0, "position": 0}
-    batch(np.arange(5), **right)
+def test_an_argument_out_of_its_range(change: dict[str, float]) -> None:
+    valid: dict[str, int] = {"B": 1, "T": 4, "seed": 0, "position": 0}
+    batch(np.arange(5), **valid)
     (name,) = change
     with pytest.raises(InputError, match=f"^{name} "):
-        batch(np.arange(5), **right | change)
+        batch(np.arange(5), **valid | change)  # type: ignore[arg-type]
 
 
-def test_too_few_tokens_are_refused() -> None:
+def test_tokens_that_are_too_few_or_no_integers() -> None:
     with pytest.raises(InputError, match="tokens: 4; must be at least 5"):
         batch(np.arange(4), 1, 4, 0, 0)
     with pytest.raises(InputError, match="tokens: 1; must be at least 2"):
@@ -137,7 +137,7 @@ def test_too_few_tokens_are_refused() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(N=SIZES["N"], B=SIZES["B"], T=SIZES["T"])
-def test_windows_score_each_token_once(N: int, B: int, T: int) -> None:
+def test_windows_have_each_token_but_the_first_as_a_target_once(N: int, B: int, T: int) -> None:
     ids, targets = [], []
     for some_ids, some_targets in windows(np.arange(N, dtype=np.uint16), B, T):
         assert some_ids.shape == some_targets.shape

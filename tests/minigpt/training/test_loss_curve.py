@@ -1,4 +1,4 @@
-"""The picture of a run: XML that a browser draws, with the points where the numbers are."""
+"""The loss curve is an SVG with its points at the losses; metrics.jsonl survives damage."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ def parsed(lines: list[dict]) -> ElementTree.Element:
     return root
 
 
-def places(line: ElementTree.Element) -> list[tuple[float, float]]:
-    pairs = (place.split(",") for place in line.attrib["points"].split())
+def coordinates(line: ElementTree.Element) -> list[tuple[float, float]]:
+    pairs = (point.split(",") for point in line.attrib["points"].split())
     return [(float(x), float(y)) for x, y in pairs]
 
 
-def test_points_lie_where_their_numbers_are() -> None:
+def test_points_are_at_their_losses() -> None:
     lines: list[dict] = [{"step": 0, "held_out": 8.0}]
     lines += [{"step": n, "loss": 8.0 - n} for n in range(1, 4)]
     lines += [{"step": 4, "loss": 4.0, "held_out": 4.0}]
     root = parsed(lines)
-    batches, held_out = (places(line) for line in root.iter(SVG + "polyline"))
+    batches, held_out = (coordinates(line) for line in root.iter(SVG + "polyline"))
     assert len(list(root.iter(SVG + "circle"))) == 2
     assert batches[-1] == held_out[-1]
     (left, high), (right, low) = held_out
     expected = [(left + (right - left) * n / 4, high + (low - high) * n / 4) for n in range(1, 5)]
-    for place, there in zip(batches, expected, strict=True):
-        assert place == pytest.approx(there, abs=0.1)
+    for point, expected_point in zip(batches, expected, strict=True):
+        assert point == pytest.approx(expected_point, abs=0.1)
 
 
-def test_a_long_run_is_drawn_in_few_points() -> None:
+def test_a_long_run_has_few_points() -> None:
     lines = [{"step": n, "loss": 5.0 + (-1) ** n} for n in range(1, 100_001)]
     (batches, none) = parsed(lines).iter(SVG + "polyline")
-    assert 300 <= len(places(batches)) <= 360
-    assert len({y for _, y in places(batches)}) == 1
+    assert 300 <= len(coordinates(batches)) <= 360
+    assert len({y for _, y in coordinates(batches)}) == 1
     assert none.attrib["points"] == ""
 
 
@@ -57,11 +57,11 @@ def test_a_long_run_is_drawn_in_few_points() -> None:
         [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 3.0 + 1e-12}],
     ],
 )
-def test_lines_of_all_kinds_give_a_picture(lines: list[dict]) -> None:
+def test_any_values_give_a_valid_svg(lines: list[dict]) -> None:
     assert 3 <= len(list(parsed(lines).iter(SVG + "path"))) < 20
 
 
-def test_lines_are_kept_and_cut(tmp_path: Path) -> None:
+def test_lines_are_appended_and_truncated(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert read_metrics(path) == []
     assert synced_size(path) == 0
@@ -71,7 +71,7 @@ def test_lines_are_kept_and_cut(tmp_path: Path) -> None:
     assert read_metrics(path) == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.3}]
     truncate(path, size)
     assert read_metrics(path) == [{"step": 1, "loss": 0.1}]
-    truncate(path, 1000)  # what is shorter stays
+    truncate(path, 1000)  # a shorter file stays
     assert path.stat().st_size == size
     with path.open("ab") as file:
         file.write(b'\xff\n[]\n{"loss": 1}\n{"step": 2, "lo')

@@ -20,25 +20,26 @@ from minigpt.training.token_file import read_tokens, write_tokens
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> GPTTokenizer:
+    """A tokenizer of single bytes."""
     return byte_tokenizer(tmp_path_factory.mktemp("toy"))
 
 
-def test_what_was_written_is_read(gpt2: GPTTokenizer, tmp_path: Path) -> None:
+def test_ids_come_back_as_they_were_written(gpt2: GPTTokenizer, tmp_path: Path) -> None:
     texts = ["Once upon a time.", "", "Ünder\n\n the 海 <|endoftext|>.", " "]
-    told: list[tuple[int, int]] = []
-    header = write_tokens(texts, gpt2, tmp_path / "t", lambda *done: told.append(done))
+    reported: list[tuple[int, int]] = []
+    header = write_tokens(texts, gpt2, tmp_path / "t", lambda *counts: reported.append(counts))
     tokens = read_tokens(tmp_path / "t")
     end = gpt2.eos_token_id
     assert tokens.tolist() == [i for text in texts if text for i in [*gpt2.encode(text), end]]
     text_bytes = len("".join(texts).encode())
     assert header == (50257, len(tokens), text_bytes)
     assert struct.unpack("<3Q", (tmp_path / "t").read_bytes()[8:32]) == header
-    assert told[-1] == (text_bytes, len(tokens))
+    assert reported[-1] == (text_bytes, len(tokens))
     assert not tokens.flags.writeable
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(257, "<u2"), (65536, "<u2"), (65537, "<u4")])
-def test_ids_take_two_bytes_where_that_is_enough(tmp_path, size: int, dtype: str) -> None:
+def test_ids_take_two_bytes_if_they_can(tmp_path: Path, size: int, dtype: str) -> None:
     tokenizer = byte_tokenizer(tmp_path, size)
     write_tokens(["ab"], tokenizer, tmp_path / "t")
     tokens = read_tokens(tmp_path / "t")
@@ -47,21 +48,25 @@ def test_ids_take_two_bytes_where_that_is_enough(tmp_path, size: int, dtype: str
     assert (tmp_path / "t").stat().st_size == 32 + tokens.nbytes
 
 
-def test_a_long_document_is_written_as_one(gpt2, tmp_path, monkeypatch) -> None:
+def test_a_document_of_several_chunks_has_the_ids_of_the_whole(
+    gpt2: GPTTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "".join(f"Page {i} of the book,\n\n   and so on. " for i in range(300))
     monkeypatch.setattr(token_files, "_CHUNK", 100)
     write_tokens([text], gpt2, tmp_path / "t")
     assert read_tokens(tmp_path / "t").tolist() == [*gpt2.encode(text), gpt2.eos_token_id]
 
 
-def test_memory_does_not_grow_with_the_stream(toy, tmp_path) -> None:
-    """500 documents of 1 KB: their ids alone, as Python has them, would take 4 MB."""
+def test_memory_does_not_grow_with_the_number_of_documents(
+    toy: GPTTokenizer, tmp_path: Path
+) -> None:
+    """500 documents of 1 KB, whose ids as a list would take 4 MB."""
 
     def stream() -> Iterator[str]:
         for i in range(500):
             yield f"{i} is a number. " * 64
 
-    write_tokens(stream(), toy, tmp_path / "t")  # what is loaded for long texts is there to stay
+    write_tokens(stream(), toy, tmp_path / "t")  # loads what long texts need
     tracemalloc.start()
     write_tokens(stream(), toy, tmp_path / "t")
     peak = tracemalloc.get_traced_memory()[1]
@@ -70,7 +75,7 @@ def test_memory_does_not_grow_with_the_stream(toy, tmp_path) -> None:
     assert peak < 300_000
 
 
-def test_a_file_is_written_whole_or_not_at_all(toy, tmp_path) -> None:
+def test_a_file_is_written_whole_or_not_at_all(toy: GPTTokenizer, tmp_path: Path) -> None:
     def failing() -> Iterator[str]:
         yield "some text"
         raise InputError("a.txt, line 2: bad")
@@ -87,7 +92,7 @@ def test_a_file_is_written_whole_or_not_at_all(toy, tmp_path) -> None:
         write_tokens(["a"], toy, tmp_path / "none" / "t")
 
 
-def test_texts_need_an_end(tmp_path) -> None:
+def test_a_vocabulary_without_an_end_of_text_token(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=re.escape(f"has no {END}")):
         write_tokens(["a"], byte_tokenizer(tmp_path, end="other"), tmp_path / "t")
 
@@ -123,7 +128,7 @@ def token_file(
         ),
     ],
 )
-def test_a_bad_file_is_refused(tmp_path, content: bytes, message: str) -> None:
+def test_a_damaged_file(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "t"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=message) as error:
@@ -131,7 +136,7 @@ def test_a_bad_file_is_refused(tmp_path, content: bytes, message: str) -> None:
     assert str(error.value).startswith(f"{path}: ")
 
 
-def test_the_files_of_the_test_above_are_bad_for_their_reason_alone(tmp_path) -> None:
+def test_the_file_of_the_test_above_is_good_without_its_damage(tmp_path: Path) -> None:
     (tmp_path / "t").write_bytes(token_file())
     assert read_tokens(tmp_path / "t").tolist() == [0, 299, 7]
     (tmp_path / "t").write_bytes(token_file(tokens=0, ids=b""))

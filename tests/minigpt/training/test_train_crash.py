@@ -1,4 +1,4 @@
-"""kill -9 at any moment: the run goes on from a whole checkpoint to the end it would have had."""
+"""kill -9 at any moment: the run resumes from a complete checkpoint and ends with the same bits."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def command(what: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("what", ["begin", "go-on"])
-def test_killed_before_each_operation_on_a_file(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("what", ["create", "resume"])
+def test_killed_before_each_file_operation(tmp_path: Path, what: str) -> None:
     done = subprocess.run(
         command(what, tmp_path), env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
@@ -33,7 +33,7 @@ def test_killed_before_each_operation_on_a_file(tmp_path: Path, what: str) -> No
     assert int(done.stdout) > 40
 
 
-def test_killed_while_it_saves_after_every_update(tmp_path: Path) -> None:
+def test_killed_while_saving_after_every_step(tmp_path: Path) -> None:
     settings = replace(CONFIG, steps=30, save_every=1, eval_every=10)
     create(tmp_path / "whole", settings)
     resume(tmp_path / "whole")
