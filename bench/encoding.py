@@ -24,7 +24,7 @@ from machine import machine
 
 from minigpt import GPTTokenizer
 from minigpt.tokenizer.bpe import token_bytes
-from minigpt.tokenizer.vocabulary import read_vocabulary
+from minigpt.tokenizer.files import read_vocabulary
 
 SIZE = 3_000_000  # bytes of text
 DOCUMENT = 2_000  # characters of a short one

@@ -1,4 +1,4 @@
-"""`minigpt train-tokenizer`: learns a vocabulary from texts."""
+"""`minigpt train-tokenizer`: train a vocabulary on texts."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ import click
 
 from .terminal import show_line
 
-# Those of tokenizer_training.py, which is too heavy for --help.
-SMALLEST, LARGEST = 257, 0x110000
+# Those of tokenizer/training.py, which is too slow to import for --help.
+MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 0x110000
 
 
 @click.command(
     "train-tokenizer",
-    short_help="Learn a vocabulary from texts.",
+    short_help="Train a vocabulary on texts.",
     epilog="Example: minigpt train-tokenizer books/*.txt --vocab-size 8192 --out vocabulary",
 )
 @click.argument("sources", nargs=-1, required=True, metavar="TEXT...")
 @click.option(
     "--vocab-size",
-    type=click.IntRange(SMALLEST, LARGEST),
+    type=click.IntRange(MIN_VOCAB_SIZE, MAX_VOCAB_SIZE),
     required=True,
-    help="Tokens of the vocabulary: the 256 bytes, a token for each merge, <|endoftext|>.",
+    help="Number of tokens: the 256 bytes, one for each merge, and <|endoftext|>.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
     metavar="FOLDER",
-    help="The new folder to write the vocabulary into.",
+    help="New folder for the vocabulary.",
 )
 def train_tokenizer(sources: tuple[str, ...], vocab_size: int, out: Path) -> None:
-    """Learns a byte-level BPE vocabulary of GPT-2's kind from each TEXT.
+    """Trains a byte-level BPE vocabulary of GPT-2's kind on all TEXTs.
 
-    A TEXT is a file in UTF-8; one named .jsonl holds an object with a "text" on each line; - is
+    A TEXT is a file in UTF-8, a .jsonl file with one {"text": ...} object per line, or - for
     standard input. Their order does not matter.
 
-    FOLDER appears when all of it is written: vocab.json and merges.txt, tokenizer.json and
-    tokenizer_config.json, which minigpt, transformers and the tokenizers library read.
+    FOLDER appears once it is complete. It holds vocab.json and merges.txt, tokenizer.json and
+    tokenizer_config.json, for minigpt, transformers and the tokenizers library.
     """
     from ..checkpoint.atomic import creating_folder
     from ..texts import documents
     from ..tokenizer.training import train_tokenizer
 
     with creating_folder(out) as folder:
-        tokenizer = train_tokenizer(_shown(documents(sources)), vocab_size, _show_merges)
+        tokenizer = train_tokenizer(_counted(documents(sources)), vocab_size, _show_merges)
         tokenizer.save_pretrained(folder)
     show_line("")
 
 
-def _shown(texts: Iterable[str]) -> Iterator[str]:
-    """`texts` as they come; a line on stderr tells how much has been read."""
+def _counted(texts: Iterable[str]) -> Iterator[str]:
+    """Yield `texts`, and show on stderr how many characters have been read."""
     read = 0
     for text in texts:
         yield text

@@ -29,7 +29,8 @@ from ..config import GPTConfig
 from ..errors import CheckpointError, ConfigError, InputError, TokenizerError, short_repr
 from ..kernels.layout import bf16_to_f32
 from ..source import ModelSource, open_source
-from ..tokenizer.vocabulary import Vocabulary, read_vocabulary
+from ..tokenizer.files import read_vocabulary
+from ..tokenizer.vocabulary import Vocabulary
 from ..weights.table import is_packed
 from .convert import Progress
 
@@ -182,7 +183,7 @@ def _tokenizer_values(
             f"{source}: its tokenizer has {len(tokens)} tokens, and the model {V}; "
             "a GGUF file can have no more than the model"
         )
-    if not vocabulary.merges.joined:
+    if not vocabulary.merges.merged:
         raise TokenizerError(f"{source}: its tokenizer has no merges, which a GGUF file must have")
     types = [NORMAL] * len(tokens)
     for token in vocabulary.added.values():

@@ -16,7 +16,7 @@ from ..checkpoint.tensors import NUMPY_DTYPE
 from ..config import GPTConfig
 from ..errors import InputError, SourceError, short_repr
 from ..kernels.layout import bf16_to_f32
-from ..tokenizer.vocabulary import tokenizer_files
+from ..tokenizer.files import tokenizer_files
 from ..weights.checks import quantized_layout
 from ..weights.packed import Weights, f32_to_bf16
 from ..weights.table import PREFIX, Shapes, checkpoint_name

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..api import GPTModel
 from ..errors import InputError
+from ..source import ModelSource, open_source
 from ..texts import is_json_lines, name_of, read_text
 from ..tokenizer.tokenizer import GPTTokenizer
 from .perplexity import Comparison, Perplexity, Progress, combined, common_ids, compare, perplexity
@@ -25,7 +26,7 @@ from .tasks import LastWordAccuracy, MultipleChoiceAccuracy, last_word_accuracy,
 
 MAX_TEXT_BYTES = 64 << 20  # of a text file: a text is tokenized as a whole
 
-Source: TypeAlias = str | os.PathLike[str]  # a folder, a GGUF file, or a hub id
+Source: TypeAlias = str | os.PathLike[str] | ModelSource  # a folder, a GGUF file, or a hub id
 Result: TypeAlias = Perplexity | LastWordAccuracy | MultipleChoiceAccuracy
 # Called with (name, tokens done, tokens in all) of a file; with ("loading", 0, 0) before a model is
 # loaded, and with (name, 0, 0) before a file is scored.
@@ -71,6 +72,7 @@ def evaluate_files(
     tokenizer that cannot be loaded; CheckpointError for logits that are NaN or infinite.
     """
     contents = [_read(file) for file in files]
+    model = _opened(model)
     tokenizer = tokenizer or _tokenizer_of(model)
     tokenized = [_tokenized(tokenizer, lines) for lines in contents]
     model = _loaded(model, dtype, threads, progress)
@@ -111,6 +113,7 @@ def compare_on_file(
     loaded; CheckpointError for logits that are NaN or infinite.
     """
     text = read_text(file, MAX_TEXT_BYTES)
+    a, b = _opened(a), _opened(b)
     ids = common_ids(_tokenizer_of(a), _tokenizer_of(b), text)
     _check_length(len(ids), name_of(file))
     model_a = _loaded(a, dtype_a, threads, progress)
@@ -155,12 +158,17 @@ def _check_length(tokens: int, where: str) -> None:
         )
 
 
-def _tokenizer_of(model: GPTModel | Source) -> GPTTokenizer:
+def _opened(model: GPTModel | Source) -> GPTModel | ModelSource:
+    """A source is opened once, for the tokenizer and for the model."""
+    return model if isinstance(model, GPTModel) else open_source(model)
+
+
+def _tokenizer_of(model: GPTModel | ModelSource) -> GPTTokenizer:
     return GPTTokenizer.from_pretrained(model.source if isinstance(model, GPTModel) else model)
 
 
 def _loaded(
-    model: GPTModel | Source, dtype: str, threads: int | None, progress: FileProgress | None
+    model: GPTModel | ModelSource, dtype: str, threads: int | None, progress: FileProgress | None
 ) -> GPTModel:
     if isinstance(model, GPTModel):
         return model

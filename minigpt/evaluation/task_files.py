@@ -120,7 +120,7 @@ def _choice(value: dict[str, Any], where: str) -> Choice:
     answers = tuple(_stripped(choice, f"choice {n}", where) for n, choice in enumerate(choices))
     if query.startswith("Question:") and not query.endswith("Answer:"):
         query += "\nAnswer:"
-    return Choice(where, query, answers, gold)
+    return Choice(where, query, answers, int(gold))
 
 
 def _stripped(value: Any, field: str, where: str) -> str:

@@ -1,12 +1,12 @@
-"""A value that took time to compute from files, kept on disk for the next process.
+"""A disk cache for values that take long to compute from files.
 
-What is kept is numbers and texts in lists, tuples and dicts, in the form of Python's own module
-`marshal`: the fifty thousand tokens and merges of GPT-2 are loaded from it five times faster
-than they are read and checked.
+A value consists of numbers and strings in lists, tuples and dicts, stored in the format of Python's
+`marshal`: GPT-2's fifty thousand tokens and merges load five times faster than they are parsed.
 
-It is never stale: it is named by a hash of all that it came from, the files, the code that read
-them and the Python that wrote it. A damaged file counts as none; and where the user has no
-private folder, or its disk is full, all is computed each time.
+An entry is never stale: its name is a hash of everything the value depends on, which is the
+contents of the files, the source code that computes it, and the version of Python. A damaged entry
+counts as absent. Without a private cache folder, or on a full disk, the value is computed each
+time.
 """
 
 from __future__ import annotations
@@ -15,62 +15,72 @@ import hashlib
 import marshal
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import __version__
 from ..checkpoint import write_file
 from ..errors import SourceError
 from ..kernels.cache_dir import private_folder
 
-_WORTH_KEEPING = 1 << 18  # bytes of the files; fewer are read about as fast as found again
-_SUM_BYTES = 4
+Value = TypeVar("Value")
+
+_MIN_BYTES = 1 << 18  # of the files; smaller ones are parsed about as fast as an entry is loaded
+_CHECKSUM_BYTES = 4
 
 
 def load_or_build(
-    kind: str, code: str, files: Mapping[str, bytes], compute: Callable[[], Any]
-) -> Any:
-    """`compute()`, or what it gave in an earlier process for the same `files`.
+    kind: str, code: Iterable[str], files: Mapping[str, bytes], build: Callable[[], Value]
+) -> Value:
+    """`build()`, or the value it had in an earlier process for the same code and files.
 
-    kind   what it is, and the name of a folder in the user's cache
-    code   the path of the source that computes it
-    files  name → content, all that it is computed from
+    kind   what the value is; a folder of this name in the user's cache holds the entries
+    code   paths of all source files that the value depends on, besides this one
+    files  {name: content} that the value is built from
 
-    Raises what `compute` raises, and nothing else.
+    Raises only what `build` raises.
     """
-    if sum(map(len, files.values())) < _WORTH_KEEPING:
-        return compute()
+    if sum(map(len, files.values())) < _MIN_BYTES:
+        return build()
     folder = private_folder(kind)
     if folder is None:
-        return compute()
+        return build()
     path = folder / _fingerprint(code, files)
     with suppress(OSError, ValueError, EOFError):
-        return _unpacked(path.read_bytes())
-    value = compute()
+        value: Value = _unpack(path.read_bytes())
+        return value
+    value = build()
     with suppress(OSError, SourceError):
-        write_file(path, _packed(value))
+        write_file(path, _pack(value))
     return value
 
 
-def _fingerprint(code: str, files: Mapping[str, bytes]) -> str:
-    """A hash of names and contents, of the code, and of the Python whose marshal form it is."""
-    source = Path(code)
-    known = {**files, "code": source.read_bytes() if source.is_file() else b""}  # not in a ZIP
-    hashes = [(name, hashlib.sha256(known[name]).hexdigest()) for name in sorted(known)]
-    return hashlib.sha256(repr((__version__, sys.version, hashes)).encode()).hexdigest()[:32]
+def _fingerprint(code: Iterable[str], files: Mapping[str, bytes]) -> str:
+    """A hash of the files, the source code, and the version of Python, which defines `marshal`."""
+    paths = [Path(path) for path in sorted({*code, __file__})]
+    # Inside a ZIP archive there is no file to read; there the version stands for the code.
+    sources = [(path.name, path.read_bytes() if path.is_file() else b"") for path in paths]
+    parts = [_hashes(sources), _hashes(sorted(files.items()))]
+    return hashlib.sha256(repr((__version__, sys.version, parts)).encode()).hexdigest()[:32]
 
 
-def _packed(value: Any) -> bytes:
+def _hashes(contents: list[tuple[str, bytes]]) -> list[tuple[str, str]]:
+    return [(name, hashlib.sha256(content).hexdigest()) for name, content in contents]
+
+
+def _pack(value: Any) -> bytes:
     data = marshal.dumps(value)
-    return zlib.crc32(data).to_bytes(_SUM_BYTES, "little") + data
+    return zlib.crc32(data).to_bytes(_CHECKSUM_BYTES, "little") + data
 
 
-def _unpacked(content: bytes) -> Any:
-    """The value in `content`; raises ValueError where a byte has changed, which `marshal`, made
-    for files that are whole, would not survive."""
-    data = memoryview(content)[_SUM_BYTES:]
-    if zlib.crc32(data).to_bytes(_SUM_BYTES, "little") != content[:_SUM_BYTES]:
+def _unpack(content: bytes) -> Any:
+    """The value of an entry; raises ValueError where its checksum is wrong.
+
+    `marshal` trusts its input: damaged data could crash the process.
+    """
+    data = memoryview(content)[_CHECKSUM_BYTES:]
+    if zlib.crc32(data).to_bytes(_CHECKSUM_BYTES, "little") != content[:_CHECKSUM_BYTES]:
         raise ValueError("damaged")
     return marshal.loads(data)

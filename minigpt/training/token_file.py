@@ -87,7 +87,7 @@ def _tokenized(
 ) -> Iterator[tuple[np.ndarray, int]]:
     """(ids, bytes in UTF-8) of each chunk of the documents; ids int64 [n]."""
     for document in filter(None, documents):
-        for chunk in tokenizer.pieces(document, _CHUNK):
+        for chunk in tokenizer.chunks(document, _CHUNK):
             yield tokenizer.encode(chunk, return_tensors="np")[0], len(chunk.encode("utf-8"))
         yield np.array([end]), 0
 

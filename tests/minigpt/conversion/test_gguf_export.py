@@ -26,7 +26,7 @@ from minigpt.conversion.convert import Progress, convert
 from minigpt.conversion.gguf_export import save_gguf
 from minigpt.errors import CheckpointError, ConfigError, InputError, SourceError, TokenizerError
 from minigpt.tokenizer.bpe import byte_symbols
-from minigpt.tokenizer.vocabulary import read_vocabulary
+from minigpt.tokenizer.files import read_vocabulary
 from minigpt.weights.packed import f32_to_bf16
 from minigpt.weights.table import HEAD, tensor_shapes
 

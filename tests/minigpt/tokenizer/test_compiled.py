@@ -1,4 +1,4 @@
-"""Compiled, the ids are the same: for any vocabulary, any text, and at any length of a word."""
+"""Compiled BPE gives the ids of bpe.py, for any vocabulary, text and length of pre-token."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from minigpt.kernels.bpe.merge import LONGEST
 from minigpt.tokenizer import compiled as compiled_bpe
 from minigpt.tokenizer import tokenizer
-from minigpt.tokenizer.bpe import Merges, PretokenIds, merge, words
+from minigpt.tokenizer.bpe import Merges, PretokenIds, merge, pretokenize
 from minigpt.tokenizer.compiled import encode, make_tables
+from minigpt.tokenizer.files import read_vocabulary
 from minigpt.tokenizer.tokenizer import GPTTokenizer
-from minigpt.tokenizer.vocabulary import Vocabulary, read_vocabulary
+from minigpt.tokenizer.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -41,10 +42,10 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
 def both(gpt2: Vocabulary) -> Callable[[str], tuple[list[int], list[int]]]:
     """The ids of a text from compiled code, and from bpe.py."""
     tables = make_tables(gpt2.byte_ids, gpt2.merges)
-    word_ids = PretokenIds(gpt2.byte_ids, gpt2.merges)
+    pretoken_ids = PretokenIds(gpt2.byte_ids, gpt2.merges)
 
     def both(text: str) -> tuple[list[int], list[int]]:
-        plain = chain.from_iterable(word_ids[word] for word in words(text))
+        plain = chain.from_iterable(pretoken_ids[pretoken] for pretoken in pretokenize(text))
         return encode(text, tables, gpt2.merges).tolist(), list(plain)
 
     return both
@@ -52,7 +53,7 @@ def both(gpt2: Vocabulary) -> Callable[[str], tuple[list[int], list[int]]]:
 
 @pytest.fixture
 def compiled(gpt2: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> GPTTokenizer:
-    """A tokenizer that compiles from the first character on."""
+    """A tokenizer that uses compiled code from the first character on."""
     monkeypatch.setattr(tokenizer, "COMPILED_FROM", -1)
     return GPTTokenizer(gpt2)
 
@@ -63,16 +64,16 @@ ENGLISH = st.sampled_from([" the", " and", "'s", "ing", " 1984", ".", "\n\n", " 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(ENGLISH | st.text(CHARACTERS, max_size=5)).map("".join))
-def test_ids_are_those_of_bpe(both, text: str) -> None:
-    """Twice the text, so that words are met again."""
+def test_ids_equal_those_of_bpe(both, text: str) -> None:
+    """The text is doubled, so that every pre-token occurs again."""
     ids, plain = both(text + text)
     assert ids == plain
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_any_merges_in_any_order(data: st.DataObject) -> None:
-    """Those that no training would give included."""
+def test_any_merges_in_any_order_give_the_ids_of_bpe(data: st.DataObject) -> None:
+    """Also merges that no training gives."""
     symbols = ["a", "b", "c"]
     for _ in range(data.draw(st.integers(0, 12))):
         symbol = data.draw(st.sampled_from(symbols)) + data.draw(st.sampled_from(symbols))
@@ -84,7 +85,7 @@ def test_any_merges_in_any_order(data: st.DataObject) -> None:
     )
     merges = Merges(
         ranks={number[a] << 32 | number[b]: rank for rank, (a, b) in enumerate(pairs)},
-        joined=[number[a + b] for a, b in pairs],
+        merged=[number[a + b] for a, b in pairs],
     )
     byte_ids = [number.get(chr(b), b) for b in range(256)]
     word = data.draw(st.text(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=40))
@@ -93,18 +94,18 @@ def test_any_merges_in_any_order(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("length", [LONGEST - 1, LONGEST, LONGEST + 1, 3 * LONGEST])
-def test_words_too_long_to_be_merged_compiled(both, length: int) -> None:
+def test_pretokens_longer_than_compiled_code_merges(both, length: int) -> None:
     word = "".join(random.Random(length).choices("abcdeé", k=length))[:length]
     for text in (word, f"a {word}", f"{word} {word}", f"{word}! a {word} b"):
         ids, plain = both(text)
         assert ids == plain
 
 
-@pytest.mark.parametrize("most", [1, 2, 64])
-def test_words_that_drive_each_other_out(both, monkeypatch, most: int) -> None:
-    monkeypatch.setattr(compiled_bpe, "MOST_SEEN", most)
+@pytest.mark.parametrize("size", [1, 2, 64])
+def test_colliding_entries_of_the_memo(both, monkeypatch, size: int) -> None:
+    monkeypatch.setattr(compiled_bpe, "MAX_MEMO", size)
     ids, plain = both(
-        "".join(random.Random(most).choices([" a", " cat", " sat", "!", "?\n"], k=500))
+        "".join(random.Random(size).choices([" a", " cat", " sat", "!", "?\n"], k=500))
     )
     assert ids == plain
 
@@ -118,8 +119,8 @@ def test_time_is_nearly_linear(both, unit: str) -> None:
     assert ids == plain
 
 
-def test_words_as_long_as_compiled_code_merges_take_little_time(gpt2: Vocabulary) -> None:
-    """The worst that a text can ask of it: a second or two for a MiB."""
+def test_the_longest_compiled_pretokens_take_seconds_at_most(gpt2: Vocabulary) -> None:
+    """The worst case: a second or two for a MiB."""
     tables = make_tables(gpt2.byte_ids, gpt2.merges)
     word = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz", k=LONGEST - 4))
     text = "".join(f" {i % 100:02}{word}" for i in range(1000))
@@ -128,14 +129,14 @@ def test_words_as_long_as_compiled_code_merges_take_little_time(gpt2: Vocabulary
     assert time.process_time() - began < 10
 
 
-def test_nothing_outside_of_the_arrays_is_read_or_written() -> None:
-    """As compiled with checks: what ends a text, fills the working memory, or drives words out."""
+def test_no_index_is_out_of_bounds() -> None:
+    """Compiled with bounds checks: ends of texts, a full workspace, collisions in the memo."""
     program = (
         "from minigpt.tokenizer import compiled as compiled_bpe\n"
         "from minigpt.tokenizer.bpe import Merges\n"
         "merges = Merges({97 << 32 | 97: 0, 256 << 32 | 256: 1}, [256, 257])\n"
         "tables = compiled_bpe.make_tables(list(range(256)), merges)\n"
-        "compiled_bpe.MOST_SEEN = 2\n"
+        "compiled_bpe.MAX_MEMO = 2\n"
         "ends = ['\\'', '\\'r', '\\'re', '\\'l', ' ', '  ', '\\u3000', '\\U0010ffff', 'b!c1']\n"
         "for end in [*ends, *('ab'[k % 2] * k for k in range(1020, 1030))]:\n"
         "    for text in (end, 'word' + end, end + ' b ' + end):\n"
@@ -156,7 +157,7 @@ def test_nothing_outside_of_the_arrays_is_read_or_written() -> None:
 # ---- in the tokenizer ----
 
 
-def test_list_and_array(compiled: GPTTokenizer) -> None:
+def test_encode_returns_a_list_or_an_array(compiled: GPTTokenizer) -> None:
     ids = compiled.encode("Hello, world!", return_tensors="np")
     assert (ids.dtype, ids.tolist()) == (np.int64, [[15496, 11, 995, 0]])
     assert compiled.encode("Hello, world!") == [15496, 11, 995, 0]
@@ -164,14 +165,14 @@ def test_list_and_array(compiled: GPTTokenizer) -> None:
     assert compiled.encode("", return_tensors="np").shape == (1, 0)
 
 
-def test_special_tokens_between_words(compiled: GPTTokenizer) -> None:
+def test_special_tokens_in_compiled_encoding(compiled: GPTTokenizer) -> None:
     text = "Hello<|endoftext|>, world"
     assert compiled.encode(text, allow_special=True) == [15496, 50256, 11, 995]
     assert compiled.decode(compiled.encode(text), skip_special_tokens=False) == text
     assert 50256 not in compiled.encode(text)
 
 
-def test_it_changes_over_when_enough_was_encoded(
+def test_compiled_code_is_used_after_enough_characters(
     gpt2: Vocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokenizer, "COMPILED_FROM", 10)
@@ -185,7 +186,7 @@ def test_it_changes_over_when_enough_was_encoded(
     assert [subject.encode("Hello"), made] == [[0], ["tables"]]
 
 
-def test_a_prompt_loads_no_compiler(gpt2: Vocabulary, tmp_path: Path) -> None:
+def test_encoding_a_prompt_does_not_import_numba(gpt2: Vocabulary, tmp_path: Path) -> None:
     GPTTokenizer(gpt2).save_pretrained(tmp_path)
     program = (
         "import sys; from minigpt.tokenizer.tokenizer import GPTTokenizer\n"

@@ -1,4 +1,4 @@
-"""What is kept between processes: found again, never stale or damaged, never the reason to fail."""
+"""The disk cache: entries are found again, never stale or damaged, and no error is raised."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VALUE = ([1, 2**40, "Ġlow"], {7 << 32 | 8: 0}, None, True, ("é", 0.5))
 
 
 class Counted:
-    """Gives VALUE, and counts how often it was asked."""
+    """Returns VALUE, and counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -31,17 +31,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def calls_of_two(*runs: dict[str, Any]) -> int:
-    """How often two calls compute; each run may change what they are called with."""
-    compute = Counted()
+def builds(*runs: dict[str, Any]) -> int:
+    """How often `build` is called by calls of load_or_build with these changes of arguments."""
+    build = Counted()
     for changes in runs:
-        arguments = {"kind": "kind", "code": __file__, "files": FILES, **changes}
-        assert load_or_build(**arguments, compute=compute) == VALUE
-    return compute.calls
+        arguments = {"kind": "kind", "code": [__file__], "files": FILES, **changes}
+        assert load_or_build(**arguments, build=build) == VALUE
+    return build.calls
 
 
-def test_it_is_computed_once(cache: Path) -> None:
-    assert calls_of_two({}, {}) == 1
+def test_a_value_is_built_once(cache: Path) -> None:
+    assert builds({}, {}) == 1
 
 
 @pytest.mark.parametrize(
@@ -51,23 +51,24 @@ def test_it_is_computed_once(cache: Path) -> None:
         {"files": {"one": FILES["one"]}},
         {"files": {"one": FILES["one"], "three": b"2"}},
         {"kind": "other"},
-        {"code": pytest.__file__},
+        {"code": [pytest.__file__]},
+        {"code": [__file__, pytest.__file__]},
     ],
-    ids=["content", "one file less", "name", "kind", "code"],
+    ids=["content", "one file less", "name", "kind", "other code", "more code"],
 )
-def test_whatever_differs_is_computed(cache: Path, change: dict[str, Any]) -> None:
-    assert calls_of_two({}, change) == 2
+def test_a_change_of_any_argument_builds_anew(cache: Path, change: dict[str, Any]) -> None:
+    assert builds({}, change) == 2
 
 
-def test_small_files_are_not_worth_it(cache: Path) -> None:
+def test_small_files_are_not_cached(cache: Path) -> None:
     few = {"files": {"one": b"1"}}
-    assert calls_of_two(few, few) == 2
+    assert builds(few, few) == 2
     assert not cache.exists()
 
 
 @pytest.mark.parametrize("damage", ["empty", "zeros", "short", "one bit"])
-def test_what_is_damaged_is_computed_and_mended(cache: Path, damage: str) -> None:
-    assert calls_of_two({}) == 1
+def test_a_damaged_entry_is_built_and_written_anew(cache: Path, damage: str) -> None:
+    assert builds({}) == 1
     (file,) = (cache / "kind").iterdir()
     data = file.read_bytes()
     bit = bytes([data[9] ^ 1])
@@ -79,30 +80,37 @@ def test_what_is_damaged_is_computed_and_mended(cache: Path, damage: str) -> Non
             "one bit": data[:9] + bit + data[10:],
         }[damage]
     )
-    assert calls_of_two({}, {}) == 1
+    assert builds({}, {}) == 1
     assert file.read_bytes() == data
 
 
-def test_without_a_cache_it_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cache_every_call_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINIGPT_CACHE", "")
-    assert calls_of_two({}, {}) == 2
+    assert builds({}, {}) == 2
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "file"))
-    assert calls_of_two({}, {}) == 2
+    assert builds({}, {}) == 2
 
 
-def test_a_file_that_cannot_be_written_is_no_error(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_no_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("minigpt.tokenizer.disk_cache.write_file", full)
-    assert calls_of_two({}, {}) == 2
+    assert builds({}, {}) == 2
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of folders are POSIX's")
-def test_what_others_could_have_written_is_not_loaded(cache: Path) -> None:
-    assert calls_of_two({}) == 1
+def test_a_folder_others_can_write_to_is_not_used(cache: Path) -> None:
+    assert builds({}) == 1
     (cache / "kind").chmod(0o777)
-    assert calls_of_two({}) == 1
+    assert builds({}) == 1
+
+
+def test_a_change_of_the_code_builds_anew(cache: Path, tmp_path: Path) -> None:
+    parser = tmp_path / "parser.py"
+    parser.write_text("tokens = 1")
+    code = {"code": [__file__, str(parser)]}
+    assert builds(code, code) == 1
+    parser.write_text("tokens = 2")
+    assert builds(code, code) == 1

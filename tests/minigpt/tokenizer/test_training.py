@@ -1,4 +1,4 @@
-"""Learning a vocabulary: the merges of the plainest algorithm and of the tokenizers library."""
+"""Training of a vocabulary: the merges equal those of a naive algorithm and of tokenizers."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from hypothesis import strategies as st
 
 from minigpt.errors import InputError
 from minigpt.tokenizer import training as tokenizer_training
-from minigpt.tokenizer.bpe import byte_symbols, pieces, token_bytes, words
+from minigpt.tokenizer.bpe import byte_symbols, chunks, pretokenize, token_bytes
+from minigpt.tokenizer.files import read_vocabulary
 from minigpt.tokenizer.tokenizer import GPTTokenizer
 from minigpt.tokenizer.training import (
-    SMALLEST,
+    MIN_VOCAB_SIZE,
     byte_tokens,
-    count_words,
+    count_pretokens,
     learn_merges,
     train_tokenizer,
 )
-from minigpt.tokenizer.vocabulary import read_vocabulary
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 TEXTS = st.lists(st.text(st.sampled_from("aaabbc  .\né"), max_size=40), max_size=6)
@@ -46,9 +46,9 @@ def trained(golden: dict[str, Any]) -> GPTTokenizer:
 
 
 def naive_merges(texts: list[str], number: int) -> list[tuple[str, str]]:
-    """The algorithm in its plainest form: count every pair anew for each merge."""
+    """A naive algorithm: count every pair again for each merge."""
     symbols = byte_symbols()
-    split = [[symbols[b] for b in word.encode()] for text in texts for word in words(text)]
+    split = [[symbols[b] for b in word.encode()] for text in texts for word in pretokenize(text)]
     tokens = sorted(symbols)
     merges: list[tuple[str, str]] = []
     while len(merges) < number:
@@ -68,24 +68,24 @@ def naive_merges(texts: list[str], number: int) -> list[tuple[str, str]]:
     return merges
 
 
-# ---- what is learned ----
+# ---- merges ----
 
 
 @settings(max_examples=200, deadline=None)
 @given(TEXTS, st.integers(0, 30))
-def test_merges_are_those_of_the_naive_algorithm(texts: list[str], number: int) -> None:
-    """Few letters, so that ties, runs of one letter and pairs that run out are common."""
-    merges = learn_merges(count_words(texts), number)
+def test_merges_equal_those_of_the_naive_algorithm(texts: list[str], number: int) -> None:
+    """With few letters, ties, runs of one letter and too few pairs are common."""
+    merges = learn_merges(count_pretokens(texts), number)
     assert merges == naive_merges(texts, number)
     assert len({left + right for left, right in merges}) == len(merges)
 
 
-def test_merges_are_those_of_the_tokenizers_library(
+def test_merges_equal_those_of_the_tokenizers_library(
     golden: dict[str, Any], trained: GPTTokenizer
 ) -> None:
-    """Of all kinds of words; most of the 143 merges have others that are as frequent."""
-    counts = count_words(golden["texts"])
-    merges = learn_merges(counts, golden["vocab_size"] - SMALLEST)
+    """Pre-tokens of all kinds; most of the 143 merges tie with others."""
+    counts = count_pretokens(golden["texts"])
+    merges = learn_merges(counts, golden["vocab_size"] - MIN_VOCAB_SIZE)
     assert [" ".join(merge) for merge in merges] == golden["merges"]
 
 
@@ -97,40 +97,40 @@ def test_worked_example_of_the_module() -> None:
 @settings(max_examples=50, deadline=None)
 @given(TEXTS, st.randoms(use_true_random=False))
 def test_the_order_of_texts_does_not_matter(texts: list[str], chance: random.Random) -> None:
-    expected = learn_merges(count_words(texts), 30)
+    expected = learn_merges(count_pretokens(texts), 30)
     chance.shuffle(texts)
-    assert learn_merges(count_words(texts), 30) == expected
+    assert learn_merges(count_pretokens(texts), 30) == expected
 
 
-# ---- the words of endless texts ----
+# ---- long texts ----
 
 
 @settings(max_examples=200)
 @given(st.text(st.sampled_from("ab1! \n\t\u00a0\u3000\x1c\u200b'sé")), st.integers(1, 9))
-def test_pieces_do_not_change_the_words(text: str, length: int) -> None:
-    found = pieces(text, length)
-    assert [word for piece in found for word in words(piece)] == words(text)
+def test_chunks_do_not_change_the_pretokens(text: str, length: int) -> None:
+    pretokens = [pretoken for chunk in chunks(text, length) for pretoken in pretokenize(chunk)]
+    assert pretokens == pretokenize(text)
 
 
-def test_a_long_text_is_split_in_pieces() -> None:
+def test_a_long_text_is_cut_into_chunks() -> None:
     text = "word and " * 250_000
-    found = list(pieces(text, 1 << 20))
+    found = list(chunks(text, 1 << 20))
     assert "".join(found) == text
     assert len(found) == 3
 
 
-def test_rare_words_are_forgotten_where_there_are_too_many(
+def test_rare_pretokens_are_dropped_where_there_are_too_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tokenizer_training, "MOST_WORDS", 10)
+    monkeypatch.setattr(tokenizer_training, "MAX_PRETOKENS", 10)
     texts = ["often", *(f"rare{chr(97 + i)} often" for i in range(26))]
-    counts = count_words(iter(texts))
+    counts = count_pretokens(iter(texts))
     assert counts[" often"] == 26
     assert len(counts) <= 10
 
 
-def test_a_word_without_end_takes_no_time_without_end() -> None:
-    """A run of 100,000 letters, at random and all the same: as whole words, minutes."""
+def test_a_very_long_pretoken_takes_seconds_at_most() -> None:
+    """100,000 letters, random and all equal: merged as one pre-token they would take minutes."""
     chance = random.Random(0)
     run = "".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=100_000))
     start = time.perf_counter()
@@ -140,23 +140,23 @@ def test_a_word_without_end_takes_no_time_without_end() -> None:
 
 def test_progress_counts_the_merges() -> None:
     seen: list[tuple[int, int]] = []
-    train_tokenizer(["to and fro, " * 3], SMALLEST + 2, lambda *done: seen.append(done))
+    train_tokenizer(["to and fro, " * 3], MIN_VOCAB_SIZE + 2, lambda *done: seen.append(done))
     assert seen == [(1, 2), (2, 2)]
 
 
 # ---- the tokenizer ----
 
 
-def test_ids_are_those_the_tokenizers_library_gives(
+def test_ids_equal_those_of_the_tokenizers_library(
     golden: dict[str, Any], trained: GPTTokenizer
 ) -> None:
-    """Texts of all kinds, read as that library does: with <|endoftext|> as the token it is."""
+    """Texts of all kinds; that library encodes <|endoftext|> as the token."""
     rows = json.loads((GOLDEN / "tokenizer_ids.json").read_text(encoding="ascii"))
     for row, ids in zip(rows, golden["ids"], strict=True):
         assert trained.encode(row["text"], allow_special=True) == ids, row["text"]
 
 
-def test_files_are_those_the_tokenizers_library_read(
+def test_files_are_those_that_the_tokenizers_library_has_read(
     golden: dict[str, Any], trained: GPTTokenizer, tmp_path: Path
 ) -> None:
     trained.save_pretrained(tmp_path)
@@ -167,7 +167,9 @@ def test_files_are_those_the_tokenizers_library_read(
 
 
 @pytest.mark.parametrize("form", ["tokenizer.json", "vocab.json and merges.txt"])
-def test_files_say_what_the_tokenizer_is(trained: GPTTokenizer, tmp_path: Path, form: str) -> None:
+def test_saved_files_read_as_the_same_vocabulary(
+    trained: GPTTokenizer, tmp_path: Path, form: str
+) -> None:
     trained.save_pretrained(tmp_path)
     if form != "tokenizer.json":
         (tmp_path / "tokenizer.json").unlink()
@@ -177,7 +179,9 @@ def test_files_say_what_the_tokenizer_is(trained: GPTTokenizer, tmp_path: Path, 
             assert getattr(trained._vocabulary, field.name) == getattr(read, field.name)
 
 
-def test_ids_are_in_the_order_of_age(golden: dict[str, Any], trained: GPTTokenizer) -> None:
+def test_ids_are_bytes_then_merges_then_the_end_of_text(
+    golden: dict[str, Any], trained: GPTTokenizer
+) -> None:
     tokens = trained._vocabulary.tokens
     assert tokens[:256] == byte_tokens()
     assert tokens[256:-1] == [merge.replace(" ", "") for merge in golden["merges"]]
@@ -193,29 +197,29 @@ def test_decode_undoes_encode(trained: GPTTokenizer, text: str) -> None:
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["", "a"]])
-def test_bytes_alone_need_no_text(texts: list[str], tmp_path: Path) -> None:
-    train_tokenizer(texts, SMALLEST).save_pretrained(tmp_path)
+def test_a_vocabulary_of_bytes_needs_no_text(texts: list[str], tmp_path: Path) -> None:
+    train_tokenizer(texts, MIN_VOCAB_SIZE).save_pretrained(tmp_path)
     tokenizer = GPTTokenizer.from_pretrained(tmp_path)
     assert tokenizer.vocab_size == 257
     assert tokenizer.decode(tokenizer.encode("so é")) == "so é"
 
 
-# ---- what cannot be ----
+# ---- errors ----
 
 
 @pytest.mark.parametrize("size", [256, 0, -1, 0x110001, 300.0, "300", None, True])
-def test_sizes_that_cannot_be(size: Any) -> None:
-    with pytest.raises(InputError, match=r"^vocab_size: .*must be an integer from 257"):
+def test_wrong_vocab_sizes(size: Any) -> None:
+    with pytest.raises(InputError, match=r"^vocab_size .*: must be an integer from 257 to 1114112"):
         train_tokenizer(["text"], size)
 
 
-def test_an_integer_of_numpy_is_one() -> None:
+def test_vocab_size_may_be_a_numpy_integer() -> None:
     assert train_tokenizer([], np.int64(257)).vocab_size == 257  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("texts", "most"), [([], 257), (["abc"], 257), (["ab ab ab"], 259)])
-def test_too_little_text_is_told_with_what_it_is_enough_for(texts: list[str], most: int) -> None:
-    with pytest.raises(InputError, match=f"vocab_size: 300 is more .* make {most} tokens"):
+def test_too_little_text_is_an_error_with_the_size_it_gives(texts: list[str], most: int) -> None:
+    with pytest.raises(InputError, match=f"vocab_size 300: more than .* make {most} tokens"):
         train_tokenizer(texts, 300)
     assert train_tokenizer(texts, most).vocab_size == most
 
@@ -226,7 +230,7 @@ def test_texts_must_be_str(text: Any) -> None:
         train_tokenizer(["text", text], 300)
 
 
-def test_one_text_is_not_taken_for_many() -> None:
+def test_a_str_is_not_a_list_of_texts() -> None:
     with pytest.raises(InputError, match=r"^texts: a str"):
         train_tokenizer("a text", 300)
 

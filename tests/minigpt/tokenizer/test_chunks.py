@@ -1,4 +1,4 @@
-"""Long texts: the chunks that a text is cut into have the ids of the whole text."""
+"""GPTTokenizer.chunks: the chunks of a text have the ids of the text."""
 
 from __future__ import annotations
 
@@ -45,36 +45,36 @@ AWKWARD = st.lists(st.sampled_from(PARTS) | st.characters(codec="utf-8"), max_si
 
 @settings(max_examples=300, deadline=None)
 @given(text=AWKWARD, size=st.integers(1, 9))
-def test_pieces_have_the_ids_of_the_whole(gpt2: GPTTokenizer, text: str, size: int) -> None:
-    pieces = list(gpt2.pieces(text, size))
-    assert "".join(pieces) == text
-    assert [i for piece in pieces for i in gpt2.encode(piece)] == gpt2.encode(text)
+def test_chunks_have_the_ids_of_the_text(gpt2: GPTTokenizer, text: str, size: int) -> None:
+    chunks = list(gpt2.chunks(text, size))
+    assert "".join(chunks) == text
+    assert [i for chunk in chunks for i in gpt2.encode(chunk)] == gpt2.encode(text)
 
 
-def test_what_is_cut_off_is_white_space_in_the_split_too() -> None:
-    """A cut looks for white space with `re`, the split with `regex`: they have not the same."""
+def test_white_space_of_re_is_white_space_of_regex() -> None:
+    """Chunks are cut before white space as `re` knows it, pre-tokens as `regex` does."""
     characters = "".join(map(chr, chain(range(0xD800), range(0xE000, 0x110000))))
     assert not set(regex.findall(r"\s", characters)) - set(re.findall(r"\s", characters))
     assert {" ", "\n"} <= set(regex.findall(r"\s", characters))
 
 
-def test_prose_is_cut_about_where_it_is_asked(gpt2: GPTTokenizer) -> None:
-    """Else the test above would hold for pieces that are never cut."""
-    pieces = list(gpt2.pieces("The cat  sat.\n\n" * 100 + "end", 40))
-    assert all(40 <= len(piece) < 50 for piece in pieces[:-1])
-    assert len(pieces) > 25
+def test_chunks_of_prose_have_about_the_given_size(gpt2: GPTTokenizer) -> None:
+    """Else the tests above would pass if nothing was ever cut."""
+    chunks = list(gpt2.chunks("The cat  sat.\n\n" * 100 + "end", 40))
+    assert all(40 <= len(chunk) < 50 for chunk in chunks[:-1])
+    assert len(chunks) > 25
 
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(st.sampled_from(" \nab;")), size=st.integers(1, 4))
-def test_pieces_get_no_prefix_space_of_their_own(prefixing, text: str, size: int) -> None:
-    pieces = list(prefixing.pieces(text, size))
-    assert [i for piece in pieces for i in prefixing.encode(piece)] == prefixing.encode(text)
+def test_chunks_get_no_prefix_space_of_their_own(prefixing, text: str, size: int) -> None:
+    chunks = list(prefixing.chunks(text, size))
+    assert [i for chunk in chunks for i in prefixing.encode(chunk)] == prefixing.encode(text)
 
 
 def test_an_added_token_is_never_cut(tmp_path: Path) -> None:
     byte_tokenizer(tmp_path)
     (tmp_path / "added_tokens.json").write_text('{"New York": 257}')
     tokenizer = GPTTokenizer.from_pretrained(tmp_path)
-    assert list(tokenizer.pieces("in New York I", 1)) == ["in New York I"]
+    assert list(tokenizer.chunks("in New York I", 1)) == ["in New York I"]
     assert 257 in tokenizer.encode("in New York I")

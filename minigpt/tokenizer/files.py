@@ -1,0 +1,157 @@
+"""Tokenizer files: found, read into a Vocabulary, and written back.
+
+`tokenizer.json` is read if present; else `vocab.json` and `merges.txt`; else the same two under
+OpenAI's names, `encoder.json` and `vocab.bpe`; and beside any of them `added_tokens.json`,
+`special_tokens_map.json` and `tokenizer_config.json`. A GGUF file holds a tokenizer of its own.
+What they say is parsed and checked in parsing.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import errors
+from ..checkpoint import files as checkpoint_files
+from ..checkpoint import strict_json, write_file
+from ..checkpoint.files import read_small_file
+from ..errors import SourceError, TokenizerError
+from . import bpe, parsing, vocabulary
+from .bpe import Merges
+from .disk_cache import load_or_build
+from .parsing import parse_files
+from .vocabulary import AddedToken, Vocabulary
+
+if TYPE_CHECKING:
+    from ..checkpoint.gguf import GGUF
+
+MAX_FILE_BYTES = 64 << 20  # GPT-2's files have one million, the largest known 20
+
+_FORMS = (  # of vocabulary and merges; the first that is present is read
+    ("tokenizer.json",),
+    ("vocab.json", "merges.txt"),
+    ("encoder.json", "vocab.bpe"),
+)
+_SIDE_FILES = ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
+_FILE_NAMES = ("tokenizer.json", "vocab.json", "merges.txt", *_SIDE_FILES)
+# {name of a file: name it is saved under}
+_SAVED_AS = {
+    **{name: name for name in _FILE_NAMES},
+    "encoder.json": "vocab.json",
+    "vocab.bpe": "merges.txt",
+}
+
+# The source files that a cached vocabulary depends on: the parser, what it imports, and this one.
+_PARSER_MODULES = (parsing, vocabulary, bpe, strict_json, checkpoint_files, errors)
+PARSER_CODE = (__file__, *(str(module.__file__) for module in _PARSER_MODULES))
+
+
+def read_vocabulary(source: Path | GGUF) -> Vocabulary:
+    """The checked vocabulary of a folder's tokenizer files, or of a GGUF file or its parsed header.
+
+    A large one that was read before comes from the disk cache. Raises TokenizerError, naming the
+    file, for one that is missing, damaged, too large, or of another kind than GPT-2's.
+    """
+    path = source if isinstance(source, Path) else source.file.path
+    form, files = _read_files(source)
+    plain = load_or_build(
+        "vocabularies", PARSER_CODE, files, lambda: _to_plain(parse_files(path, form, files))
+    )
+    return _from_plain(plain, {_SAVED_AS[name]: data for name, data in files.items()})
+
+
+def _to_plain(vocabulary: Vocabulary) -> tuple[Any, ...]:
+    """The fields of a vocabulary but `files`, in lists, tuples and dicts, for the disk cache."""
+    return (
+        vocabulary.tokens,
+        vocabulary.byte_ids,
+        vocabulary.merges.ranks,
+        vocabulary.merges.merged,
+        [astuple(token) for token in vocabulary.added.values()],
+        vocabulary.eos_id,
+        vocabulary.add_prefix_space,
+    )
+
+
+def _from_plain(plain: tuple[Any, ...], files: dict[str, bytes]) -> Vocabulary:
+    tokens, byte_ids, ranks, merged, added, eos_id, add_prefix_space = plain
+    return Vocabulary(
+        tokens=tokens,
+        byte_ids=byte_ids,
+        merges=Merges(ranks, merged),
+        added={content: AddedToken(content, *rest) for content, *rest in added},
+        eos_id=eos_id,
+        add_prefix_space=add_prefix_space,
+        files=files,
+    )
+
+
+def tokenizer_files(source: Path | GGUF) -> dict[str, bytes]:
+    """{name: content} of the tokenizer files of a model source, under the names they are saved as.
+
+    They are not checked. For a GGUF file: the files with the same content. Raises SourceError for
+    one that cannot be read.
+    """
+    if not isinstance(source, Path) or source.is_file():
+        from ..checkpoint.gguf_gpt2 import gguf_tokenizer
+
+        return gguf_tokenizer(source)
+    files: dict[str, bytes] = {}
+    for name, saved_as in _SAVED_AS.items():
+        if saved_as not in files and (source / name).is_file():
+            files[saved_as] = read_small_file(source / name, MAX_FILE_BYTES, SourceError)
+    return files
+
+
+def write_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
+    """Write the files that `vocabulary` was read from into `folder`, byte for byte.
+
+    OpenAI's file names become Hugging Face's. Each file is replaced atomically. Raises
+    TokenizerError where the folder cannot be written, or holds files of another tokenizer beside
+    which these would mean something else.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TokenizerError(f"{folder}: cannot be written: {error.strerror}") from None
+    foreign = _names_in(folder).intersection(_FILE_NAMES) - vocabulary.files.keys()
+    if foreign:
+        raise TokenizerError(
+            f"{folder}: holds {min(foreign)} of another tokenizer: save into a fresh folder"
+        )
+    for name, data in vocabulary.files.items():
+        write_file(folder / name, data)
+
+
+def _names_in(folder: Path) -> set[str]:
+    try:
+        return {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise TokenizerError(f"{folder}: cannot be read: {error.strerror}") from None
+
+
+def _read_files(source: Path | GGUF) -> tuple[tuple[str, ...], dict[str, bytes]]:
+    """(form, {name: content}): the names of the vocabulary's files, and all files that are present.
+
+    For a GGUF file, the files with the same content.
+    """
+    if not isinstance(source, Path) or source.is_file():
+        files = tokenizer_files(source)
+        if not files:
+            path = source if isinstance(source, Path) else source.file.path
+            raise TokenizerError(f"{path}: holds no tokenizer; read one from a folder")
+        return ("vocab.json", "merges.txt"), files
+    present = _names_in(source)
+    form = next((form for form in _FORMS if form[0] in present), None)
+    if form is None:
+        raise TokenizerError(
+            f"{source}: holds no tokenizer: tokenizer.json, or vocab.json and merges.txt, "
+            "must be there"
+        )
+    if form[-1] not in present:
+        raise TokenizerError(f"{source}: holds {form[0]}, but no {form[-1]}")
+    names = [*form, *(name for name in _SIDE_FILES if name in present)]
+    return form, {
+        name: read_small_file(source / name, MAX_FILE_BYTES, TokenizerError) for name in names
+    }
