@@ -30,7 +30,7 @@ def test_every_program_is_short_listed_and_tested() -> None:
     programs = sorted(path.name for path in EXAMPLES.glob("*.py"))
     index = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     tests = Path(__file__).read_text(encoding="utf-8")
-    assert len(programs) >= 4
+    assert len(programs) == 5
     for name in programs:
         assert f"({name})" in index
         assert f'"{name}"' in tests
@@ -89,3 +89,14 @@ def test_batch_file_gives_each_line_its_own_continuation(tmp_path: Path) -> None
     file.write_text("The old woman\n", encoding="utf-8")
     (alone,) = (json.loads(line) for line in run("batch_file.py", file, "8"))
     assert alone == found[1]
+
+
+def test_fine_tune_lowers_the_perplexity(tmp_path: Path) -> None:
+    file, folder = tmp_path / "sea.txt", tmp_path / "sea"
+    line = "The brig rolled in the swell while the bosun cursed the cook and the gulls wheeled.\n"
+    file.write_text(80 * line, encoding="utf-8")
+    before, after = run("fine_tune.py", file, folder, "4")
+    assert before.startswith("perplexity before: ")
+    assert after.startswith("perplexity after: ")
+    assert float(after.split()[-1]) < 0.8 * float(before.split()[-1])
+    assert (folder / "config.json").is_file()

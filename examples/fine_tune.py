@@ -1,0 +1,32 @@
+"""Fine-tune the bundled model on a text, and compare its perplexity before and after.
+
+    python examples/fine_tune.py TEXT_FILE FOLDER [STEPS]
+
+FOLDER becomes a model source: `minigpt generate -m FOLDER "…"` continues texts in the new style. An
+interrupted run resumes with `train(FOLDER)`, to the same result.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from minigpt import GPTModel, GPTTokenizer
+from minigpt.bundled import BUNDLED_MODEL
+from minigpt.evaluation.perplexity import perplexity
+from minigpt.training.config import TrainingConfig
+from minigpt.training.create import train
+
+file, folder = sys.argv[1:3]
+steps = int(sys.argv[3]) if len(sys.argv) > 3 else 100
+
+# Every option that is None takes a default for fine-tuning; the end of the text is for validation.
+config = TrainingConfig(steps=steps, batch_size=4, context=128, lr=2e-4)
+train(folder, file, model=BUNDLED_MODEL, config=config)
+
+tokenizer = GPTTokenizer.from_pretrained(folder)
+text = Path(file).read_text(encoding="utf-8")
+for name, source in (("before", BUNDLED_MODEL), ("after", folder)):
+    model = GPTModel.from_pretrained(source)
+    result = perplexity(model, tokenizer.encode(text), len(text.encode()))
+    print(f"perplexity {name}: {result.perplexity:.1f}")
