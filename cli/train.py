@@ -26,8 +26,9 @@ from .terminal import (
 
 if TYPE_CHECKING:
     from ..training.config import TrainingConfig
+    from ..training.limits import Limits
     from ..training.presets import Preset
-    from ..training.train import Limits, StepReport
+    from ..training.train import StepReport
 
 # A copy of the names in training.presets: importing that loads NumPy, which --help should not wait
 # for. A test compares them.
@@ -210,7 +211,7 @@ def train(
     given = {name: value for name, value in chosen.items() if value not in (None, ())}
     _check_usage(texts, out, resume, given)
 
-    from ..training.train import Limits
+    from ..training.limits import Limits
 
     if resume:
         _resume(resume, Limits(given.get("steps"), minutes, patience), threads, verbose)

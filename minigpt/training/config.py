@@ -223,6 +223,6 @@ def _validation_tokens(tokens: int, context: int) -> int:
 
 def fastest_dtype() -> str:
     """ "bf16" on processors that multiply bfloat16 (AMX, AVX-512 BF16), else "f32"."""
-    from ..kernels.simd import BF16_PRODUCTS  # here: it loads Numba
+    from ..kernels.simd import BF16_PRODUCTS  # imported here: it loads Numba
 
     return "bf16" if BF16_PRODUCTS else "f32"

@@ -32,12 +32,13 @@ from .config import (
     with_fixed_defaults,
 )
 from .initial import model_tensors, random_tensors
+from .limits import Limits, checked_limits
 from .presets import FINE_TUNING, Preset, checked_preset, new_config
 from .run_folder import CONFIG, WeightsAndMoments, digest, has_run, tidy, write_checkpoint
 from .state_json import TEXT, VALIDATION, Run, TrainState
 from .throughput import estimated_steps
 from .token_file import Progress, write_tokens
-from .train import Limits, StepReport, checked_limits, make_engine, resume_run
+from .train import StepReport, compiled_learner, resume_run
 
 Source = str | os.PathLike[str]
 Files = Source | Sequence[Source]
@@ -216,7 +217,9 @@ def _initial_model(
 def _steps_in(minutes: float, initial: InitialModel, threads: int | None) -> int:
     """The number of steps that fit into `minutes`."""
     config = with_fixed_defaults(initial.training)
-    learner = make_engine(initial.config, initial.tensors, threads, config.dtype, config.recompute)
+    learner = compiled_learner(
+        initial.config, initial.tensors, threads, config.dtype, config.recompute
+    )
     return estimated_steps(learner, config, minutes)
 
 

@@ -14,16 +14,16 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from time import perf_counter
 from typing import Protocol
 
 import numpy as np
 
-from ..arguments import checked_integer, checked_number, checked_threads
+from ..arguments import checked_threads
 from ..config import GPTConfig
 from ..conversion.saving import checked_folder
 from ..errors import InputError, MinigptError
 from .batches import batch, windows
+from .limits import Clock, Limits, checked_limits
 from .metrics import Metrics, append_metrics
 from .run_folder import (
     METRICS,
@@ -66,21 +66,6 @@ MakeLearner = Callable[[GPTConfig, dict[str, np.ndarray], "int | None", str, boo
 
 
 @dataclass(frozen=True)
-class Limits:
-    """When a call of `resume_run` ends; a later call goes on from there.
-
-    steps     total steps of the run, from 1. Default: those of its config. Beyond these the
-              learning rate stays at its minimum
-    minutes   time of this call, above 0. Default: no limit
-    patience  evaluations in a row without a lower validation loss, from 1. Default: no limit
-    """
-
-    steps: int | None = None
-    minutes: float | None = None
-    patience: int | None = None
-
-
-@dataclass(frozen=True)
 class StepReport:
     """The progress of a run after a step.
 
@@ -88,7 +73,7 @@ class StepReport:
     loss             mean cross-entropy of the step's batch, in nats per token
     validation_loss  after this step, in nats per token; None if it was not evaluated
     best_loss        lowest validation loss so far; None if there is none
-    milestone        whether an evaluation was due, be there a validation text or not
+    milestone        whether an evaluation was due, with or without a validation text
     tokens_per_s     training speed of this call, evaluations and checkpoints included
     seconds_left     estimated time to the end
     """
@@ -103,19 +88,6 @@ class StepReport:
     seconds_left: float
 
 
-def checked_limits(limits: Limits) -> Limits:
-    """The limits as plain Python numbers; raises InputError for one out of its range."""
-    steps, minutes, patience = limits.steps, limits.minutes, limits.patience
-    above_0, finite = math.nextafter(0, 1), math.nextafter(math.inf, 0)
-    if steps is not None:
-        steps = checked_integer("steps", steps, 1)
-    if minutes is not None:
-        minutes = checked_number("minutes", minutes, "a number above 0", above_0, finite)
-    if patience is not None:
-        patience = checked_integer("patience", patience, 1)
-    return Limits(steps, minutes, patience)
-
-
 def resume_run(
     folder: str | os.PathLike[str],
     limits: Limits | None = None,
@@ -127,11 +99,11 @@ def resume_run(
 ) -> TrainState:
     """Train the run in a folder until its end or a limit; returns its progress.
 
-    threads       number of threads that compute; default: one per processor. They change no bit
-                  of the result
+    threads       number of threads that compute; the result has the same bits for any number.
+                  Default: one per processor
     report        called after each step
     stop          polled before each micro-batch; True ends the call after a checkpoint
-    make_learner  makes the learner, as `make_engine` does; default: make_engine
+    make_learner  makes the learner. Default: compiled_learner, from the same arguments
 
     Raises MinigptError if a loss, gradient or weight is not finite, CheckpointError if the folder
     is damaged or cannot be written, InputError if another process trains in it. Whatever ends the
@@ -142,7 +114,7 @@ def resume_run(
     with run_lock(folder):
         opened = open_run(folder)
         config, tensors = opened.run.config, opened.tensors
-        learner = (make_learner or make_engine)(
+        learner = (make_learner or compiled_learner)(
             opened.run.model, tensors.weights, threads, config.dtype, config.recompute
         )
         learner.first_moments.update(tensors.first_moments)
@@ -150,7 +122,7 @@ def resume_run(
         return _Trainer(opened, learner, limits, stop).train(report)
 
 
-def make_engine(
+def compiled_learner(
     config: GPTConfig,
     tensors: dict[str, np.ndarray],
     threads: int | None,
@@ -158,7 +130,7 @@ def make_engine(
     recompute: bool,
 ) -> Learner:
     """The compiled Learner; raises InputError for a number of threads that cannot be started."""
-    from ..model.learner import Learner  # here: it loads Numba
+    from ..model.learner import Learner  # imported here: it loads Numba
 
     try:
         return Learner(config, tensors, checked_threads(threads), dtype, recompute)
@@ -177,7 +149,7 @@ class _Trainer:
         self.learner = learner
         self.steps = limits.steps or self.config.steps
         self.patience = limits.patience
-        self.clock = _Clock(self.state.seconds, limits.minutes, stop)
+        self.clock = Clock(self.state.seconds, limits.minutes, stop)
         self.micro_batch = max(1, _MICRO_BATCH_TOKENS // self.config.context)  # sequences
 
     def train(self, report: Callable[[StepReport], None] | None) -> TrainState:
@@ -296,40 +268,3 @@ class _Trainer:
             tokens_per_s=steps_per_s * self.config.batch_size * self.config.context,
             seconds_left=max(0.0, min((self.steps - step) / steps_per_s, self.clock.left())),
         )
-
-
-class _Clock:
-    """The time of this call, and whether it is over."""
-
-    def __init__(
-        self, seconds_before: float, minutes: float | None, stop: Callable[[], bool] | None
-    ) -> None:
-        self._start = perf_counter()
-        self._before = seconds_before
-        self._limit = math.inf if minutes is None else 60 * minutes
-        self._stop = stop
-        self._first: tuple[int, float] | None = None
-
-    def elapsed(self) -> float:
-        """Seconds of this call."""
-        return perf_counter() - self._start
-
-    def total_seconds(self) -> float:
-        """Training time of the run in all its calls."""
-        return self._before + self.elapsed()
-
-    def left(self) -> float:
-        """Seconds until this call's limit."""
-        return self._limit - self.elapsed()
-
-    def is_over(self) -> bool:
-        """Whether the limit is reached or a stop is asked for."""
-        return self.left() <= 0 or (self._stop is not None and self._stop())
-
-    def steps_per_s(self, step: int) -> float:
-        """Speed after `step`, without this call's first step, in which kernels are compiled."""
-        if self._first is None:
-            self._first = step, self.elapsed()
-            return 1 / max(self.elapsed(), 1e-9)
-        first, seconds = self._first
-        return (step - first) / max(self.elapsed() - seconds, 1e-9)

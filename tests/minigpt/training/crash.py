@@ -20,8 +20,8 @@ from pathlib import Path
 
 from tiny_run import CONFIG, create, resume
 
+from minigpt.training.limits import Limits
 from minigpt.training.run_folder import newest_checkpoint, open_run
-from minigpt.training.train import Limits
 
 OPERATIONS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 SHORT = replace(CONFIG, steps=8, eval_every=4)

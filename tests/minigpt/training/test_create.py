@@ -16,8 +16,8 @@ from minigpt.training import create as creating
 from minigpt.training import train as training
 from minigpt.training.config import TrainingConfig
 from minigpt.training.create import InitialModel, create_run, train, write_run
+from minigpt.training.limits import Limits
 from minigpt.training.presets import Preset
-from minigpt.training.train import Limits
 
 pytestmark = pytest.mark.usefixtures("fast")
 TINY = Preset(2, 2, 8, TrainingConfig(context=8, batch_size=4, lr=0.02, eval_every=4))
@@ -28,7 +28,7 @@ CHOSEN = TrainingConfig(steps=12, dtype="f32")
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files of tiny_run.TEXTS; runs train with the learner in plain NumPy."""
     for module in (creating, training):
-        monkeypatch.setattr(module, "make_engine", ReferenceLearner)
+        monkeypatch.setattr(module, "compiled_learner", ReferenceLearner)
     paths = [tmp_path / f"{n}.txt" for n in range(len(tiny_run.TEXTS))]
     for path, text in zip(paths, tiny_run.TEXTS, strict=True):
         path.write_text(text)

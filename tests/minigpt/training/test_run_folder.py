@@ -16,10 +16,10 @@ from tiny_run import N, contents, create, result, resume
 from minigpt import GPTConfig, GPTTokenizer
 from minigpt.checkpoint import open_checkpoint
 from minigpt.errors import CheckpointError, InputError, SourceError
+from minigpt.training.limits import Limits
 from minigpt.training.metrics import read_metrics
 from minigpt.training.run_folder import digest, open_run, run_lock
 from minigpt.training.state_json import read_state_json, to_json
-from minigpt.training.train import Limits
 from minigpt.weights.table import tensor_shapes
 
 pytestmark = pytest.mark.usefixtures("fast")

@@ -23,9 +23,10 @@ from tiny_run import (
 from minigpt import GPTTokenizer
 from minigpt.errors import InputError, MinigptError
 from minigpt.training import train as training
+from minigpt.training.limits import Limits
 from minigpt.training.metrics import read_metrics
 from minigpt.training.run_folder import open_run
-from minigpt.training.train import Limits, StepReport, resume_run
+from minigpt.training.train import StepReport, resume_run
 
 pytestmark = pytest.mark.usefixtures("fast")
 
