@@ -1,7 +1,9 @@
 """Start a training run: its folder, with token files, tokenizer and a first checkpoint.
 
-train("run", ["book.txt", "tales.jsonl"], preset="tiny", limits=Limits(minutes=5))  # starts
-train("run")                                                                        # resumes
+One call starts a run, and one resumes it:
+
+    train("run", ["book.txt", "tales.jsonl"], preset="tiny", limits=Limits(minutes=5))
+    train("run")
 """
 
 from __future__ import annotations
