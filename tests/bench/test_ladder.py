@@ -57,6 +57,7 @@ def product(problem, step):
     return reference.gelu_forward(y + problem.bias) if "GELU" in step.name else y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step", [step for _, step in STEPS], ids=[f"{name}: {step.name}" for name, step in STEPS]
 )

@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
@@ -30,6 +32,7 @@ def test_info_knows_it(run: Run, model: Path) -> None:
     assert facts["weights_bytes"] < 0.5 * whole["weights_bytes"]
 
 
+@pytest.mark.slow
 def test_bench_knows_it(run: Run, model: Path) -> None:
     run("convert", model, "small")
     short = ("--prompt-tokens", "8", "--gen-tokens", "2", "--reps", "1", "--json")

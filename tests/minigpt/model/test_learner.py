@@ -162,6 +162,7 @@ def sorting(rng, count):
     return ids, targets
 
 
+@pytest.mark.slow
 def test_a_tiny_model_learns_to_sort():
     """Every one of 200 unseen lines of digits, by greedy decoding of what it has learned."""
     rng = np.random.default_rng(4)
@@ -178,6 +179,7 @@ def test_a_tiny_model_learns_to_sort():
     assert (logits.argmax(-1) == targets)[targets != -100].all()
 
 
+@pytest.mark.slow
 def test_bf16_follows_the_curve_of_f32():
     """To 1 % of the loss at each of 60 updates."""
     curves = []

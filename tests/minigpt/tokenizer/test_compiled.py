@@ -129,6 +129,7 @@ def test_the_longest_compiled_pretokens_take_seconds_at_most(gpt2: Vocabulary) -
     assert time.process_time() - began < 10
 
 
+@pytest.mark.slow
 def test_no_index_is_out_of_bounds() -> None:
     """Compiled with bounds checks: ends of texts, a full workspace, collisions in the memo."""
     program = (

@@ -23,6 +23,7 @@ def command(what: str, folder: Path) -> list[str]:
     return [sys.executable, str(HERE / "crash.py"), what, str(folder)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("what", ["create", "resume"])
 def test_killed_before_each_file_operation(tmp_path: Path, what: str) -> None:
