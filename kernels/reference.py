@@ -16,15 +16,21 @@ import numpy as np
 
 from .layout import IGNORED, LANES, N_BLOCK, QUANT_BLOCK, bf16_to_f32, padded
 
+Array = np.ndarray
+
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
-def embedding_forward(ids, positions, wte, wpe, scale=1.0):
+def embedding_forward(
+    ids: Array, positions: Array, wte: Array, wpe: Array, scale: float = 1.0
+) -> Array:
     """ids [..., T], positions [T], wte [V, C], wpe [n_positions, C] → [..., T, C]"""
     return (wte[ids] + wpe[positions]) * scale
 
 
-def embedding_backward(dy, ids, positions, V, n_positions, scale=1.0):
+def embedding_backward(
+    dy: Array, ids: Array, positions: Array, V: int, n_positions: int, scale: float = 1.0
+) -> tuple[Array, Array]:
     """→ dwte [V, C], dwpe [n_positions, C]"""
     dwte = np.zeros((V, dy.shape[-1]), dy.dtype)
     dwpe = np.zeros((n_positions, dy.shape[-1]), dy.dtype)
@@ -33,14 +39,16 @@ def embedding_backward(dy, ids, positions, V, n_positions, scale=1.0):
     return dwte, dwpe
 
 
-def layernorm_forward(x, weight, bias, eps):
+def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float) -> Array:
     """x [..., C], weight [C], bias [C] → [..., C]"""
     mean = x.mean(-1, keepdims=True)
     variance = ((x - mean) ** 2).mean(-1, keepdims=True)
     return (x - mean) / np.sqrt(variance + eps) * weight + bias
 
 
-def layernorm_backward(dy, x, weight, eps):
+def layernorm_backward(
+    dy: Array, x: Array, weight: Array, eps: float
+) -> tuple[Array, Array, Array]:
     """→ dx [..., C], dweight [C], dbias [C]"""
     rstd = 1 / np.sqrt(x.var(-1, keepdims=True) + eps)
     n = (x - x.mean(-1, keepdims=True)) * rstd
@@ -49,92 +57,94 @@ def layernorm_backward(dy, x, weight, eps):
     return dx, _rows(dy * n).sum(0), _rows(dy).sum(0)
 
 
-def matmul_forward(x, w, bias):
+def matmul_forward(x: Array, w: Array, bias: Array | float) -> Array:
     """x [..., K], w [K, N], bias [N] → [..., N]"""
     return x @ w + bias
 
 
-def matmul_backward(dy, x, w):
+def matmul_backward(dy: Array, x: Array, w: Array) -> tuple[Array, Array, Array]:
     """→ dx [..., K], dw [K, N], dbias [N]"""
     return dy @ w.T, _rows(x).T @ _rows(dy), _rows(dy).sum(0)
 
 
-def softmax_forward(x):
+def softmax_forward(x: Array) -> Array:
     """p = e^x / Σ e^x over the last axis; the maximum is subtracted first; e^x stays finite"""
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
 
 
-def softmax_backward(dp, p):
+def softmax_backward(dp: Array, p: Array) -> Array:
     """→ dx, from p = softmax_forward(x)"""
     return p * (dp - (dp * p).sum(-1, keepdims=True))
 
 
-def attention_forward(q, k, v, scale):
+def attention_forward(q: Array, k: Array, v: Array, scale: float) -> Array:
     """q [..., T, HS]; k, v [..., S, HS], S ≥ T: query t is at position S − T + t → [..., T, HS]"""
     return _attention_weights(q, k, scale) @ v
 
 
-def attention_backward(dy, q, k, v, scale):
+def attention_backward(
+    dy: Array, q: Array, k: Array, v: Array, scale: float
+) -> tuple[Array, Array, Array]:
     """→ dq, dk, dv"""
     p = _attention_weights(q, k, scale)
     ds = softmax_backward(dy @ _transposed(v), p)
     return scale * (ds @ k), scale * (_transposed(ds) @ q), _transposed(p) @ dy
 
 
-def _attention_weights(q, k, scale):
+def _attention_weights(q: Array, k: Array, scale: float) -> Array:
     """softmax(scale · q kᵀ) under the causal mask, [..., T, S]"""
     T, S = q.shape[-2], k.shape[-2]
     causal = np.arange(S) <= np.arange(S - T, S)[:, None]
     return softmax_forward(np.where(causal, scale * (q @ _transposed(k)), -np.inf))
 
 
-def gelu_forward(x):
+def gelu_forward(x: Array) -> Array:
     """x · Φ(x), exact, by erf"""
     return (0.5 * x * (1 + _erf(x / math.sqrt(2)))).astype(x.dtype)
 
 
-def gelu_backward(dy, x):
+def gelu_backward(dy: Array, x: Array) -> Array:
     """dy · (Φ(x) + x · φ(x))"""
     Phi = 0.5 * (1 + _erf(x / math.sqrt(2)))
     phi = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
     return (dy * (Phi + x * phi)).astype(x.dtype)
 
 
-def gelu_tanh_forward(x):
+def gelu_tanh_forward(x: Array) -> Array:
     """x · Φ(x), where a tanh approximates Φ"""
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def gelu_tanh_backward(dy, x):
+def gelu_tanh_backward(dy: Array, x: Array) -> Array:
     """dy · the derivative of gelu_tanh_forward"""
     t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
     dt = (1 - t**2) * math.sqrt(2 / math.pi) * (1 + 0.134145 * x**2)
     return dy * (0.5 * (1 + t) + 0.5 * x * dt)
 
 
-def relu_forward(x):
+def relu_forward(x: Array) -> Array:
     """max(x, 0)"""
     return np.maximum(x, 0)
 
 
-def relu_backward(dy, x):
+def relu_backward(dy: Array, x: Array) -> Array:
     """dy where x > 0, else 0"""
     return dy * (x > 0)
 
 
-def silu_forward(x):
+def silu_forward(x: Array) -> Array:
     """x · σ(x)"""
     return x / (1 + np.exp(-x))
 
 
-def silu_backward(dy, x):
+def silu_backward(dy: Array, x: Array) -> Array:
     """dy · σ(x) · (1 + x · (1 − σ(x)))"""
     s = 1 / (1 + np.exp(-x))
     return dy * s * (1 + x * (1 - s))
 
 
-def crossentropy_forward(logits, targets):
+def crossentropy_forward(logits: Array, targets: Array) -> Array:
     """logits [..., V], targets [...] → −log p[target] in nats [...]; 0 where a target is IGNORED"""
     largest = logits.max(-1)
     lse = largest + np.log(np.exp(logits - largest[..., None]).sum(-1))
@@ -142,14 +152,17 @@ def crossentropy_forward(logits, targets):
     return np.where(targets == IGNORED, 0, lse - target_logits)
 
 
-def crossentropy_backward(logits, targets):
+def crossentropy_backward(logits: Array, targets: Array) -> Array:
     """→ dlogits [..., V] of the sum of the losses: p − 1 at the target, p elsewhere"""
     V = logits.shape[-1]
     dlogits = softmax_forward(logits) - (np.arange(V) == targets[..., None])
     return np.where(targets[..., None] == IGNORED, 0, dlogits)
 
 
-def adamw(w, g, m, v, step, lr, beta_1, beta_2, eps, weight_decay):
+def adamw(
+    w: Array, g: Array, m: Array, v: Array, step: int, lr: float,
+    beta_1: float, beta_2: float, eps: float, weight_decay: float,
+) -> tuple[Array, Array, Array]:  # fmt: skip
     """One step, counted from 1 → w, m, v"""
     m = beta_1 * m + (1 - beta_1) * g
     v = beta_2 * v + (1 - beta_2) * g**2
@@ -157,12 +170,12 @@ def adamw(w, g, m, v, step, lr, beta_1, beta_2, eps, weight_decay):
     return (1 - lr * weight_decay) * w - lr * change, m, v
 
 
-def _rows(x):
+def _rows(x: Array) -> Array:
     """[..., C] → [M, C]"""
     return x.reshape(-1, x.shape[-1])
 
 
-def _transposed(x):
+def _transposed(x: Array) -> Array:
     """[..., M, N] → [..., N, M]"""
     return x.swapaxes(-1, -2)
 

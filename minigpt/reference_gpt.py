@@ -29,7 +29,7 @@ import numpy as np
 from .config import GPTConfig
 from .kernels import reference as ops
 from .kernels.layout import IGNORED
-from .source import open_source
+from .source import ModelSource, open_source
 from .weights.packed import float32_tensors
 
 Array = np.ndarray
@@ -46,10 +46,10 @@ _ACTIVATIONS = {
 }
 
 
-def load(source: str | os.PathLike[str]) -> tuple[GPTConfig, Params]:
+def load(source: str | os.PathLike[str] | ModelSource) -> tuple[GPTConfig, Params]:
     """The config and the float32 parameters of a folder, a GGUF file or a hub id.
 
-    int8 and int4 weights are dequantized. Raises SourceError if the source cannot be loaded.
+    int8 and int4 weights are dequantized. Raises SourceError for a source that cannot be loaded.
     """
     opened = open_source(source)
     return opened.config, float32_tensors(opened)
@@ -112,7 +112,7 @@ def block_forward(
     ln_2 = _layernorm_forward(x_mid, params, config, f"{h}.ln_2")  # [B, T, C]
     fc = _linear_forward(ln_2, params, f"{h}.mlp.c_fc", hook)  # [B, T, H]
     act = _ACTIVATIONS[config.activation_function][0](fc)  # [B, T, H]
-    x_out = x_mid + _linear_forward(act, params, f"{h}.mlp.c_proj", hook)  # [B, T, C]
+    x_out: Array = x_mid + _linear_forward(act, params, f"{h}.mlp.c_proj", hook)  # [B, T, C]
     if saved is not None:
         saved.append((x, ln_1, q, k, v, attn, x_mid, ln_2, fc, act))
     return x_out
@@ -130,10 +130,11 @@ def block_backward(
     dx_mid = _layernorm_backward(dln_2, x_mid, params, grads, config, f"{h}.ln_2")  # [B, T, C]
     dx_mid += dx_out  # [B, T, C], the gradient of the residual connection
     dattn = _linear_backward(dx_mid, attn, params, grads, f"{h}.attn.c_proj")  # [B, T, C]
-    dqkv = ops.attention_backward(_split_heads(dattn, NH), q, k, v, scale)  # 3 × [B, NH, T, HS]
-    dqkv = np.concatenate([_merge_heads(part) for part in dqkv], -1)  # [B, T, 3C]
+    dq, dk, dv = ops.attention_backward(_split_heads(dattn, NH), q, k, v, scale)  # [B, NH, T, HS]
+    dqkv = np.concatenate([_merge_heads(part) for part in (dq, dk, dv)], -1)  # [B, T, 3C]
     dln_1 = _linear_backward(dqkv, ln_1, params, grads, f"{h}.attn.c_attn")  # [B, T, C]
-    return dx_mid + _layernorm_backward(dln_1, x, params, grads, config, f"{h}.ln_1")  # [B, T, C]
+    dx: Array = dx_mid + _layernorm_backward(dln_1, x, params, grads, config, f"{h}.ln_1")
+    return dx  # [B, T, C]
 
 
 def attention_scale(config: GPTConfig, n: int) -> float:

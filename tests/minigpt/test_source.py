@@ -1,0 +1,188 @@
+"""A ModelSource: opened by headers alone, one GGUF header for all, tensors by the table's names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigpt import GPTModel, GPTTokenizer
+from minigpt.checkpoint import Checkpoint, gguf_gpt2, write_safetensors
+from minigpt.config import GPTConfig
+from minigpt.conversion.convert import convert
+from minigpt.conversion.gguf_export import save_gguf
+from minigpt.errors import CheckpointError, ConfigError, SourceError
+from minigpt.kernels.layout import bf16_to_f32
+from minigpt.source import open_source
+from minigpt.tokenizer.files import read_vocabulary
+from minigpt.weights.packed import f32_to_bf16, float32_tensors
+from minigpt.weights.table import HEAD, SCALES, tensor_shapes
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+TASKS = GOLDEN / "tasks"  # has a tokenizer, which a GGUF file needs
+SIZES = {"n_layer": 1, "n_head": 2, "n_embd": 6, "n_positions": 5, "vocab_size": 70}
+CONFIG = GPTConfig.from_dict(SIZES, "config")
+
+Tensors = dict[str, np.ndarray]
+
+
+@pytest.fixture
+def tensors() -> Tensors:
+    rng = np.random.default_rng(0)
+    shapes = tensor_shapes(CONFIG)
+    return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+def write(folder: Path, tensors: Tensors) -> Path:
+    (folder / "config.json").write_text(json.dumps(SIZES), encoding="utf-8")
+    write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+@pytest.fixture
+def no_tensor_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(self: Checkpoint, name: str) -> None:
+        pytest.fail(f"reads {name}")
+
+    monkeypatch.setattr(Checkpoint, "read", read)
+
+
+# ---- opening
+
+
+@pytest.mark.usefixtures("no_tensor_is_read")
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_opening_reads_headers_alone(prefix: str, tensors: Tensors, tmp_path: Path) -> None:
+    stored = {prefix + name: tensor for name, tensor in tensors.items()}
+    write(tmp_path, stored | {HEAD: tensors["wte.weight"], "score.weight": np.ones(3, np.float32)})
+    source = open_source(tmp_path)
+    assert (source.path, source.files, source.config) == (tmp_path, tmp_path, CONFIG)
+    assert (source.prefix, source.quantized) == (prefix, None)
+    assert source.names == {name: prefix + name for name in tensors} | {HEAD: HEAD}
+
+
+def test_an_opened_source_is_a_source() -> None:
+    source = open_source(TASKS)
+    assert open_source(source) is source
+    ids = GPTTokenizer.from_pretrained(source).encode("abc", return_tensors="np")
+    expected = GPTModel.from_pretrained(TASKS, threads=1)(ids).logits
+    assert np.array_equal(GPTModel.from_pretrained(source, threads=1)(ids).logits, expected)
+
+
+def test_a_config_may_be_given(tensors: Tensors, tmp_path: Path) -> None:
+    write(tmp_path, tensors)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"config\.json: no such file"):
+        open_source(tmp_path)
+    assert open_source(tmp_path, CONFIG).config is CONFIG
+
+
+def test_a_wrong_source(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no such folder"):
+        open_source(tmp_path / "absent")
+    shutil.copy(TASKS / "config.json", tmp_path)
+    with pytest.raises(SourceError, match="holds no weights"):
+        open_source(tmp_path)
+
+
+def test_a_gguf_header_is_parsed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It serves config, tensors and tokenizer, in a conversion and in the three of a load."""
+    save_gguf(TASKS, tmp_path / "model.gguf", "f32")
+    parsed: list[Path] = []
+    read_gguf = gguf_gpt2.read_gguf
+
+    def counting(file):
+        parsed.append(file.path)
+        return read_gguf(file)
+
+    monkeypatch.setattr(gguf_gpt2, "read_gguf", counting)
+    convert(tmp_path / "model.gguf", tmp_path / "int4", "int4", calibration="Once upon a time")
+    assert parsed == [tmp_path / "model.gguf"]
+    save_gguf(tmp_path / "model.gguf", tmp_path / "again.gguf", "f32")
+    assert len(parsed) == 2
+    source = open_source(tmp_path / "again.gguf")
+    GPTModel.from_pretrained(source, threads=1)
+    GPTTokenizer.from_pretrained(source)
+    assert parsed[2:] == [tmp_path / "again.gguf"]
+    assert read_vocabulary(source.files).tokens == read_vocabulary(TASKS).tokens
+
+
+# ---- the head
+
+
+def test_a_head_is_compared_with_wte_bit_by_bit(tensors: Tensors, tmp_path: Path) -> None:
+    wte = tensors["wte.weight"]
+    assert open_source(write(tmp_path, tensors)).tied
+    assert open_source(write(tmp_path, tensors | {HEAD: wte.copy()})).tied
+    other = wte.copy()
+    other[-1, -1] = np.nextafter(other[-1, -1], np.float32(9))
+    source = open_source(write(tmp_path, tensors | {HEAD: other}))
+    assert not source.tied
+    assert source.shapes[HEAD] == wte.shape
+    assert not open_source(write(tmp_path, tensors | {HEAD: wte.astype(np.float64)})).tied
+
+
+@pytest.mark.parametrize("folder", ["cerebras", "unscaled-inverse-untied"])
+def test_a_quantized_source(folder: str, tmp_path: Path) -> None:
+    convert(GOLDEN / folder, tmp_path / "int8", "int8")
+    source, original = open_source(tmp_path / "int8"), open_source(GOLDEN / folder)
+    assert source.quantized == "int8"
+    assert (source.tied, source.shapes) == (original.tied, original.shapes)
+    assert "wte.weight" + SCALES in source.names
+    for read in (source.read, source.read_float32, lambda name: next(source.row_chunks(name))):
+        with pytest.raises(CheckpointError, match="holds int8 weights, where floats are needed"):
+            read("wte.weight")
+
+
+# ---- reading tensors
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64, "bf16"])
+def test_reading_float_tensors(dtype, tensors: Tensors, tmp_path: Path, monkeypatch) -> None:
+    """By chunks of any size, and at once: bfloat16 stays, others become float32."""
+    monkeypatch.setattr("minigpt.source._CHUNK_BYTES", 1)  # the smallest chunks
+    stored = {
+        name: f32_to_bf16(tensor) if dtype == "bf16" else tensor.astype(dtype)
+        for name, tensor in tensors.items()
+    }
+    source = open_source(write(tmp_path, stored))
+    for name, tensor in stored.items():
+        expected = tensor if dtype == "bf16" else tensor.astype(np.float32)
+        read = source.read(name)
+        assert read.dtype == expected.dtype
+        np.testing.assert_array_equal(read, expected)
+        wide = source.read_float32(name)
+        assert wide.dtype == np.float32
+        assert wide.flags.c_contiguous
+        np.testing.assert_array_equal(wide, bf16_to_f32(read) if dtype == "bf16" else read)
+    rows = list(source.row_chunks("wte.weight"))
+    assert [first for first, _ in rows] == [0, 64]
+    wte = source.read("wte.weight")
+    np.testing.assert_array_equal(np.concatenate([part for _, part in rows]), wte)
+    chunks = list(source.chunks("wte.weight"))
+    assert [(row, column) for row, column, _ in chunks] == [(0, 0), (64, 0)]
+    np.testing.assert_array_equal(np.concatenate([chunk for _, _, chunk in chunks]), wte)
+
+
+def test_a_copy_does_not_change_the_source(tensors: Tensors, tmp_path: Path) -> None:
+    source = open_source(write(tmp_path, tensors))
+    source.read_float32("wte.weight")[:] = 0
+    np.testing.assert_array_equal(source.read("wte.weight"), tensors["wte.weight"])
+
+
+def test_all_tensors_as_float32(tmp_path: Path) -> None:
+    """Those of a GGUF file lie transposed and come C-contiguous; int8 ones are dequantized."""
+    save_gguf(TASKS, tmp_path / "model.gguf", "f32")
+    convert(TASKS, tmp_path / "int8", "int8")
+    expected = float32_tensors(open_source(TASKS))
+    assert expected.keys() == tensor_shapes(open_source(TASKS).config).keys()
+    for path, error in ((tmp_path / "model.gguf", 0), (tmp_path / "int8", 0.01)):
+        found = float32_tensors(open_source(path))
+        assert found.keys() == expected.keys()
+        for name, tensor in found.items():
+            assert tensor.dtype == np.float32
+            assert tensor.flags.c_contiguous
+            assert abs(tensor - expected[name]).max() <= error * abs(expected[name]).max()
