@@ -1,11 +1,11 @@
-"""Encoding a text against tiktoken, one thread each, in one run.
+"""Speed of encoding against tiktoken, one thread each, in one run.
 
     python bench/encoding.py FOLDER TEXT... [--pairs 9] [--json FILE]
 
-FOLDER holds GPT-2's vocabulary, or is a model with it; of the texts the first 3 MB are taken. Needs
-minigpt and tiktoken, which is given the same vocabulary and must find the same ids. Ours and theirs
-take turns; the medians, and the median of the ratios of the pairs, are printed, a ratio above 1
-being in our favour.
+FOLDER holds GPT-2's vocabulary, or is a model with it; the first 3 MB of the texts are encoded.
+Needs tiktoken, which gets the same vocabulary and must give the same ids. minigpt and tiktoken
+alternate in pairs of runs. Printed are the median speeds and the median ratio of the pairs, which
+is above 1 where minigpt is faster.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from minigpt.tokenizer.bpe import token_bytes
 from minigpt.tokenizer.files import read_vocabulary
 
 SIZE = 3_000_000  # bytes of text
-DOCUMENT = 2_000  # characters of a short one
+DOCUMENT = 2_000  # characters of a short text
 ENGINES = "minigpt", "tiktoken"
-# As tiktoken has it: possessive, and so a third faster than the pattern that OpenAI published.
+# tiktoken's pattern: its possessive quantifiers are a third faster than the published pattern.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 Call = Callable[[], Any]
 
 
 def prose(files: Iterable[str]) -> str:
-    """The first SIZE bytes of the files, put together."""
+    """The first SIZE bytes of the concatenated files."""
     data = b""
     for file in files:
         data += Path(file).read_bytes()
@@ -45,7 +45,7 @@ def prose(files: Iterable[str]) -> str:
 
 
 def same_vocabulary(folder: str) -> Any:
-    """tiktoken with the vocabulary in `folder`; to it, the ids are the ranks, as GPT-2's are."""
+    """tiktoken with the vocabulary in `folder`; it takes ids for ranks, which holds for GPT-2."""
     import tiktoken
 
     vocabulary = read_vocabulary(Path(folder))
@@ -64,7 +64,7 @@ def seconds(call: Call) -> float:
 
 
 def compare(what: str, size: int, ours: Call, theirs: Call, count: int) -> dict[str, Any]:
-    """MB/s of both, in turns; printed as one line of the table."""
+    """The MB/s of both, measured in alternation, and printed as a line of the table."""
     ours(), theirs()
     times = [(seconds(ours), seconds(theirs)) for _ in range(count)]
     speeds = [size / statistics.median(t) / 1e6 for t in zip(*times, strict=True)]

@@ -36,8 +36,18 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="A text in UTF-8 for both models to predict; - for standard input.",
 )
-@click.option("--dtype-a", type=click.Choice(DTYPES), default="auto", help="dtype of A's weights.")
-@click.option("--dtype-b", type=click.Choice(DTYPES), default="auto", help="dtype of B's weights.")
+@click.option(
+    "--dtype-a",
+    type=click.Choice(DTYPES),
+    default="auto",
+    help="Data type of A's weights in memory.",
+)
+@click.option(
+    "--dtype-b",
+    type=click.Choice(DTYPES),
+    default="auto",
+    help="Data type of B's weights in memory.",
+)
 @window_option
 @stride_option
 @threads_option
@@ -53,7 +63,7 @@ def compare(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Predicts every token of a text with the models A and B, and compares their predictions.
+    """Predict every token of a text with the models A and B, and compare their predictions.
 
     A and B are folders, GGUF files or hub ids, and may be the same; both are in memory at once, and
     must have the same tokens. Printed are the perplexity of each, the divergence KL(A||B) of the

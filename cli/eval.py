@@ -58,7 +58,7 @@ def evaluate(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Scores each FILE, a text in UTF-8 or a task file; standard input for - or without a FILE.
+    """Score each FILE, a text in UTF-8 or a task file; standard input for - or without a FILE.
 
     Of a text, every token but the first is predicted from the tokens before it. Printed are the
     perplexity, exp of the mean of -ln p over the tokens, and the bits per byte, the sum of -log2 p

@@ -24,7 +24,7 @@ from .terminal import Text, end_line, model_option, read_text, write
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: text and ids.")
 def tokenize(text: str | None, source: str, decode: bool, special: bool, as_json: bool) -> None:
-    """Prints the token ids of TEXT, or of standard input if TEXT is - or absent."""
+    """Print the token ids of TEXT, or of standard input if TEXT is - or absent."""
     content = read_text(text, "TEXT")
 
     from .. import GPTTokenizer

@@ -33,7 +33,7 @@ MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 0x110000
     help="New folder for the vocabulary.",
 )
 def train_tokenizer(sources: tuple[str, ...], vocab_size: int, out: Path) -> None:
-    """Trains a byte-level BPE vocabulary of GPT-2's kind on all TEXTs.
+    """Train a byte-level BPE vocabulary of GPT-2's kind on all TEXTs.
 
     A TEXT is a file in UTF-8, a .jsonl file with one {"text": ...} object per line, or - for
     standard input. Their order does not matter.

@@ -1,4 +1,4 @@
-"""minigpt train-tokenizer, as typed."""
+"""The command `minigpt train-tokenizer`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILES = ["merges.txt", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
 
 @pytest.fixture(autouse=True)
 def texts(tmp_path: Path) -> None:
-    """a.txt and b.txt, and both in one as both.jsonl."""
+    """a.txt, b.txt, and both texts as lines of both.jsonl."""
     (tmp_path / "a.txt").write_bytes(A.encode())
     (tmp_path / "b.txt").write_bytes(B.encode())
     lines = [json.dumps({"text": text, "more": 1}) for text in (A, B)]
@@ -33,7 +33,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_the_folder_is_what_the_library_learns(run: Run, tmp_path: Path) -> None:
+def test_the_folder_is_that_of_the_library(run: Run, tmp_path: Path) -> None:
     from minigpt.tokenizer.training import train_tokenizer
 
     done = run("train-tokenizer", "a.txt", "b.txt", *ENOUGH)
@@ -45,7 +45,7 @@ def test_the_folder_is_what_the_library_learns(run: Run, tmp_path: Path) -> None
     assert run("tokenize", "-m", "vocabulary", "--special", "<|endoftext|>").stdout == b"269\n"
 
 
-def test_neither_order_nor_form_nor_hash_seed_matters(run: Run, tmp_path: Path) -> None:
+def test_order_form_and_hash_seed_do_not_matter(run: Run, tmp_path: Path) -> None:
     ways: list[tuple[list[str], dict[str, Any]]] = [
         (["a.txt", "b.txt"], {"env": {"PYTHONHASHSEED": "1"}}),
         (["b.txt", "a.txt"], {"env": {"PYTHONHASHSEED": "2"}}),
@@ -60,7 +60,7 @@ def test_neither_order_nor_form_nor_hash_seed_matters(run: Run, tmp_path: Path) 
         assert content(tmp_path / f"{number}") == content(tmp_path / "0"), sources
 
 
-def test_a_folder_that_is_there_stays_as_it_is(fails: Fails, tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_changed(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "vocabulary").mkdir()
     (tmp_path / "vocabulary" / "vocab.json").write_bytes(b"{}")
     fails(1, "already exists", "train-tokenizer", "a.txt", *ENOUGH)
@@ -79,7 +79,7 @@ def test_a_folder_that_is_there_stays_as_it_is(fails: Fails, tmp_path: Path) -> 
         (2, "--out", ["a.txt", "--vocab-size", "270"]),
     ],
 )
-def test_what_fails_leaves_no_folder(
+def test_a_failure_leaves_no_folder(
     fails: Fails, tmp_path: Path, code: int, word: str, args: list[str]
 ) -> None:
     (tmp_path / "b.jsonl").write_text('{"text": "a"}\n{"words": "b"}\n', encoding="utf-8")
@@ -93,7 +93,7 @@ def test_an_interrupt_leaves_no_folder(
     start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     before = sorted(tmp_path.iterdir())
-    process = start("train-tokenizer", "-", *ENOUGH, stdin=subprocess.PIPE)  # which stays open
+    process = start("train-tokenizer", "-", *ENOUGH, stdin=subprocess.PIPE)  # stays open
     while sorted(tmp_path.iterdir()) == before:
         assert process.poll() is None
         time.sleep(0.01)
