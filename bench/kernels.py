@@ -29,8 +29,8 @@ from minigpt.kernels.attention import (
 )
 from minigpt.kernels.gemm.quantized import QuantizedMatrix, make_quantized_activations
 from minigpt.kernels.jit import entry
-from minigpt.kernels.kv_cache import kv_cache_write
-from minigpt.kernels.layernorm import layernorm_forward
+from minigpt.kernels.kv_cache import Heads, LayerCache, kv_cache_write
+from minigpt.kernels.layernorm import LayerNorm, layernorm_forward
 from minigpt.kernels.layout import (
     KEY_BLOCK,
     LANES,
@@ -47,13 +47,15 @@ from minigpt.kernels.matmul import (
     MATMUL_SCRATCH,
     NO_ACTIVATION,
     SET,
+    PackedLinear,
+    linear,
     matmul_forward,
-    prepare_activations,
 )
 from minigpt.kernels.memory_read import CHUNK, read_forward
 from minigpt.kernels.reference import bfloat16, codes, panels, quantized
 from minigpt.kernels.simd import BF16_PRODUCTS
 from minigpt.kernels.team import Team
+from minigpt.kernels.view import View
 
 PAUSE = 0.2
 Call = Callable[[], Any]
@@ -79,55 +81,49 @@ ONE = np.float32(1)
 
 
 @entry
-def matmul(team, y, ldy, x, ldx, w, bias, M, K, N):
-    matmul_forward(team, y, ldy, x, ldx, w, bias, M, K, N, SET, NO_ACTIVATION, ONE)
+def matmul(team, y, x, w, bias):
+    matmul_forward(team, y, x, w, bias, SET, NO_ACTIVATION, ONE)
 
 
 @entry
-def matmul_whole(team, y, ldy, room, x, ldx, w, bias, M, K, N):
-    left, ld = prepare_activations(team, room, x, ldx, w, M, K)
-    matmul_forward(team, y, ldy, left, ld, w, bias, M, K, N, SET, NO_ACTIVATION, ONE)
+def quantized_linear(team, y, x, layer, buffer):
+    linear(team, y, x, layer, SET, buffer)
 
 
 @entry
-def matmul_whole_each(team, y, room, x, ldx, memory, bias, K, N, size, scales):
+def quantized_linear_each(team, y, buffer, x, memory, bias, K, N, size, scales):
     """As matmul_each, of quantized matrices: `size` bytes, then `scales` bfloat16, and so on.
 
-    Each is one piece of memory, as in a model; that the two alternate changes nothing."""
+    Both alternate in one array, as in a model.
+    """
     step = size + 2 * scales
     for i in range(memory.size // step):
-        numbers = memory[i * step : i * step + size]
-        w = QuantizedMatrix(numbers, memory[i * step + size : (i + 1) * step].view(np.uint16))
-        left, ld = prepare_activations(team, room, x, ldx, w, 1, K)
-        matmul_forward(team, y, N, left, ld, w, bias, 1, K, N, SET, NO_ACTIVATION, ONE)
+        qweight = memory[i * step : i * step + size]
+        w = QuantizedMatrix(qweight, memory[i * step + size : (i + 1) * step].view(np.uint16))
+        linear(team, y, x, PackedLinear(w, bias, K, N), SET, buffer)
 
 
 @entry
-def matmul_each(team, y, x, ldx, memory, bias, K, N, size):
+def matmul_each(team, y, x, memory, bias, size):
     """One row times each of the matrices that lie in memory one behind the other."""
     for i in range(memory.size // size):
         w = memory[i * size : (i + 1) * size]
-        matmul_forward(team, y, N, x, ldx, w, bias, 1, K, N, SET, NO_ACTIVATION, ONE)
+        matmul_forward(team, y, x, w, bias, SET, NO_ACTIVATION, ONE)
 
 
 @entry
-def normalise(team, y, x, ld, weight, bias, M, C):
-    layernorm_forward(team, y, x, ld, weight, bias, M, C, np.float32(1e-5))
+def normalize(team, y, x, norm):
+    layernorm_forward(team, y, x, norm, np.float32(1e-5))
 
 
 @entry
-def write_cache(team, cache, qkv, ldq, slots, positions, M, capacity, NH, HS):
-    keys, values = cache
-    kv_cache_write(team, keys, values, qkv, ldq, slots, positions, M, 0, 1, capacity, NH, HS)
+def write_cache(team, cache, heads, qkv, slots, positions):
+    kv_cache_write(team, cache, heads, qkv, slots, positions)
 
 
 @entry
-def attend(team, out, ldo, qkv, ldq, cache, partials, blocks, M, capacity, NH, HS, scale):
-    keys, values = cache
-    attention_forward(
-        team, out, ldo, partials[:0], qkv, ldq, keys, values, partials, blocks, blocks.size // 4, M,
-        0, 1, capacity, NH, HS, scale,
-    )  # fmt: skip
+def attend(team, out, qkv, cache, heads, query_blocks, partials):
+    attention_forward(team, out, partials[:0], qkv, cache, heads, query_blocks, partials)
 
 
 def seconds(call: Call, repetitions: int = 1) -> float:
@@ -193,9 +189,8 @@ class Bench:
         y = aligned_zeros(M * N, np.float32)
         right = in_lines(panels(w, TYPES[dtype]))
         nothing = np.empty(0, np.float32)
-        return partial(
-            self.run, matmul, y, N, left, row_stride(K), right, nothing, M, K, N
-        )  # fmt: skip
+        y_view, x_view = View(y, M, N, N), View(left, M, K, row_stride(K))
+        return partial(self.run, matmul, y_view, x_view, right, nothing)
 
 
 def products(bench: Bench, torch: Any) -> None:
@@ -228,10 +223,9 @@ def whole_products(bench: Bench) -> None:
             x, w = bench.random(M, K), bench.random(K, N)
             right = QuantizedMatrix(*map(in_lines, codes(*quantized(w, dtype))))
             nothing, y = np.empty(0, np.float32), aligned_zeros(M * N, np.float32)
-            room = make_quantized_activations(M, K)
-            ours = partial(
-                bench.run, matmul_whole, y, N, room, x.ravel(), K, right, nothing, M, K, N
-            )  # fmt: skip
+            buffer, layer = make_quantized_activations(M, K), PackedLinear(right, nothing, K, N)
+            y_view, x_view = View(y, M, N, N), View(x.ravel(), M, K, K)
+            ours = partial(bench.run, quantized_linear, y_view, x_view, layer, buffer)
             work = 2 * M * K * N
             bench.compare(f"{M}, {K}, {N}", work, ours, bench.matmul(x, w, "bf16"))
 
@@ -246,9 +240,8 @@ def streams(bench: Bench) -> None:
         for K, N in ROWS_OF_WEIGHTS:
             x = np.ones(LANES * row_stride(K), np.uint16 if narrow else np.float32)
             y, nothing, size = bench.random(N), np.empty(0, np.float32), panels_size(K, N)
-            ours = partial(
-                bench.run, matmul_each, y, x, row_stride(K), memory, nothing, K, N, size
-            )  # fmt: skip
+            y_view, x_view = View(y, 1, N, N), View(x, 1, K, row_stride(K))
+            ours = partial(bench.run, matmul_each, y_view, x_view, memory, nothing, size)
             work = memory.size // size * size * memory.itemsize
             bench.compare(f"{dtype}, {K}, {N}", work, ours, plain, MEMORY_BYTES)
     for dtype in QUANTIZED:
@@ -256,9 +249,11 @@ def streams(bench: Bench) -> None:
         for K, N in ROWS_OF_WEIGHTS:
             x, y, nothing = np.ones(K, np.float32), bench.random(N), np.empty(0, np.float32)
             sizes = qweight_size(K, N, dtype), scales_size(K, N, dtype)
-            room = make_quantized_activations(bench.team.size, K)
+            buffer = make_quantized_activations(bench.team.size, K)
+            y_view, x_view = View(y, 1, N, N), View(x, 1, K, K)
             ours = partial(
-                bench.run, matmul_whole_each, y, room, x, K, memory, nothing, K, N, *sizes
+                bench.run, quantized_linear_each, y_view, buffer, x_view, memory, nothing, K, N,
+                *sizes,
             )  # fmt: skip
             step = sizes[0] + 2 * sizes[1]
             work = memory.size // step * step
@@ -272,21 +267,21 @@ def attention(bench: Bench, torch: Any) -> None:
     for T, NH, HS in ((512, 12, 64), (2048, 12, 64), (2048, 16, 128)):
         C, capacity = NH * HS, padded(T, KEY_BLOCK)
         qkv, out = bench.random(T * 3 * C), np.empty(T * C, np.float32)
-        cache = tuple(np.zeros(NH * capacity * HS, np.float32) for _ in range(2))
-        everyone, positions = np.zeros(T, np.int64), np.arange(T)
-        bench.run(write_cache, cache, qkv, 3 * C, everyone, positions, T, capacity, NH, HS)
+        keys, values = (np.zeros(NH * capacity * HS, np.float32) for _ in range(2))
+        cache, heads = LayerCache(keys, values, capacity), Heads(NH, HS, np.float32(HS**-0.5))
+        slots, positions = np.zeros(T, np.int64), np.arange(T)
+        bench.run(write_cache, cache, heads, View(qkv, T, 3 * C, 3 * C), slots, positions)
         blocks = [(0, r, min(QUERY_BLOCK, T - r), r) for r in range(0, T, QUERY_BLOCK)]
-        sizes = capacity, NH, HS, np.float32(HS**-0.5)
         partials = np.empty(partials_size(1, NH, HS, capacity), np.float32)
 
         def attended(M: int, blocks: list[tuple[int, ...]], values: tuple[Any, ...]) -> Call:
-            out, C, qkv, cache, partials, sizes = values
-            runs = np.array(blocks).ravel()
+            out, C, qkv, *others, partials = values
+            views = View(out, M, C, C), View(qkv, M, 3 * C, 3 * C)
             return partial(
-                bench.run, attend, out, C, qkv, 3 * C, cache, partials, runs, M, *sizes
+                bench.run, attend, *views, *others, np.array(blocks).ravel(), partials
             )  # fmt: skip
 
-        values = out, C, qkv, cache, partials, sizes
+        values = out, C, qkv, cache, heads, partials
         if torch is not None:
             q, k, v = torch.from_numpy(qkv).view(1, T, 3, NH, HS).permute(2, 0, 3, 1, 4)
             sdpa = partial(
@@ -307,7 +302,8 @@ def layernorm(bench: Bench, torch: Any) -> None:
     for M, C in ((512, 768), (512, 2048)):
         x, weight, bias = bench.random(M, C), bench.random(C), bench.random(C)
         y = np.empty(M * C, np.float32)
-        ours = partial(bench.run, normalise, y, x.ravel(), C, weight, bias, M, C)
+        views = View(y, M, C, C), View(x.ravel(), M, C, C)
+        ours = partial(bench.run, normalize, *views, LayerNorm(weight, bias))
         tensors = [torch.from_numpy(t) for t in (x, weight, bias)]
         theirs = partial(torch.nn.functional.layer_norm, tensors[0], (C,), *tensors[1:])
         bench.compare(f"{M}, {C}", 8 * M * C, ours, theirs)

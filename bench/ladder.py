@@ -26,7 +26,7 @@ from machine import machine
 
 from minigpt.kernels import reference
 from minigpt.kernels.activation import GELU, activate
-from minigpt.kernels.jit import entry, jit
+from minigpt.kernels.jit import I64_1, entry, jit
 from minigpt.kernels.layout import LANES, N_BLOCK, padded, thread_scratch
 from minigpt.kernels.matmul import (
     MATMUL_SCRATCH,
@@ -46,6 +46,7 @@ from minigpt.kernels.simd import (
     store,
 )
 from minigpt.kernels.team import Team, barrier, next_task
+from minigpt.kernels.view import View
 
 PROMPT = 512, 768, 3072  # M, K, N: a prompt through the first matrix of the MLP, in the 111M model
 TOKEN = 1, 768, 50304  # a token through the head: 155 MB, more than any cache holds
@@ -181,7 +182,9 @@ def claimed(team, y, x, w, M, K, N):
 
 @entry
 def many_rows(team, y, x, w, M, K, N):
-    matmul_forward(team, y, N, x, K, w, y[:0], M, K, N, SET, NO_ACTIVATION, ONE)
+    matmul_forward(
+        team, View(y, M, N, N), View(x, M, K, K), w, y[:0], SET, NO_ACTIVATION, ONE
+    )  # fmt: skip
 
 
 # ---- what comes after a product ------------------------------------------------------------
@@ -189,7 +192,9 @@ def many_rows(team, y, x, w, M, K, N):
 
 @entry
 def two_passes(team, y, x, w, bias, M, K, N):
-    matmul_forward(team, y, N, x, K, w, bias[:0], M, K, N, SET, NO_ACTIVATION, ONE)
+    matmul_forward(
+        team, View(y, M, N, N), View(x, M, K, K), w, bias[:0], SET, NO_ACTIVATION, ONE
+    )  # fmt: skip
     m = next_task(team)
     while m < M:
         for n in range(0, N, LANES):
@@ -201,7 +206,7 @@ def two_passes(team, y, x, w, bias, M, K, N):
 
 @entry
 def one_pass(team, y, x, w, bias, M, K, N):
-    matmul_forward(team, y, N, x, K, w, bias, M, K, N, SET, GELU, ONE)
+    matmul_forward(team, View(y, M, N, N), View(x, M, K, K), w, bias, SET, GELU, ONE)
 
 
 # ---- one row --------------------------------------------------------------------------------
@@ -252,7 +257,9 @@ def four_panels(y, x, w, K, N):
 
 @entry
 def one_row(team, y, x, w, K, N):
-    matmul_forward(team, y, N, x, K, w, y[:0], 1, K, N, SET, NO_ACTIVATION, ONE)
+    matmul_forward(
+        team, View(y, I64_1, N, N), View(x, I64_1, K, K), w, y[:0], SET, NO_ACTIVATION, ONE
+    )  # fmt: skip
 
 
 # ---- the limits -----------------------------------------------------------------------------

@@ -56,6 +56,7 @@ def make_ours(size: str, dtype: str, batch: int, context: int, threads: int) -> 
     """In the worker: minigpt's Learner."""
     from minigpt.config import GPTConfig
     from minigpt.model.learner import Learner
+    from minigpt.model.optimizer import AdamW
     from minigpt.training.initial import random_tensors
 
     config = GPTConfig.from_dict(sizes(size), size)
@@ -66,9 +67,9 @@ def make_ours(size: str, dtype: str, batch: int, context: int, threads: int) -> 
     def step() -> float:
         nonlocal count
         count += 1
-        learner.clear()
-        nats = learner.accumulate(ids, targets, 1 / ids.size)
-        learner.update(count, LR, *BETAS, EPS, DECAY, CLIP)
+        learner.zero_grad()
+        nats = learner.backward(ids, targets, 1 / ids.size)
+        learner.step(AdamW(count, LR, *BETAS, EPS, DECAY, CLIP))
         return nats / ids.size
 
     _steps.append(step)

@@ -1,7 +1,7 @@
-"""The nonlinearities of the MLP, over vectors; exp for them and for softmax.
+"""The activation functions of the MLP over vectors, and exp for them and for softmax.
 
-Numba's own exp and erf work on one number at a time. These are polynomials over sixteen; the
-coefficients are made by docs/polynomials.py, which states the derivation.
+Numba's own exp and erf take one number at a time. These polynomials take sixteen;
+docs/polynomials.py derives their coefficients.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .simd import (
 )
 from .team import barrier, next_task
 
-GELU, GELU_TANH, RELU, SILU = np.arange(4)  # typed numbers, as in matmul.py
+GELU, GELU_TANH, RELU, SILU = np.arange(4)  # int64, not literals (see jit.py)
 
 _F = np.float32
 _ZERO, _ONE, _THREE, _HALF, _FAR = (_F(n) for n in (0.0, 1.0, 3.0, 0.5, 30.0))
@@ -61,7 +61,7 @@ _TANH_A = _F(2 * np.sqrt(2 / np.pi))
 _TANH_B = _F(2 * np.sqrt(2 / np.pi) * 0.044715)
 
 _DENSITY = _F(1 / np.sqrt(2 * np.pi))  # φ(0)
-_SILU_FAR = _F(200)  # beyond it SiLU's slope is 0 or 1
+_SILU_FAR = _F(200)  # beyond it the derivative of SiLU is 0 or 1
 
 
 @jit
@@ -73,7 +73,7 @@ def exp(x):
 
 @jit
 def exp_bounded(x):
-    """The same, to the bit, for x that are not above 88.3: with fewer steps, for softmax."""
+    """exp(x), bit for bit, for x ≤ 88.3 only: fewer steps, for softmax."""
     safe = select_less(x, splat(_EXP_LOWEST), splat(_EXP_LOWEST), x)
     n = vround(safe * splat(_LOG2_E))
     r = fma(n, splat(-_LN2_HIGH), safe)
@@ -88,11 +88,11 @@ def exp_bounded(x):
 
 @jit
 def _normal(x):
-    """Φ(x), how much of the normal distribution lies below x, and e^(−x²/2).
+    """Φ(x), the cumulative distribution function of the normal distribution, and e^(−x²/2).
 
-    Of t = |x| the tail Φ(−t) is computed, with one division for both of its quotients.
+    The tail Φ(−t) of t = |x| is computed, with one division for both of its quotients.
     """
-    t = vmin(vabs(x), splat(_FAR))  # where the tail is 0 already
+    t = vmin(vabs(x), splat(_FAR))  # the tail of 30 is 0
     a, b = t + splat(_THREE), t + splat(_ONE)
     inverse = splat(_ONE) / (a * b)
     q = (t - splat(_THREE)) * b * inverse
@@ -112,9 +112,9 @@ def _sigmoid_times(x, z):
 
 @jit
 def activate(x, kind):
-    """One vector through the activation `kind`:
+    """The activation function `kind` of each lane.
 
-    GELU       x · Φ(x), Φ the normal distribution: the exact one (Hendrycks & Gimpel 2016)
+    GELU       x · Φ(x), exact, with Φ of the normal distribution (Hendrycks & Gimpel 2016)
     GELU_TANH  x · ½ (1 + tanh(√(2/π) (x + 0.044715 x³))) = x · σ(2 √(2/π) (x + 0.044715 x³))
     RELU       max(x, 0)
     SILU       x · σ(x)
@@ -131,7 +131,7 @@ def activate(x, kind):
 
 @jit
 def activation_derivative(x, kind):
-    """The derivative of the activation `kind` at each lane:
+    """The derivative of the activation function `kind` at each lane.
 
     GELU       Φ(x) + x · φ(x), φ the density of the normal distribution
     GELU_TANH  σ(z) + x · σ(z) (1 − σ(z)) · z', with z = x (A + B x²) and z' = A + 3 B x²
@@ -142,10 +142,11 @@ def activation_derivative(x, kind):
         below, bell = _normal(x)
         return fma(x, bell * splat(_DENSITY), below)
     if kind == GELU_TANH:
-        x = vmax(splat(-_FAR), vmin(splat(_FAR), x))  # where it is 0 or 1: x · x² stays finite
+        # beyond ±30 the derivative is 0 or 1; the bound keeps x³ finite
+        x = vmax(splat(-_FAR), vmin(splat(_FAR), x))
         xx = x * x
-        z_slope = fma(xx, splat(_THREE * _TANH_B), splat(_TANH_A))
-        return _sigmoid_derivative(x, x * fma(xx, splat(_TANH_B), splat(_TANH_A)), z_slope)
+        dz = fma(xx, splat(_THREE * _TANH_B), splat(_TANH_A))
+        return _sigmoid_derivative(x, x * fma(xx, splat(_TANH_B), splat(_TANH_A)), dz)
     if kind == SILU:
         x = vmax(splat(-_SILU_FAR), vmin(splat(_SILU_FAR), x))
         return _sigmoid_derivative(x, x, splat(_ONE))
@@ -153,34 +154,37 @@ def activation_derivative(x, kind):
 
 
 @jit
-def _sigmoid_derivative(x, z, z_slope):
+def _sigmoid_derivative(x, z, dz):
     """The derivative of x · σ(z): σ + x · σ (1 − σ) · z'"""
     s = splat(_ONE) / (splat(_ONE) + exp(splat(_ZERO) - z))
-    return fma(x * s, (splat(_ONE) - s) * z_slope, s)
+    return fma(x * s, (splat(_ONE) - s) * dz, s)
 
 
 @jit
-def activation_forward(team, y, x, ld, M, C, kind):
-    """y[m, :] = activate(x[m, :]), for [M, C], rows `ld` apart."""
+def activation_forward(team, y, x, kind):
+    """y = activate(x), both View [M, N], each float32 or bfloat16."""
     m = next_task(team)
-    while m < M:
-        for c in range(0, C, LANES):
-            lanes = min(LANES, C - c)
-            i = m * ld + c
-            store_first(activate(load_first(x, i, lanes), kind), y, i, lanes)
+    while m < x.M:
+        for n in range(0, x.N, LANES):
+            lanes = min(LANES, x.N - n)
+            value = activate(load_first(x.data, m * x.ld + n, lanes), kind)
+            store_first(value, y.data, m * y.ld + n, lanes)
         m = next_task(team)
     barrier(team)
 
 
 @jit
-def activation_backward(team, dx, dy, x, ld, M, C, kind):
-    """dx[m, :] = dy[m, :] · slope(x[m, :]), for [M, C], rows `ld` apart; dx may be dy."""
+def activation_backward(team, dx, dy, x, kind):
+    """dx = dy · activation_derivative(x), all View [M, N], each float32 or bfloat16.
+
+    dx and dy may be the same.
+    """
     m = next_task(team)
-    while m < M:
-        for c in range(0, C, LANES):
-            lanes = min(LANES, C - c)
-            i = m * ld + c
-            d = load_first(dy, i, lanes) * activation_derivative(load_first(x, i, lanes), kind)
-            store_first(d, dx, i, lanes)
+    while m < x.M:
+        for n in range(0, x.N, LANES):
+            lanes = min(LANES, x.N - n)
+            derivative = activation_derivative(load_first(x.data, m * x.ld + n, lanes), kind)
+            d = load_first(dy.data, m * dy.ld + n, lanes) * derivative
+            store_first(d, dx.data, m * dx.ld + n, lanes)
         m = next_task(team)
     barrier(team)

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov & Hutter 2019), the norm of gradients that clipping needs, and their end."""
+"""AdamW (Loshchilov & Hutter 2019), and what it needs of all gradients: their norm, and zeros."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from .layout import LANES
 from .simd import fma, load_first, reduce_sum, splat, store_first, vsqrt
 from .team import barrier, next_task
 
-BLOCK_SIZE = 1 << 14  # elements of a task; their squares are summed together
+BLOCK_SIZE = 1 << 14  # elements of a task; sum_squares has one sum for each
 
 
-class AdamWStep(NamedTuple):
-    """The numbers of one step, float32, each rounded once from the exact one.
+class AdamWFactors(NamedTuple):
+    """The factors of one step, float32, each rounded once from its exact value.
 
-    clip            what the gradients are multiplied with, so that their norm is not too large
-    lr, eps         as in the formula
-    beta_i, rest_i  βᵢ and 1 − βᵢ
-    bias_i          1 − βᵢ ^ step: what the moments, which began with zero, still lack
-    keep            1 − lr · weight decay
+    clip                     the factor of the gradients that limits their norm, at most 1
+    lr, beta_1, beta_2, eps  as in `adamw`
+    one_minus_beta_i         1 − βᵢ
+    correction_i             1 − βᵢᵗ at step t: moments begin at zero, and this corrects their bias
+    decay                    1 − lr · weight_decay
     """
 
     clip: np.float32
     lr: np.float32
     beta_1: np.float32
-    rest_1: np.float32
-    bias_1: np.float32
+    one_minus_beta_1: np.float32
+    correction_1: np.float32
     beta_2: np.float32
-    rest_2: np.float32
-    bias_2: np.float32
+    one_minus_beta_2: np.float32
+    correction_2: np.float32
     eps: np.float32
-    keep: np.float32
+    decay: np.float32
 
 
 @entry
-def clear(team, g):
-    """g = 0, flat float32."""
+def zero(team, g):
+    """g = 0, float32, flat."""
     task = next_task(team)
     while task * BLOCK_SIZE < g.size:
         end = min(g.size, (task + 1) * BLOCK_SIZE)
@@ -50,7 +50,7 @@ def clear(team, g):
 
 @entry
 def sum_squares(team, sums, g):
-    """sums[i] = Σ g² over the i-th BLOCK_SIZE elements of g, flat float32."""
+    """sums[i] = Σ g² over elements i · BLOCK_SIZE … of g, BLOCK_SIZE of them; float32, flat."""
     task = next_task(team)
     while task * BLOCK_SIZE < g.size:
         total = splat(np.float32(0))
@@ -64,28 +64,29 @@ def sum_squares(team, sums, g):
 
 
 @entry
-def adamw(team, w, g, m, v, step):
-    """One step for the weights w, flat float32, as their gradients g, moments m and v:
+def adamw(team, w, g, m, v, factors):
+    """One step for the weights w, with gradients g and moments m and v, float32, flat:
 
         g ← clip · g
         m ← β₁ m + (1 − β₁) g          v ← β₂ v + (1 − β₂) g²
-        w ← keep · w − lr · (m / bias_1) / (√(v / bias_2) + eps)
+        w ← decay · w − lr · (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + eps)
 
-    step  an AdamWStep
+    factors  AdamWFactors; g itself does not change
     """
+    f = factors
     task = next_task(team)
     while task * BLOCK_SIZE < w.size:
         end = min(w.size, (task + 1) * BLOCK_SIZE)
         for i in range(task * BLOCK_SIZE, end, LANES):
             lanes = min(LANES, end - i)
-            gi = load_first(g, i, lanes) * splat(step.clip)
-            mi = fma(load_first(m, i, lanes), splat(step.beta_1), gi * splat(step.rest_1))
-            vi = fma(load_first(v, i, lanes), splat(step.beta_2), gi * gi * splat(step.rest_2))
-            root = vsqrt(vi / splat(step.bias_2)) + splat(step.eps)
-            change = mi / splat(step.bias_1) / root
+            gi = load_first(g, i, lanes) * splat(f.clip)
+            mi = fma(load_first(m, i, lanes), splat(f.beta_1), gi * splat(f.one_minus_beta_1))
+            vi = fma(load_first(v, i, lanes), splat(f.beta_2), gi * gi * splat(f.one_minus_beta_2))
+            root = vsqrt(vi / splat(f.correction_2)) + splat(f.eps)
+            change = mi / splat(f.correction_1) / root
             store_first(mi, m, i, lanes)
             store_first(vi, v, i, lanes)
-            wi = load_first(w, i, lanes) * splat(step.keep)
-            store_first(fma(splat(-step.lr), change, wi), w, i, lanes)
+            wi = load_first(w, i, lanes) * splat(f.decay)
+            store_first(fma(splat(-f.lr), change, wi), w, i, lanes)
         task = next_task(team)
     barrier(team)

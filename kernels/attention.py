@@ -1,16 +1,19 @@
-"""Causal attention, fused: scores, softmax and the weighted sum of values, KEY_BLOCK keys at a
-time.
+"""Causal attention, fused: scores, softmax and the weighted sum of values in blocks of keys.
 
-No T × T matrix exists. A block of keys yields, for a query, the greatest score m, the sum
-l = Σ e^(s − m) and the vector o = Σ e^(s − m) · v; two such triples merge into one (Milakov &
-Gimelshein 2018; Dao et al. 2022, FlashAttention). Blocks are always the same and merge in the
-same order, so a token's result has the same bits whether it came with a whole prompt, in a batch,
-or alone with its blocks spread over all threads.
+No T × T matrix exists. For a query and a block of keys with scores s, the softmax state is
 
-A triple of one query is a record of 32 + HSP float32: m and l as vectors of sixteen (m sixteen
-times, l as sixteen partial sums), then o.
+    m = max s,   l = Σ e^(s − m),   o = Σ e^(s − m) · v
 
-kv_cache.py describes the layout of keys and values.
+and two states merge into the state of both blocks (Milakov & Gimelshein 2018; Dao et al. 2022,
+FlashAttention):
+
+    m = max(m₁, m₂),   l = l₁ e^(m₁ − m) + l₂ e^(m₂ − m),   o = o₁ e^(m₁ − m) + o₂ e^(m₂ − m)
+
+The output is o / l after the last block. Blocks begin at multiples of KEY_BLOCK and merge in their
+order, so the output of a token has the same bits in a whole prompt, in a batch, or alone.
+
+A state is stored as 32 + HSP float32, HSP = padded(HS): m in sixteen lanes, l as sixteen partial
+sums, then o.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ import numpy as np
 from .activation import exp, exp_bounded
 from .gemm.gemm import as_a_operand, as_b_operand, configure_tiles, gemm_accumulate, release_tiles
 from .gemm.packing import pack_rows
-from .jit import jit
+from .jit import I64_0, I64_1, jit
+from .kv_cache import head_offset
 from .layout import KEY_BLOCK, LANES, N_BLOCK, padded
 from .simd import (
     lane_ids,
@@ -40,166 +44,245 @@ from .simd import (
 )
 from .team import barrier, next_task
 
-QUERY_BLOCK = 48  # queries that one task takes through the keys: a multiple of every tile's rows
-_O = 2 * LANES  # where o begins in a record
-_START, _ONE, _AT_O, _KEYS = np.array([0, 1, _O, KEY_BLOCK])  # typed numbers, as in matmul.py
+QUERY_BLOCK = 48  # queries of a task: a multiple of the rows of every tile
+_O = 2 * LANES  # offset of o in a state
+_AT_O, _KEY_BLOCK = np.array([_O, KEY_BLOCK])  # int64, not literals (see jit.py)
 _UNSCALED = np.float32(1)
-_MINUS_INFINITY = np.float32(-np.inf)
+_INFINITY = np.float32(np.inf)
 
 
 def attention_scratch(HS: int) -> int:
-    """float32 elements of scratch that a thread needs here."""
+    """The float32 elements of scratch that a thread needs in attention_forward."""
     return QUERY_BLOCK * (padded(HS) + 2 * KEY_BLOCK + 2 * softmax_state_size(HS))
 
 
 def softmax_state_size(HS: int) -> int:
-    """float32 elements of one query's m, l and o."""
+    """The float32 elements of the softmax state of one query and head."""
     return _O + padded(HS)
 
 
 def partials_size(queries: int, NH: int, HS: int, capacity: int) -> int:
-    """float32 elements for the records of `queries` single queries, of all heads and blocks."""
+    """The float32 elements of the states of all key blocks of `queries` queries in NH heads."""
     return queries * NH * (capacity // KEY_BLOCK) * softmax_state_size(HS)
 
 
 @jit
-def attention_forward(
-    team, out, ldo, norms, qkv, ldq, keys, values, partials, blocks, n_blocks, M,
-    layer, n_slots, capacity, NH, HS, scale,
-):  # fmt: skip
+def attention_forward(team, out, lse, qkv, cache, heads, query_blocks, partials):
     """out[m, h] = Σ_t softmax_t(scale · q[m, h] · k[t, h]) · v[t, h] over t ≤ the position of m.
 
-    out           [M, C], rows `ldo` apart
-    norms         float32 [M · NH], or empty: log Σ e^score of each softmax, m + log l, which
-                  attention_backward needs
-    qkv           [M, 3C], rows `ldq` apart, of which the queries are read
-    keys, values  the cache, flat; the tokens' own keys and values are in it
-    partials      float32, of `partials_size`, where each block is a single query
-    blocks        int64 [n_blocks · 4]: slot, first row, number of rows ≤ QUERY_BLOCK, position of
-                  the first; the rows of a block are consecutive tokens of one sequence
+    out           View [M, C], float32 or bfloat16
+    lse           float32 [M · NH]: log Σ_t e^score, which attention_backward reads; or empty
+    qkv           View [M, 3C], of which the queries are read
+    cache, heads  LayerCache and Heads; the cache has the keys and values of these tokens, too
+    query_blocks  int64 [n · 4]: slot, first row, rows ≤ QUERY_BLOCK, position of the first; the
+                  rows of a block are consecutive tokens of one sequence
+    partials      float32 [partials_size(n, …)], where each block is one query; else not used
+
+    A task takes the queries of one block, in one head, through all their keys. Where each block is
+    one query, as in decoding, there are few such blocks: then a task is one block of keys of one
+    query and head, and the states are merged afterwards. Both compute the same bits.
     """
-    HSP = padded(HS)
-    record = _O + HSP
-    q, e, s, part, total = _places(team.scratch, keys, HSP)
-    configure_tiles(q)
-    single = n_blocks == M
-    parts = _ONE
-    if single:  # every block of keys is a task
-        for block in range(n_blocks):
-            parts = max(parts, blocks[4 * block + 3] // KEY_BLOCK + 1)
+    n = query_blocks.size // 4
+    if n < out.M:
+        _query_block_tasks(team, out, lse, qkv, cache, heads, query_blocks, n)
+    else:
+        _key_block_tasks(team, qkv, cache, heads, query_blocks, n, partials)
+        _merge_partials(team, out, lse, heads, query_blocks, n, partials)
+
+
+@jit
+def _query_block_tasks(team, out, lse, qkv, cache, heads, query_blocks, n):
+    """A task is one of the n query blocks in one head, with all its keys."""
+    NH, HS, HSP = heads.NH, heads.HS, padded(heads.HS)
+    state = _O + HSP
+    work = _forward_workspace(team.scratch, cache.keys, HSP)
+    configure_tiles(work.q)
     task = next_task(team)
-    while task < n_blocks * NH * parts:
-        index, number = task // parts, task % parts
-        block, h = index // NH * 4, index % NH
-        slot, row, rows, position = (
-            blocks[block], blocks[block + 1], blocks[block + 2], blocks[block + 3]
+    while task < n * NH:
+        h = task % NH
+        slot, row, rows, position = _query_block(query_blocks, task // NH)
+        head = head_offset(cache, heads, slot, h)
+        _read_rows(
+            work.q, I64_0, qkv, row, h * HS, rows, rows, HS, HSP, heads.scale
         )  # fmt: skip
-        head = ((layer * n_slots + slot) * NH + h) * capacity * HSP
-        first, end = 0, position + rows
-        if single:
-            first = number * KEY_BLOCK
-            end = min(end, first + KEY_BLOCK)
-        if first < end:
-            _read_rows(q, _START, qkv, row * ldq + h * HS, ldq, rows, rows, HS, HSP, scale)
-            if not single:
-                _clear(total, rows * record, record)
-            for start in range(first, end, KEY_BLOCK):
-                visible = position - start + 1
-                _block(part, q, e, s, keys, values, head + start * HSP, rows, visible, HSP)
-                if not single:
-                    for r in range(0, rows * record, record):
-                        _merge(total, r, part, r, HSP)
-            if single:
-                for c in range(0, record, LANES):
-                    store(load(part, c), partials, task * record + c)
-            else:
-                for r in range(rows):
-                    _finish(total, r * record, out, (row + r) * ldo + h * HS, HS)
-                    if norms.size:
-                        norms[(row + r) * NH + h] = _norm(total, r * record)
+        _clear_states(work.total, rows * state, state)
+        for start in range(0, position + rows, KEY_BLOCK):
+            _attend(work, cache, head + start * HSP, rows, position - start + 1, HSP)
+            for r in range(0, rows * state, state):
+                _merge(work.total, r, work.part, r, HSP)
+        for r in range(rows):
+            _write_output(out, row + r, h * HS, work.total, r * state, HS)
+            if lse.size:
+                lse[(row + r) * NH + h] = _log_sum_exp(work.total, r * state)
         task = next_task(team)
-    release_tiles(q)
+    release_tiles(work.q)
     barrier(team)
-    if single:
-        _merge_partials(team, out, ldo, norms, partials, parts, blocks, n_blocks, NH, HS, HSP)
 
 
 @jit
-def _places(scratch, keys, HSP):
-    """The thread's scratch as arrays: queries and exponentials as left factors of their products
-    [QUERY_BLOCK, HSP] and [QUERY_BLOCK, KEY_BLOCK], scores [QUERY_BLOCK, KEY_BLOCK], and two times
-    records [QUERY_BLOCK]."""
-    size = QUERY_BLOCK * HSP
-    q = as_a_operand(scratch[:size], keys)
-    e = as_a_operand(scratch[size : size + QUERY_BLOCK * KEY_BLOCK], keys)
-    size += QUERY_BLOCK * KEY_BLOCK
-    s = scratch[size : size + QUERY_BLOCK * KEY_BLOCK]
-    size += QUERY_BLOCK * KEY_BLOCK
-    records = QUERY_BLOCK * (_O + HSP)
-    return q, e, s, scratch[size : size + records], scratch[size + records : size + 2 * records]
+def _key_block_tasks(team, qkv, cache, heads, query_blocks, n, partials):
+    """A task is one block of keys of one of n single queries in one head; its state → partials."""
+    NH, HS, HSP = heads.NH, heads.HS, padded(heads.HS)
+    state = _O + HSP
+    key_blocks = _max_key_blocks(query_blocks, n)
+    work = _forward_workspace(team.scratch, cache.keys, HSP)
+    configure_tiles(work.q)
+    task = next_task(team)
+    while task < n * NH * key_blocks:
+        start, h = task % key_blocks * KEY_BLOCK, task // key_blocks % NH
+        slot, row, _, position = _query_block(query_blocks, task // key_blocks // NH)
+        if start <= position:
+            head = head_offset(cache, heads, slot, h)
+            _read_rows(
+                work.q, I64_0, qkv, row, h * HS, I64_1, I64_1, HS, HSP, heads.scale
+            )  # fmt: skip
+            _attend(work, cache, head + start * HSP, I64_1, position - start + 1, HSP)
+            for c in range(0, state, LANES):
+                store(load(work.part, c), partials, task * state + c)
+        task = next_task(team)
+    release_tiles(work.q)
+    barrier(team)
 
 
 @jit
-def _read_rows(to, it, x, source, ld, rows, all_rows, HS, HSP, scale):
-    """scale · some rows of one head, `ld` apart, to [all_rows, HSP], with zeros beyond."""
+def _merge_partials(team, out, lse, heads, query_blocks, n, partials):
+    """The states that _key_block_tasks left, merged for each query and head, to the output."""
+    NH, HS, HSP = heads.NH, heads.HS, padded(heads.HS)
+    state = _O + HSP
+    key_blocks = _max_key_blocks(query_blocks, n)
+    total = team.scratch
+    task = next_task(team)
+    while task < n * NH:
+        h = task % NH
+        _, row, _, position = _query_block(query_blocks, task // NH)
+        _clear_states(total, state, state)
+        for i in range(position // KEY_BLOCK + 1):
+            _merge(total, I64_0, partials, (task * key_blocks + i) * state, HSP)
+        _write_output(out, row, h * HS, total, I64_0, HS)
+        if lse.size:
+            lse[row * NH + h] = _log_sum_exp(total, I64_0)
+        task = next_task(team)
+    barrier(team)
+
+
+@jit
+def _query_block(query_blocks, i):
+    """(slot, first row, rows, position of the first) of query block i."""
+    i *= 4
+    return query_blocks[i], query_blocks[i + 1], query_blocks[i + 2], query_blocks[i + 3]
+
+
+@jit
+def _max_key_blocks(query_blocks, n):
+    """The largest number of key blocks of any of n single queries."""
+    key_blocks = I64_1
+    for i in range(n):
+        key_blocks = max(key_blocks, query_blocks[4 * i + 3] // KEY_BLOCK + 1)
+    return key_blocks
+
+
+class _ForwardWorkspace(NamedTuple):
+    """A thread's scratch in attention_forward.
+
+    q            A operand [QUERY_BLOCK, HSP]: scale · queries
+    e            A operand [QUERY_BLOCK, KEY_BLOCK]: e^(s − m)
+    s            float32 [QUERY_BLOCK, KEY_BLOCK]: scores
+    part, total  float32: QUERY_BLOCK states of one block of keys, and of all blocks so far
+    """
+
+    q: np.ndarray
+    e: np.ndarray
+    s: np.ndarray
+    part: np.ndarray
+    total: np.ndarray
+
+
+@jit
+def _forward_workspace(scratch, keys, HSP):
+    """A thread's scratch as a _ForwardWorkspace, with A operands for products with `keys`."""
+    q = QUERY_BLOCK * HSP
+    e = q + QUERY_BLOCK * KEY_BLOCK
+    s = e + QUERY_BLOCK * KEY_BLOCK
+    states = QUERY_BLOCK * (_O + HSP)
+    return _ForwardWorkspace(
+        as_a_operand(scratch[:q], keys),
+        as_a_operand(scratch[q:e], keys),
+        scratch[e:s],
+        scratch[s : s + states],
+        scratch[s + states : s + 2 * states],
+    )
+
+
+@jit
+def _read_rows(to, it, x, row, column, rows, all_rows, HS, HSP, scale):
+    """scale · rows `row` … of one head of the View x, which begins at `column`, to element `it`
+    of `to`: [all_rows, HSP], zeros beyond `rows` and HS."""
     for r in range(all_rows):
         for d in range(0, HSP, LANES):
             value = splat(np.float32(0))
             if r < rows and d < HS:
-                value = load_first(x, source + r * ld + d, min(LANES, HS - d)) * splat(scale)
+                i = (row + r) * x.ld + column + d
+                value = load_first(x.data, i, min(LANES, HS - d)) * splat(scale)
             store(value, to, it + r * HSP + d)
 
 
 @jit
-def _clear(records, size, record):
-    """Records of no keys at all: m = −∞, l = 0, o = 0."""
-    records[:size] = 0
-    for r in range(0, size, record):
-        store(splat(_MINUS_INFINITY), records, r)
+def _clear_states(states, size, state):
+    """The states of no keys in `size` elements: m = −∞, l = 0, o = 0."""
+    states[:size] = 0
+    for r in range(0, size, state):
+        store(splat(-_INFINITY), states, r)
 
 
 @jit
-def _block(part, q, e, s, keys, values, block, rows, visible, HSP):
-    """The records of some queries and one block of keys, of which the first query sees `visible`
-    and each further one sees one more."""
-    record = _O + HSP
-    seen = min(KEY_BLOCK, visible + rows - 1)
-    wide = (seen + N_BLOCK - 1) // N_BLOCK * N_BLOCK
-    # pass 1: scores
+def _attend(work, cache, block, rows, visible, HSP):
+    """work.part = the states of `rows` queries, in work.q, and the block of keys at element `block`
+    of the cache. The first query attends to `visible` of these keys, each further one to one more.
+    """
+    state = _O + HSP
+    q, e, s, part = work.q, work.e, work.s, work.part
+    max_visible = min(KEY_BLOCK, visible + rows - 1)
+    width = (max_visible + N_BLOCK - 1) // N_BLOCK * N_BLOCK
+    # pass 1: scores s = q · kᵀ
     for r in range(rows):
-        s[r * KEY_BLOCK : r * KEY_BLOCK + wide] = 0
+        s[r * KEY_BLOCK : r * KEY_BLOCK + width] = 0
     gemm_accumulate(
-        s, _START, _KEYS, q, _START, HSP, keys, block, LANES * HSP, rows, wide // LANES, HSP
+        s, I64_0, _KEY_BLOCK, q, I64_0, HSP, cache.keys, block, LANES * HSP,
+        rows, width // LANES, HSP,
     )  # fmt: skip
-    # pass 2: m, l, and the exponentials
+    # pass 2: m, l, and e = e^(s − m)
     for r in range(rows):
-        _exponentials(part, r * record, e, s, r * KEY_BLOCK, min(KEY_BLOCK, visible + r), wide)
-    # pass 3: the sum of values
+        _softmax(part, r * state, e, s, r * KEY_BLOCK, min(KEY_BLOCK, visible + r), width)
+    # pass 3: o = e · v
     for r in range(rows):
-        for d in range(_O, record, LANES):
-            store(splat(np.float32(0)), part, r * record + d)
+        for d in range(_O, state, LANES):
+            store(splat(np.float32(0)), part, r * state + d)
     gemm_accumulate(
-        part, _AT_O, record, e, _START, _KEYS, values, block, LANES * KEY_BLOCK,
-        rows, HSP // LANES, wide,
+        part, _AT_O, state, e, I64_0, _KEY_BLOCK, cache.values, block, LANES * KEY_BLOCK,
+        rows, HSP // LANES, width,
     )  # fmt: skip
 
 
 @jit
-def _exponentials(part, record, e, s, row, visible, wide):
-    """One query's m and l of a block, and e^(s − m): 0 beyond the `visible` keys."""
+def _softmax(part, ip, e, s, row, visible, width):
+    """One query's m and l to the state at `ip` of `part`, and e^(s − m) to e, 0 beyond `visible`.
+
+    row    the element of e and s at which the query's scores begin
+    width  the scores computed, a multiple of N_BLOCK
+    """
     if visible <= 0:
-        for t in range(0, wide, LANES):
+        for t in range(0, width, LANES):
             store(splat(np.float32(0)), e, row + t)
-        store(splat(_MINUS_INFINITY), part, record)
-        store(splat(np.float32(0)), part, record + LANES)
+        store(splat(-_INFINITY), part, ip)
+        store(splat(np.float32(0)), part, ip + LANES)
         return
     whole = visible - visible % LANES
-    greatest = splat(_MINUS_INFINITY)
+    lane_max = splat(-_INFINITY)
     for t in range(0, whole, LANES):
-        greatest = vmax(greatest, load(s, row + t))
+        lane_max = vmax(lane_max, load(s, row + t))
     if whole < visible:
-        greatest = vmax(greatest, _first_scores(s, row + whole, visible - whole))
-    m = splat(reduce_max(greatest))
+        lane_max = vmax(lane_max, _first_scores(s, row + whole, visible - whole))
+    m = splat(reduce_max(lane_max))
     total = splat(np.float32(0))
     for t in range(0, whole, LANES):
         weight = exp_bounded(load(s, row + t) - m)
@@ -210,182 +293,162 @@ def _exponentials(part, record, e, s, row, visible, wide):
         store(weight, e, row + whole)
         total = total + weight
         whole += LANES
-    for t in range(whole, wide, LANES):
+    for t in range(whole, width, LANES):
         store(splat(np.float32(0)), e, row + t)
-    store(m, part, record)
-    store(total, part, record + LANES)
+    store(m, part, ip)
+    store(total, part, ip + LANES)
 
 
 @jit
 def _first_scores(s, i, count):
-    """The first `count` of sixteen scores, and −∞."""
-    lanes = splat(np.float32(count))
-    return select_less(lane_ids(), lanes, load(s, i), splat(_MINUS_INFINITY))
+    """The first `count` of the sixteen scores at element i, −∞ in the other lanes."""
+    return select_less(lane_ids(), splat(np.float32(count)), load(s, i), splat(-_INFINITY))
 
 
 @jit
 def _merge(total, it, part, ip, HSP):
-    """The record `total` at it and the record `part` at ip into the former."""
-    before, after = load(total, it), load(part, ip)
-    m = vmax(before, after)
-    old, new = exp_bounded(before - m), exp_bounded(after - m)
+    """Merge the state at `ip` of `part` into the state at `it` of `total`."""
+    m_1, m_2 = load(total, it), load(part, ip)
+    m = vmax(m_1, m_2)
+    scale_1, scale_2 = exp_bounded(m_1 - m), exp_bounded(m_2 - m)
     store(m, total, it)
     for c in range(LANES, _O + HSP, LANES):
-        store(load(total, it + c) * old + load(part, ip + c) * new, total, it + c)
+        merged = load(total, it + c) * scale_1 + load(part, ip + c) * scale_2
+        store(merged, total, it + c)
 
 
 @jit
-def _finish(total, it, out, target, HS):
-    """o / l of one record to the output."""
-    weight = splat(reduce_sum(load(total, it + LANES)))
+def _write_output(out, row, column, total, it, HS):
+    """o / l of the state at `it` of `total` to one head of a row of the View out."""
+    denominator = splat(reduce_sum(load(total, it + LANES)))
     for d in range(0, HS, LANES):
-        store_first(load(total, it + _O + d) / weight, out, target + d, min(LANES, HS - d))
+        o = load(total, it + _O + d) / denominator
+        store_first(o, out.data, row * out.ld + column + d, min(LANES, HS - d))
 
 
 @jit
-def _norm(total, it):
-    """m + log l of one record: softmax is e^(score − norm)."""
+def _log_sum_exp(total, it):
+    """log Σ e^s = m + log l of the state at `it`; the softmax is e^(s − lse)."""
     return reduce_max(load(total, it)) + np.log(reduce_sum(load(total, it + LANES)))
-
-
-@jit
-def _merge_partials(team, out, ldo, norms, partials, parts, blocks, n_blocks, NH, HS, HSP):
-    """The records of single queries, `parts` for each, to the output."""
-    record = _O + HSP
-    total = team.scratch
-    task = next_task(team)
-    while task < n_blocks * NH:
-        row, position = blocks[task // NH * 4 + 1], blocks[task // NH * 4 + 3]
-        _clear(total, record, record)
-        for number in range(position // KEY_BLOCK + 1):
-            _merge(total, _START, partials, (task * parts + number) * record, HSP)
-        _finish(total, _START, out, row * ldo + task % NH * HS, HS)
-        if norms.size:
-            norms[row * NH + task % NH] = _norm(total, _START)
-        task = next_task(team)
-    barrier(team)
 
 
 # ---- backward -------------------------------------------------------------------------------
 
-SQUARE = 64  # queries and keys of the squares that backward cuts the scores into
-_SQUARE, _PANELS = np.array([SQUARE, SQUARE // LANES])
+BLOCK = 64  # backward cuts the scores into blocks of BLOCK keys × BLOCK queries
+_BLOCK, _BLOCK_PANELS = np.array([BLOCK, BLOCK // LANES])
 
 
 def attention_backward_scratch(T: int, HS: int) -> int:
-    """float32 elements of scratch that a thread needs in attention_backward."""
-    TP, HSP = padded(T, SQUARE), padded(HS)
-    return 5 * TP * HSP + SQUARE * (7 * HSP + 5 * SQUARE + 2)
+    """The float32 elements of scratch that a thread needs in attention_backward."""
+    TP, HSP = padded(T, BLOCK), padded(HS)
+    return 5 * TP * HSP + BLOCK * (7 * HSP + 5 * BLOCK + 2)
 
 
 class _Head(NamedTuple):
-    """One head of one sequence, TP = padded(T, SQUARE) tokens; zeros beyond T and HS.
+    """One head of one sequence, TP = padded(T, BLOCK) tokens; zeros beyond T and HS.
 
-    k, v     left factors [TP, HSP]
-    kt       left factor kᵀ [HSP, TP]
-    dk, dv   float32 [TP, HSP]
+    k, v    A operands [TP, HSP]
+    k_t     A operand kᵀ [HSP, TP]
+    dk, dv  float32 [TP, HSP]
     """
 
     k: np.ndarray
     v: np.ndarray
-    kt: np.ndarray
+    k_t: np.ndarray
     dk: np.ndarray
     dv: np.ndarray
 
 
 class _Queries(NamedTuple):
-    """SQUARE of its queries, in every order that a product wants.
+    """BLOCK of its queries, in the layout of each product.
 
-    rows, drows    float32 [SQUARE, HSP]: scale · q, and ∂loss/∂o
-    q, do          the same as panels
-    qt, dot        the same transposed, [HSP, SQUARE], as panels
-    dqt            float32 [HSP, SQUARE]: ∂loss/∂(scale · q), transposed
-    norms, deltas  float32 [SQUARE]
+    q_rows, do_rows  float32 [BLOCK, HSP]: scale · q, and do = ∂loss/∂o
+    q, do            the same as B operands
+    q_t, do_t        their transposes [HSP, BLOCK] as B operands
+    dq_t             float32 [HSP, BLOCK]: ∂loss/∂(scale · q), transposed
+    lse, delta       float32 [BLOCK]
     """
 
-    rows: np.ndarray
-    drows: np.ndarray
+    q_rows: np.ndarray
+    do_rows: np.ndarray
     q: np.ndarray
     do: np.ndarray
-    qt: np.ndarray
-    dot: np.ndarray
-    dqt: np.ndarray
-    norms: np.ndarray
-    deltas: np.ndarray
+    q_t: np.ndarray
+    do_t: np.ndarray
+    dq_t: np.ndarray
+    lse: np.ndarray
+    delta: np.ndarray
 
 
-class _Square(NamedTuple):
-    """Scores of SQUARE keys (rows) and SQUARE queries (columns), and what comes of them.
+class _ScoreBlock(NamedTuple):
+    """BLOCK keys (rows) × BLOCK queries (columns).
 
-    s, dp    float32: scores, and ∂loss/∂p
-    p, ds    left factors: softmax, and ∂loss/∂s
-    dsp      ds as panels
+    s, dp  float32: scores, and dp = ∂loss/∂p
+    p, ds  A operands: p = e^(s − lse), and ds = ∂loss/∂s
+    ds_b   ds as a B operand
     """
 
     s: np.ndarray
     dp: np.ndarray
     p: np.ndarray
     ds: np.ndarray
-    dsp: np.ndarray
+    ds_b: np.ndarray
 
 
 @jit
-def attention_backward(
-    team, dqkv, lddq, dout, ldd, qkv, ldq, out, ldo, norms, B, T, NH, HS, scale, like
-):
-    """From dout = ∂loss/∂out of attention_forward over B whole sequences of T tokens: dqkv.
+def attention_backward(team, dqkv, dout, qkv, out, lse, heads, T, like):
+    """dqkv from dout = ∂loss/∂out of attention_forward, for whole sequences of T tokens.
 
-    With p = e^(s − norm) and s = scale · q · k, computed anew (docs/training.md):
+    For query i and key t, with s = scale · q · k and p = e^(s − lse), which are computed again:
 
         dv[t] = Σ_i p[i, t] · do[i]                 dp[i, t] = do[i] · v[t]
         ds = p · (dp − delta),  delta[i] = Σ_d do[i, d] · o[i, d]
         dk[t] = scale · Σ_i ds[i, t] · q[i]         dq[i] = scale · Σ_t ds[i, t] · k[t]
 
-    dqkv       [B · T, 3C], rows `lddq` apart
-    dout, out  [B · T, C], rows `ldd`, `ldo` apart
-    qkv        [B · T, 3C], rows `ldq` apart
-    norms      float32 [B · T · NH], of attention_forward
-    like       an empty array of the type of the panels
-    A task is a head of a sequence, and a thread's scratch of attention_backward_scratch is for it.
+    dqkv, qkv  View [B · T, 3C]
+    dout, out  View [B · T, C]
+    lse        float32 [B · T · NH], from attention_forward
+    heads      Heads
+    like       an array of the dtype of B operands
+
+    A task is one head of one sequence; a thread's scratch is of attention_backward_scratch.
     """
-    C, HSP, TP = NH * HS, padded(HS), padded(T, SQUARE)
-    head, queries, square = _backward_places(team.scratch, like, TP, HSP)
+    NH, HS, HSP, TP = heads.NH, heads.HS, padded(heads.HS), padded(T, BLOCK)
+    C = NH * HS
+    head, queries, scores = _backward_workspace(team.scratch, like, TP, HSP)
     configure_tiles(head.k)
     task = next_task(team)
-    while task < B * NH:
-        row, column = task // NH * T, task % NH * HS
-        _read_head(head, qkv, row * ldq + column, ldq, C, T, TP, HS, HSP)
-        for first in range(0, T, SQUARE):
-            rows = min(SQUARE, T - first)
-            here = row + first
+    while task < out.M // T * NH:
+        row, h = task // NH * T, task % NH
+        _read_head(head, qkv, row, C + h * HS, C, T, TP, HS, HSP)
+        for first in range(0, T, BLOCK):
+            rows = min(BLOCK, T - first)
             _read_rows(
-                queries.rows, _START, qkv, here * ldq + column, ldq, rows, _SQUARE, HS, HSP, scale
+                queries.q_rows, I64_0, qkv, row + first, h * HS, rows, _BLOCK, HS, HSP,
+                heads.scale,
             )  # fmt: skip
             _read_rows(
-                queries.drows, _START, dout, here * ldd + column, ldd, rows, _SQUARE, HS, HSP,
+                queries.do_rows, I64_0, dout, row + first, h * HS, rows, _BLOCK, HS, HSP,
                 _UNSCALED,
             )  # fmt: skip
-            _turn_queries(queries, HSP)
-            _read_norms(queries, norms, here * NH + task % NH, NH, out, here * ldo + column, ldo,
-                        rows, HS, HSP)  # fmt: skip
-            for key in range(0, first + rows, SQUARE):
-                _square_backward(head, queries, square, key, key - first, TP, HSP)
-            _write_queries(
-                dqkv, here * lddq + column, lddq, queries.dqt, queries.drows, rows, HS, HSP, scale
-            )
+            _pack_queries(queries, HSP)
+            _read_lse_and_delta(queries, lse, out, row + first, h, rows, heads)
+            for key in range(0, first + rows, BLOCK):
+                _score_block_backward(head, queries, scores, key, key - first, TP, HSP)
+            _write_dq(dqkv, row + first, h * HS, queries, rows, HS, HSP, heads.scale)
         for t in range(T):
             for d in range(0, HS, LANES):
-                offset, lanes = (row + t) * lddq + column + d, min(LANES, HS - d)
-                store_first(load(head.dk, t * HSP + d), dqkv, offset + C, lanes)
-                store_first(load(head.dv, t * HSP + d), dqkv, offset + 2 * C, lanes)
+                i, lanes = (row + t) * dqkv.ld + C + h * HS + d, min(LANES, HS - d)
+                store_first(load(head.dk, t * HSP + d), dqkv.data, i, lanes)
+                store_first(load(head.dv, t * HSP + d), dqkv.data, i + C, lanes)
         task = next_task(team)
     release_tiles(head.k)
     barrier(team)
 
 
 @jit
-def _backward_places(scratch, like, TP, HSP):
-    """The thread's scratch, cut into a _Head, _Queries and a _Square."""
+def _backward_workspace(scratch, like, TP, HSP):
+    """A thread's scratch as a _Head, _Queries and a _ScoreBlock."""
     n, i = TP * HSP, np.int64(0)
     head = _Head(
         as_a_operand(scratch[:n], like),
@@ -394,7 +457,7 @@ def _backward_places(scratch, like, TP, HSP):
         scratch[3 * n : 4 * n],
         scratch[4 * n : 5 * n],
     )
-    i, n = 5 * n, SQUARE * HSP
+    i, n = 5 * n, BLOCK * HSP
     queries = _Queries(
         scratch[i : i + n],
         scratch[i + n : i + 2 * n],
@@ -403,116 +466,121 @@ def _backward_places(scratch, like, TP, HSP):
         as_b_operand(scratch[i + 4 * n : i + 5 * n], like),
         as_b_operand(scratch[i + 5 * n : i + 6 * n], like),
         scratch[i + 6 * n : i + 7 * n],
-        scratch[i + 7 * n : i + 7 * n + SQUARE],
-        scratch[i + 7 * n + SQUARE : i + 7 * n + 2 * SQUARE],
+        scratch[i + 7 * n : i + 7 * n + BLOCK],
+        scratch[i + 7 * n + BLOCK : i + 7 * n + 2 * BLOCK],
     )
-    i, n = i + 7 * n + 2 * SQUARE, SQUARE * SQUARE
-    square = _Square(
+    i, n = i + 7 * n + 2 * BLOCK, BLOCK * BLOCK
+    scores = _ScoreBlock(
         scratch[i : i + n],
         scratch[i + n : i + 2 * n],
         as_a_operand(scratch[i + 2 * n : i + 3 * n], like),
         as_a_operand(scratch[i + 3 * n : i + 4 * n], like),
         as_b_operand(scratch[i + 4 * n : i + 5 * n], like),
     )
-    return head, queries, square
+    return head, queries, scores
 
 
 @jit
-def _read_head(head, qkv, source, ldq, C, T, TP, HS, HSP):
-    """Keys and values of one head, the query of whose first token is at `source`."""
+def _read_head(head, qkv, row, column, C, T, TP, HS, HSP):
+    """Keys and values of one head: from rows `row` … of qkv, the keys from `column` on."""
     head.dk[:] = 0
     head.dv[:] = 0
-    for t in range(0, TP, SQUARE):
-        rows = max(0, min(SQUARE, T - t))
-        key = source + t * ldq + C
-        for to, here in ((head.k, key), (head.v, key + C)):
-            _read_rows(to, t * HSP, qkv, here, ldq, rows, _SQUARE, HS, HSP, _UNSCALED)
+    for t in range(0, TP, BLOCK):
+        rows = max(0, min(BLOCK, T - t))
+        for to, source in ((head.k, column), (head.v, column + C)):
+            _read_rows(to, t * HSP, qkv, row + t, source, rows, _BLOCK, HS, HSP, _UNSCALED)
     for t in range(0, TP, LANES):
         for d in range(0, HSP, LANES):
-            transpose_16x16(head.k, t * HSP + d, HSP, head.kt, d * TP + t, TP)
+            transpose_16x16(head.k, t * HSP + d, HSP, head.k_t, d * TP + t, TP)
 
 
 @jit
-def _turn_queries(queries, HSP):
-    """From rows to the panels of all four right factors; no dq yet."""
-    queries.dqt[:] = 0
-    for panels, rows in ((queries.q, queries.rows), (queries.do, queries.drows)):
-        pack_rows(panels, _START, _START, _SQUARE, rows, _START, _SQUARE, HSP, HSP, _ONE)
-    for panels, rows in ((queries.qt, queries.rows), (queries.dot, queries.drows)):
-        pack_rows(panels, _START, _START, HSP, rows, _START, HSP, _SQUARE, _ONE, HSP)
+def _pack_queries(queries, HSP):
+    """q_rows and do_rows to all four B operands; dq_t = 0."""
+    queries.dq_t[:] = 0
+    for panels, rows in ((queries.q, queries.q_rows), (queries.do, queries.do_rows)):
+        pack_rows(panels, I64_0, I64_0, _BLOCK, rows, I64_0, _BLOCK, HSP, HSP, I64_1)
+    for panels, rows in ((queries.q_t, queries.q_rows), (queries.do_t, queries.do_rows)):
+        pack_rows(panels, I64_0, I64_0, HSP, rows, I64_0, HSP, _BLOCK, I64_1, HSP)
 
 
 @jit
-def _read_norms(queries, norms, i, stride, out, io, ldo, rows, HS, HSP):
-    """Norms and deltas of the queries; beyond their rows a norm that makes each p 0."""
-    for r in range(SQUARE):
-        queries.norms[r], queries.deltas[r] = -_MINUS_INFINITY, 0
+def _read_lse_and_delta(queries, lse, out, row, h, rows, heads):
+    """lse and delta = Σ_d do · o of the queries; beyond `rows` an lse of ∞, which makes p 0."""
+    HS, HSP = heads.HS, padded(heads.HS)
+    for r in range(BLOCK):
+        queries.lse[r], queries.delta[r] = _INFINITY, 0
         if r < rows:
-            queries.norms[r] = norms[i + r * stride]
+            queries.lse[r] = lse[(row + r) * heads.NH + h]
             total = splat(np.float32(0))
             for d in range(0, HS, LANES):
-                o = load_first(out, io + r * ldo + d, min(LANES, HS - d))
-                total = total + o * load(queries.drows, r * HSP + d)
-            queries.deltas[r] = reduce_sum(total)
+                o = load_first(out.data, (row + r) * out.ld + h * HS + d, min(LANES, HS - d))
+                total = total + o * load(queries.do_rows, r * HSP + d)
+            queries.delta[r] = reduce_sum(total)
 
 
 @jit
-def _write_queries(dqkv, i, lddq, dqt, turned, rows, HS, HSP, scale):
-    """dq from ∂loss/∂(scale · q), which is transposed: turned first, [SQUARE, HSP]."""
+def _write_dq(dqkv, row, column, queries, rows, HS, HSP, scale):
+    """dq = scale · ∂loss/∂(scale · q) to rows `row` … of dqkv; do_rows is overwritten."""
+    dq = queries.do_rows
     for d in range(0, HSP, LANES):
-        for r in range(0, SQUARE, LANES):
-            transpose_16x16(dqt, d * SQUARE + r, _SQUARE, turned, r * HSP + d, HSP)
+        for r in range(0, BLOCK, LANES):
+            transpose_16x16(queries.dq_t, d * BLOCK + r, _BLOCK, dq, r * HSP + d, HSP)
     for r in range(rows):
         for d in range(0, HS, LANES):
-            dq = load(turned, r * HSP + d) * splat(scale)
-            store_first(dq, dqkv, i + r * lddq + d, min(LANES, HS - d))
+            value = load(dq, r * HSP + d) * splat(scale)
+            i = (row + r) * dqkv.ld + column + d
+            store_first(value, dqkv.data, i, min(LANES, HS - d))
 
 
 @jit
-def _square_backward(head, queries, square, key, ahead, TP, HSP):
-    """What the queries and the SQUARE keys from `key` on add to dk, dv and dq.
+def _score_block_backward(head, queries, scores, key, ahead, TP, HSP):
+    """Add to dk, dv and dq_t what the queries and the BLOCK keys from `key` on contribute.
 
-    ahead  the first key's place less the first query's
+    ahead  the position of the first key minus that of the first query
     """
-    n, panel = _SQUARE, LANES * HSP
-    square.s[:] = 0
-    square.dp[:] = 0
-    # pass 1: scores, and what their softmax should have been
+    n, panel = _BLOCK, LANES * HSP
+    scores.s[:] = 0
+    scores.dp[:] = 0
+    # pass 1: sᵀ = k · qᵀ and dpᵀ = v · doᵀ
     gemm_accumulate(
-        square.s, _START, n, head.k, key * HSP, HSP, queries.qt, _START, panel, n, _PANELS, HSP
-    )
+        scores.s, I64_0, n, head.k, key * HSP, HSP,
+        queries.q_t, I64_0, panel, n, _BLOCK_PANELS, HSP,
+    )  # fmt: skip
     gemm_accumulate(
-        square.dp, _START, n, head.v, key * HSP, HSP, queries.dot, _START, panel, n, _PANELS, HSP
-    )
+        scores.dp, I64_0, n, head.v, key * HSP, HSP,
+        queries.do_t, I64_0, panel, n, _BLOCK_PANELS, HSP,
+    )  # fmt: skip
     # pass 2: p and ds
-    for r in range(0, SQUARE, 2):
-        for c in range(0, SQUARE, LANES):
-            first = _p_and_ds(queries, square, r, c, ahead)
-            second = _p_and_ds(queries, square, r + 1, c, ahead)
-            store_row_pair(first, second, square.dsp, c * SQUARE + r * LANES)
-    # pass 3: what follows for values, keys and queries
+    for r in range(0, BLOCK, 2):
+        for c in range(0, BLOCK, LANES):
+            first = _p_and_ds(queries, scores, r, c, ahead)
+            second = _p_and_ds(queries, scores, r + 1, c, ahead)
+            store_row_pair(first, second, scores.ds_b, c * BLOCK + r * LANES)
+    # pass 3: dv += pᵀ · do, dk += dsᵀ · (scale · q), dqᵀ += kᵀ · dsᵀ
     gemm_accumulate(
-        head.dv, key * HSP, HSP, square.p, _START, n,
-        queries.do, _START, LANES * n, n, HSP // LANES, n,
+        head.dv, key * HSP, HSP, scores.p, I64_0, n,
+        queries.do, I64_0, LANES * n, n, HSP // LANES, n,
     )  # fmt: skip
     gemm_accumulate(
-        head.dk, key * HSP, HSP, square.ds, _START, n,
-        queries.q, _START, LANES * n, n, HSP // LANES, n,
+        head.dk, key * HSP, HSP, scores.ds, I64_0, n,
+        queries.q, I64_0, LANES * n, n, HSP // LANES, n,
     )  # fmt: skip
     gemm_accumulate(
-        queries.dqt, _START, n, head.kt, key, TP, square.dsp, _START, LANES * n, HSP, _PANELS, n
-    )
+        queries.dq_t, I64_0, n, head.k_t, key, TP,
+        scores.ds_b, I64_0, LANES * n, HSP, _BLOCK_PANELS, n,
+    )  # fmt: skip
 
 
 @jit
-def _p_and_ds(queries, square, r, c, ahead):
-    """p and ds of key r and sixteen queries from c on, into the square; returns ds."""
-    i, zero = r * SQUARE + c, splat(np.float32(0))
-    p = exp(load(square.s, i) - load(queries.norms, c))
-    # a query sees no key that comes after it
+def _p_and_ds(queries, scores, r, c, ahead):
+    """Write p and ds of key r and the sixteen queries from c on; return ds."""
+    i, zero = r * BLOCK + c, splat(np.float32(0))
+    p = exp(load(scores.s, i) - load(queries.lse, c))
+    # causal: a query does not attend to later keys
     query = lane_ids() + splat(np.float32(c))
     p = select_less(query, splat(np.float32(r + ahead)), zero, p)
-    ds = p * (load(square.dp, i) - load(queries.deltas, c))
-    store(p, square.p, i)
-    store(ds, square.ds, i)
+    ds = p * (load(scores.dp, i) - load(queries.delta, c))
+    store(p, scores.p, i)
+    store(ds, scores.ds, i)
     return ds

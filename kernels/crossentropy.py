@@ -1,7 +1,7 @@
-"""Cross-entropy: how badly the next token was foretold, and the gradient of that.
+"""Cross-entropy of logits and target tokens, and its gradient.
 
-The rows of logits come some hundred at a time, and their gradient some thousand columns at a time,
-so that neither is ever there for a whole batch.
+Training computes the logits of some hundred rows at a time and their gradient some thousand columns
+at a time: neither exists for a whole batch.
 """
 
 from __future__ import annotations
@@ -18,77 +18,85 @@ _MINUS_INFINITY = np.float32(-np.inf)
 
 
 @jit
-def crossentropy_forward(team, losses, norms, logits, ld, targets, M, V):
-    """losses[m] = log Σ_v e^logits[m, v] − logits[m, targets[m]]; 0 where it does not count.
+def crossentropy_forward(team, losses, lse, logits, targets):
+    """losses[m] = lse[m] − logits[m, targets[m]], in nats; 0 where targets[m] is IGNORED.
 
-    losses, norms  float32 [M]; norms[m] = log Σ_v e^logits[m, v], for crossentropy_backward
-    logits         float32 [M, V], rows `ld` apart
-    targets        int64 [M], from 0 to V − 1, or IGNORED
+    losses   float32 [M]
+    lse      float32 [M]: log Σ_v e^logits[m, v], which crossentropy_backward reads
+    logits   View [M, V], float32
+    targets  int64 [M]: 0 … V − 1, or IGNORED
     """
     m = next_task(team)
-    while m < M:
-        norms[m] = _log_sum_exp(logits, m * ld, V)
+    while m < logits.M:
+        row = m * logits.ld
+        lse[m] = _log_sum_exp(logits.data, row, logits.N)
         losses[m] = 0
         if targets[m] != IGNORED:
-            losses[m] = norms[m] - logits[m * ld + targets[m]]
+            losses[m] = lse[m] - logits.data[row + targets[m]]
         m = next_task(team)
     barrier(team)
 
 
 @jit
 def _log_sum_exp(x, i, n):
-    """log Σ e^x over n elements from i on, less their greatest before and with it after."""
-    most = splat(_MINUS_INFINITY)
+    """log Σ e^x over the n elements from i on; subtracting the maximum keeps e^x finite."""
+    lane_max = splat(_MINUS_INFINITY)
     for v in range(0, n, LANES):
-        most = vmax(most, _or_minus_infinity(x, i, v, n))
-    greatest = reduce_max(most)
+        lane_max = vmax(lane_max, _or_minus_infinity(x, i, v, n))
+    maximum = reduce_max(lane_max)
     total = splat(np.float32(0))
     for v in range(0, n, LANES):
-        total = total + exp_bounded(_or_minus_infinity(x, i, v, n) - splat(greatest))
-    return greatest + np.log(reduce_sum(total))
+        total = total + exp_bounded(_or_minus_infinity(x, i, v, n) - splat(maximum))
+    return maximum + np.log(reduce_sum(total))
 
 
 @jit
 def _or_minus_infinity(x, i, v, n):
-    """Elements v … v + 15 of n from i on, and −∞ beyond the end."""
-    here = load_first(x, i + v, min(LANES, n - v))
-    return select_less(lane_ids(), splat(np.float32(n - v)), here, splat(_MINUS_INFINITY))
+    """Elements v … v + 15 of the n from i on, and −∞ beyond the end."""
+    values = load_first(x, i + v, min(LANES, n - v))
+    return select_less(lane_ids(), splat(np.float32(n - v)), values, splat(_MINUS_INFINITY))
 
 
 @jit
-def crossentropy_backward(team, dlogits, ldd, logits, ld, norms, targets, M, first, count, share):
-    """dlogits[m, v] = share · (e^(logits[m, v] − norms[m]) − [v = targets[m]]) of some columns.
+def crossentropy_backward(team, dlogits, logits, lse, targets, first, loss_scale):
+    """dlogits[m, v] = loss_scale · (p[m, first + v] − [first + v = targets[m]]),
+    with p = softmax(logits) = e^(logits − lse).
 
-    dlogits  [M, count], rows `ldd` apart: the columns from `first` on; zeros follow up to a
-             multiple of K_ALIGN; rows that do not count are zero
-    share    the weight of each row in the loss
+    dlogits     View [M, n]: the gradient of logits[:, first : first + n]; zeros are written after
+                each row up to a multiple of K_ALIGN; rows whose target is IGNORED are zero
+    logits      View [M, V], float32
+    lse         float32 [M], from crossentropy_forward
+    targets     int64 [M]
+    loss_scale  the factor of each row's loss in the total loss
     """
+    count = dlogits.N
     m = next_task(team)
-    while m < M:
-        weight = np.float32(0) if targets[m] == IGNORED else share
-        row, norm, target = m * ld + first, norms[m], targets[m] - first
+    while m < logits.M:
+        scale = np.float32(0) if targets[m] == IGNORED else loss_scale
+        row, drow, target = m * logits.ld + first, m * dlogits.ld, targets[m] - first
         for v in range(0, count, LANES):
-            p = _softmax(logits, row, v, count, norm)
-            store(p * splat(weight), dlogits, m * ldd + v)
+            p = _softmax(logits.data, row, v, count, lse[m])
+            store(p * splat(scale), dlogits.data, drow + v)
         for v in range(padded(count, LANES), padded(count), LANES):
-            store(splat(np.float32(0)), dlogits, m * ldd + v)
-        if 0 <= target < count:  # once more the vector that it is in
+            store(splat(np.float32(0)), dlogits.data, drow + v)
+        if 0 <= target < count:  # once more the vector with the target
             v = target - target % LANES
-            p = _less_at(_softmax(logits, row, v, count, norm), np.float32(target - v))
-            store(p * splat(weight), dlogits, m * ldd + v)
+            p = _softmax(logits.data, row, v, count, lse[m])
+            p = _minus_one_at(p, np.float32(target - v))
+            store(p * splat(scale), dlogits.data, drow + v)
         m = next_task(team)
     barrier(team)
 
 
 @jit
-def _softmax(logits, i, v, n, norm):
-    """e^(logits − norm) of elements v … v + 15 of n from i on, and 0 beyond the end."""
-    return exp(_or_minus_infinity(logits, i, v, n) - splat(norm))
+def _softmax(logits, i, v, n, lse):
+    """e^(logits − lse) of elements v … v + 15 of the n from i on, and 0 beyond the end."""
+    return exp(_or_minus_infinity(logits, i, v, n) - splat(lse))
 
 
 @jit
-def _less_at(p, lane):
-    """p − 1 in one of the sixteen lanes."""
+def _minus_one_at(p, lane):
+    """p − 1 in one of the sixteen lanes, p in the others."""
     lanes, zero, one = lane_ids(), splat(np.float32(0)), splat(np.float32(1))
-    here = select_less(lanes, splat(lane), zero, one)
-    return p - select_less(lanes, splat(lane + np.float32(1)), here, zero)
+    at_lane = select_less(lanes, splat(lane), zero, one)
+    return p - select_less(lanes, splat(lane + np.float32(1)), at_lane, zero)

@@ -1,6 +1,8 @@
-"""Layer normalisation (Ba, Kiros, Hinton 2016)."""
+"""Layer normalization (Ba, Kiros, Hinton 2016), forward and backward."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,47 +22,58 @@ from .simd import (
 from .team import barrier, next_task
 
 _ROWS_PER_TASK = 8
-_ROWS_PER_SUM = 32
+_ROWS_PER_SUM = 32  # backward sums dweight and dbias over so many rows, then over these sums
+
+
+class LayerNorm(NamedTuple):
+    """The parameters of a layernorm, or their gradients: float32 [C] each."""
+
+    weight: np.ndarray
+    bias: np.ndarray
 
 
 @jit
-def layernorm_forward(team, y, x, ld, weight, bias, M, C, eps):
-    """y[m, :] = (x[m, :] − mean) / √(variance + eps) · weight + bias, over each row by itself.
+def layernorm_forward(team, y, x, norm, eps):
+    """y[m, :] = (x[m, :] − mean) / √(variance + eps) · weight + bias, with the mean and variance
+    of each row.
 
-    y             [M, C], rows `ld` apart
-    x             float32, as y
-    weight, bias  [C]
-    The variance is the mean of squared differences (not of squares less the mean's square,
-    which cancels).
+    y     View [M, C], float32 or bfloat16
+    x     View [M, C], float32
+    norm  LayerNorm
+    eps   float32
+
+    The variance is the mean of squared differences. The mean of squares minus the square of the
+    mean would cancel where the mean is large.
     """
-    tasks = (M + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK
+    tasks = (x.M + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK
     task = next_task(team)
     while task < tasks:
         first = task * _ROWS_PER_TASK
-        for m in range(first, min(M, first + _ROWS_PER_TASK)):
-            _normalise(y, x, m * ld, weight, bias, C, eps)
+        for m in range(first, min(x.M, first + _ROWS_PER_TASK)):
+            _normalize_row(y.data, m * y.ld, x.data, m * x.ld, norm, x.N, eps)
         task = next_task(team)
     barrier(team)
 
 
 @jit
-def _normalise(y, x, i, weight, bias, C, eps):
-    """One row, at element i of x and of y."""
+def _normalize_row(y, iy, x, ix, norm, C, eps):
+    """One row: from x at element ix to y at element iy."""
     whole = C - C % LANES
     rest = C - whole
-    mean, rstd = _mean_and_rstd(x, i, C, eps)
+    mean, rstd = _mean_and_rstd(x, ix, C, eps)
     for c in range(0, whole, LANES):
-        n = (load(x, i + c) - mean) * rstd
-        store(fma(n, load(weight, c), load(bias, c)), y, i + c)
+        n = (load(x, ix + c) - mean) * rstd
+        store(fma(n, load(norm.weight, c), load(norm.bias, c)), y, iy + c)
     if rest:
-        n = (load_first(x, i + whole, rest) - mean) * rstd
-        n = fma(n, load_first(weight, whole, rest), load_first(bias, whole, rest))
-        store_first(n, y, i + whole, rest)
+        n = (load_first(x, ix + whole, rest) - mean) * rstd
+        weight = load_first(norm.weight, whole, rest)
+        n = fma(n, weight, load_first(norm.bias, whole, rest))
+        store_first(n, y, iy + whole, rest)
 
 
 @jit
 def _mean_and_rstd(x, i, C, eps):
-    """The mean of a row and 1 / √(variance + eps), each in all lanes."""
+    """The mean of the row at element i and 1 / √(variance + eps), each in all lanes."""
     whole = C - C % LANES
     rest = C - whole
     zero = splat(np.float32(0))
@@ -73,7 +86,7 @@ def _mean_and_rstd(x, i, C, eps):
         total = total + load_first(x, i + whole, rest)
     mean = splat(np.float32(reduce_sum(total) / np.float32(C)))
 
-    # pass 2: variance; the lanes beyond the row's end count as no difference
+    # pass 2: variance; lanes beyond the end of the row add nothing
     total = zero
     for c in range(0, whole, LANES):
         d = load(x, i + c) - mean
@@ -86,70 +99,71 @@ def _mean_and_rstd(x, i, C, eps):
 
 
 def layernorm_partials(M: int, C: int) -> int:
-    """float32 elements of `partials` that layernorm_backward needs."""
+    """The float32 elements that layernorm_backward needs in `partials`."""
     return -(-M // _ROWS_PER_SUM) * 2 * C
 
 
 @jit
-def layernorm_backward(team, dx, dweight, dbias, dy, x, ld, weight, partials, M, C, eps):
-    """From dy = ∂loss/∂y: what is to be added to dx, dweight and dbias.
+def layernorm_backward(team, dx, dnorm, dy, x, norm, partials, eps):
+    """Add the gradients to dx, dnorm.weight and dnorm.bias.
 
-    With n = (x − mean) · rstd, and each mean over a row (docs/training.md):
+    With n = (x − mean) · rstd and dn = dy · weight, each mean over a row (docs/training.md):
 
         dbias   += Σ_m dy[m]
         dweight += Σ_m dy[m] · n[m]
-        dx      += rstd · (dn − mean(dn) − n · mean(dn · n)),    dn = dy · weight
+        dx      += rstd · (dn − mean(dn) − n · mean(dn · n))
 
-    dx, dy, x              float32 [M, C], rows `ld` apart
-    dweight, dbias, weight [C]
-    partials               float32, of layernorm_partials: the sums of _ROWS_PER_SUM rows each,
-                           which are added up in their order
+    dx, dy, x  View [M, C], float32
+    dnorm      LayerNorm: the gradients of norm's weight and bias
+    partials   float32 [layernorm_partials(M, C)]: sums of dweight and dbias over _ROWS_PER_SUM
+               rows each, which are added up in their order
     """
+    M, C = x.M, x.N
     task = next_task(team)
     while task * _ROWS_PER_SUM < M:
         offset = task * 2 * C
         partials[offset : offset + 2 * C] = 0
         first = task * _ROWS_PER_SUM
         for m in range(first, min(M, first + _ROWS_PER_SUM)):
-            _denormalise(dx, partials, offset, dy, x, m * ld, weight, C, eps)
+            _backward_row(dx, partials, offset, dy, x, m, norm.weight, eps)
         task = next_task(team)
     barrier(team)
     c = next_task(team) * LANES
     while c < C:
         lanes = min(LANES, C - c)
-        scale, shift = load_first(dweight, c, lanes), load_first(dbias, c, lanes)
-        for block in range((M + _ROWS_PER_SUM - 1) // _ROWS_PER_SUM):
-            offset = block * 2 * C
-            scale = scale + load_first(partials, offset + c, lanes)
-            shift = shift + load_first(partials, offset + C + c, lanes)
-        store_first(scale, dweight, c, lanes)
-        store_first(shift, dbias, c, lanes)
+        dweight, dbias = load_first(dnorm.weight, c, lanes), load_first(dnorm.bias, c, lanes)
+        for i in range((M + _ROWS_PER_SUM - 1) // _ROWS_PER_SUM):
+            offset = i * 2 * C
+            dweight = dweight + load_first(partials, offset + c, lanes)
+            dbias = dbias + load_first(partials, offset + C + c, lanes)
+        store_first(dweight, dnorm.weight, c, lanes)
+        store_first(dbias, dnorm.bias, c, lanes)
         c = next_task(team) * LANES
     barrier(team)
 
 
 @jit
-def _denormalise(dx, partials, offset, dy, x, i, weight, C, eps):
-    """One row, at element i, to dx and to the sums of dweight and dbias at `place`."""
-    mean, rstd = _mean_and_rstd(x, i, C, eps)
+def _backward_row(dx, partials, offset, dy, x, m, weight, eps):
+    """Row m: add to dx, and to the sums of dweight and dbias at `offset` of `partials`."""
+    C, i, idx, idy = x.N, m * x.ld, m * dx.ld, m * dy.ld
+    mean, rstd = _mean_and_rstd(x.data, i, C, eps)
     sum_dn, sum_dn_n = splat(np.float32(0)), splat(np.float32(0))
     for c in range(0, C, LANES):
         lanes = min(LANES, C - c)
-        dyc = load_first(dy, i + c, lanes)
-        n = (load_first(x, i + c, lanes) - mean) * rstd
+        dyc = load_first(dy.data, idy + c, lanes)
+        n = (load_first(x.data, i + c, lanes) - mean) * rstd
         dn = dyc * load_first(weight, c, lanes)
         sum_dn = sum_dn + dn
         sum_dn_n = fma(dn, n, sum_dn_n)
         dweight = fma(dyc, n, load_first(partials, offset + c, lanes))
+        dbias = load_first(partials, offset + C + c, lanes) + dyc
         store_first(dweight, partials, offset + c, lanes)
-        store_first(
-            load_first(partials, offset + C + c, lanes) + dyc, partials, offset + C + c, lanes
-        )
+        store_first(dbias, partials, offset + C + c, lanes)
     mean_dn = splat(reduce_sum(sum_dn) / np.float32(C))
     mean_dn_n = splat(reduce_sum(sum_dn_n) / np.float32(C))
     for c in range(0, C, LANES):
         lanes = min(LANES, C - c)
-        n = (load_first(x, i + c, lanes) - mean) * rstd
-        dn = load_first(dy, i + c, lanes) * load_first(weight, c, lanes)
+        n = (load_first(x.data, i + c, lanes) - mean) * rstd
+        dn = load_first(dy.data, idy + c, lanes) * load_first(weight, c, lanes)
         d = (dn - mean_dn - n * mean_dn_n) * rstd
-        store_first(load_first(dx, i + c, lanes) + d, dx, i + c, lanes)
+        store_first(load_first(dx.data, idx + c, lanes) + d, dx.data, idx + c, lanes)

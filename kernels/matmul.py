@@ -1,29 +1,27 @@
-"""Products with weights. Everything a GPT does between two nonlinearities is one of these.
+"""Linear layers, y = x · w + bias: most of the time and almost all of the weights of a GPT.
 
-    y = x · w + bias
+Packed weights lie in panels (layout.py) or are quantized (gemm/quantized.py): matmul_forward reads
+them from front to back, one row of x at the speed of memory, many rows at the speed of arithmetic.
+Inference packs weights once, at load time (PackedLinear). Training changes them at every step, so
+`linear` packs them just before it multiplies (PlainLinear).
 
-The weights lie in panels (layout.py), packed once when they are loaded, so that a product reads
-each from front to back: one token at the speed of memory, many at the speed of arithmetic.
+The order of each sum is part of the definition, so an element has the same bits for any number of
+rows and threads: blocks of K_BLOCK terms, each summed as gemm/gemm.py defines, are added to 0 one
+after the other, then comes the bias. Quantized weights have blocks and sums of their own
+(gemm/quantized.py), and their activations are quantized first.
 
-How an element is summed is part of the definition, so that it has the same bits whatever the
-number of rows and of threads: blocks of K_BLOCK terms, as products.py sums them, are added up
-one by one from 0; then comes the bias. Weights that are whole numbers have their own blocks and
-sums (codes.py), and take a left factor that is made whole first.
-
-docs/kernels.md tells how one gets from three nested loops to this.
+docs/kernels.md goes from three nested loops to this kernel step by step.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numba.core import types
-from numba.extending import overload
 
-from .activation import activate
+from .activation import activate, activation_forward
 from .gemm.gemm import configure_tiles, gemm_accumulate, release_tiles
-from .gemm.packing import copy_rows, pack_operand, transpose_rows
+from .gemm.packing import pack_operand, transpose_rows
 from .gemm.quantized import (
     QuantizedMatrix,
     dequantized_element,
@@ -31,8 +29,8 @@ from .gemm.quantized import (
     quantize_activations,
     quantized_at,
 )
-from .jit import jit
-from .layout import LANES, N_BLOCK, padded, panels_size, qx_stride, row_stride
+from .jit import I64_0, I64_1, dispatch_on_types, dtype_of, is_instance, jit
+from .layout import LANES, N_BLOCK, padded, panels_size, qx_stride
 from .simd import (
     AMX,
     AMX_INT_SCRATCH,
@@ -46,18 +44,20 @@ from .simd import (
     store_first,
 )
 from .team import barrier, next_task
+from .view import View, copy_rows, view
 
-# Terms that are summed at a time. A panel's block, 48 KiB of float32, then passes from L2 through
-# the L1 cache for every tile's rows: that costs less than sums that come and go more often. Two
-# panels' blocks of bfloat16 stay in L1, which is AMX's need.
+# Terms of a block. A panel's block, 48 KiB of float32, passes from L2 through the L1 cache once for
+# each tile of rows: that costs less than partial sums that come and go more often. Two panels'
+# blocks of bfloat16 stay in L1, as AMX needs.
 K_BLOCK = 512 if AMX else 768
 
-# Typed numbers, so that Numba compiles one function for all of them and not one for each.
+# int64, not literals, for each of which Numba would compile the callee once more (see jit.py)
 NO_ACTIVATION = np.int64(-1)
-SET, ADD = np.int64(0), np.int64(1)  # what happens to y: y = …, y += …
-_START, _ONE, _GROUP, _PANELS = np.array([0, 1, N_BLOCK, N_BLOCK // LANES])
+SET, ADD = np.int64(0), np.int64(1)  # matmul_forward's modes: y = …, y += …
+_N_BLOCK, _PANELS = np.array([N_BLOCK, N_BLOCK // LANES])
+_UNSCALED = np.float32(1)
 
-_ROW_UNIT = 96  # a multiple of every tile's rows
+_ROW_UNIT = 96  # a multiple of the rows of every tile
 _ROWS = 2 * _ROW_UNIT  # rows of x that pass each block of a panel
 
 _SUMS = _ROWS * N_BLOCK
@@ -65,210 +65,276 @@ _SUMS = _ROWS * N_BLOCK
 MATMUL_SCRATCH = _SUMS + AMX_INT_SCRATCH
 
 
-@jit
-def matmul_forward(team, y, ldy, x, ldx, w, bias, M, K, N, mode, activation, scale):
-    """y = scale · x · w + bias in mode SET, y += … in mode ADD; then the activation, if any.
+class PackedLinear(NamedTuple):
+    """A linear layer of inference.
 
-    y     [M, N], rows `ldy` apart
-    x     [M, K], rows `ldx` apart: what prepare_activations returns
-    w     [K, N]: panels, or QuantizedMatrix
-    bias  [N], or empty for none
-    activation  a number of activation.py, or NO_ACTIVATION
-
-    A task is N_BLOCK columns of some rows. x and w are read through the caches: K_BLOCK of a panel
-    stay near while the task's rows pass.
+    w     the weights [K, N]: panels, flat, float32 or bfloat16; or a QuantizedMatrix
+    bias  float32 [N], or empty for none
     """
-    groups = (N + N_BLOCK - 1) // N_BLOCK
-    chunk = _chunk(M)
-    tasks = groups * ((M + chunk - 1) // chunk)
-    sums = team.scratch
-    configure_tiles(x)
-    task = next_task(team)
-    while task < tasks:
-        m, group = task // groups * chunk, task % groups
-        rows = min(chunk, M - m)
-        sums[: rows * N_BLOCK] = 0
-        _add_group(sums, sums[_SUMS:], x, m, ldx, w, group, rows, K)
-        _finish(sums, y, ldy, m, group * N_BLOCK, bias, rows, N, mode, activation, scale)
-        task = next_task(team)
-    release_tiles(x)
-    barrier(team)
+
+    w: np.ndarray | QuantizedMatrix
+    bias: np.ndarray
+    K: int
+    N: int
 
 
-class Room(NamedTuple):
-    """What matmul_backward needs for the factors that it makes, flat; also their types.
+class PlainLinear(NamedTuple):
+    """A linear layer of training, or its gradients.
 
-    panels  of the largest right factor: of dy [M, N] and of wᵀ [N, K]
-    rows    of the largest left factor: of xᵀ [K, M], K rounded up to LANES, row_stride(M) apart;
-            of dy [M, N], where the other has not the type that is multiplied
+    w     float32 [K, N], flat, as in the checkpoint
+    bias  float32 [N], or empty for none
+    """
+
+    w: np.ndarray
+    bias: np.ndarray
+    K: int
+    N: int
+
+
+class LinearWorkspace(NamedTuple):
+    """The operands that PlainLinear's products pack, flat; their dtypes are those multiplied.
+
+    panels  the largest B operand: w [K, N], and in linear_backward dy [M, N] and wᵀ [N, K]
+    rows    the largest A operand of linear_backward: xᵀ [K, M], rows row_stride(M) apart; and
+            dy [M, N], where it has another dtype
     """
 
     panels: np.ndarray
     rows: np.ndarray
 
 
+# ---- linear layers --------------------------------------------------------------------------
+
+
 @jit
-def matmul_backward(team, dx, lddx, dw, dbias, dy, lddy, x, ldx, w, room, M, K, N):
-    """From dy = ∂loss/∂y of y = x · w + bias: dx, and what is to be added to dw and dbias.
+def linear(team, y, x, layer, mode, workspace):
+    """y = x · w + bias in mode SET, y += x · w + bias in mode ADD.
+
+    y, x       View [M, N], [M, K]
+    layer      PackedLinear or PlainLinear
+    workspace  for PlainLinear a LinearWorkspace; for PackedLinear QuantizedActivations, which
+               float weights leave alone
+    """
+    w = packed_weights(team, layer, workspace)
+    x = prepare_activations(team, x, w, workspace)
+    matmul_forward(team, y, x, w, layer.bias, mode, NO_ACTIVATION, _UNSCALED)
+
+
+@dispatch_on_types
+def linear_activation(team, y, pre, x, layer, activation, workspace):
+    """y = activation(x · w + bias)
+
+    pre  View [M, N], in which x · w + bias is saved for backward; or None, and the kernel applies
+         the activation before it writes y
+    """
+
+    def fused(team, y, pre, x, layer, activation, workspace):
+        w = packed_weights(team, layer, workspace)
+        x = prepare_activations(team, x, w, workspace)
+        matmul_forward(team, y, x, w, layer.bias, SET, activation, _UNSCALED)
+
+    def saving(team, y, pre, x, layer, activation, workspace):
+        linear(team, pre, x, layer, SET, workspace)
+        activation_forward(team, y, pre, activation)
+
+    return saving if is_instance(pre, View) else fused
+
+
+@jit
+def linear_backward(team, dx, dlayer, dy, x, layer, workspace):
+    """The gradients of y = x · w + bias from dy = ∂loss/∂y.
 
         dbias += Σ_m dy[m]          dw += xᵀ · dy          dx = dy · wᵀ
 
-    dx, dy  [M, K], [M, N], rows `lddx`, `lddy` apart
-    x       [M, K], rows `ldx` apart, as matmul_forward had it
-    dw, w   float32 [K, N], flat, without padding
-    dbias   float32 [N], or empty for none
+    dx, x      View [M, K]; x as `linear` read it
+    dlayer     PlainLinear: dw and dbias
+    dy         View [M, N]
+    layer      PlainLinear
+    workspace  LinearWorkspace
     """
-    no_bias, one = dw[:0], np.float32(1)
-    bias_backward(team, dbias, dy, lddy, M, dbias.size)
-    transpose_rows(team, room.rows, row_stride(M), x, ldx, M, K)
-    pack_operand(team, room.panels, dy, _START, M, N, lddy, _ONE)
-    matmul_forward(
-        team, dw, N, room.rows, row_stride(M), room.panels, no_bias, K, M, N,
-        ADD, NO_ACTIVATION, one,
-    )  # fmt: skip
-    pack_operand(team, room.panels, w, _START, N, K, _ONE, N)
-    left = cast_activations(team, room.rows, dy, lddy, M, N)
-    matmul_forward(
-        team, dx, lddx, left, lddy, room.panels, no_bias, M, N, K,
-        SET, NO_ACTIVATION, one,
-    )  # fmt: skip
+    M, K, N = x.M, layer.K, layer.N
+    no_bias, panels = layer.bias[:0], workspace.panels
+    bias_backward(team, dlayer.bias, dy)
+    # dw += xᵀ · dy
+    x_t = view(workspace.rows, K, M)
+    transpose_rows(team, x_t.data, x_t.ld, x.data, x.ld, M, K)
+    pack_operand(team, panels, dy.data, I64_0, M, N, dy.ld, I64_1)
+    dw = View(dlayer.w, K, N, N)
+    matmul_forward(team, dw, x_t, panels, no_bias, ADD, NO_ACTIVATION, _UNSCALED)
+    # dx = dy · wᵀ
+    pack_operand(team, panels, layer.w, I64_0, N, K, I64_1, N)
+    dy = cast_activations(team, workspace.rows, dy)
+    matmul_forward(team, dx, dy, panels, no_bias, SET, NO_ACTIVATION, _UNSCALED)
 
 
 @jit
-def bias_backward(team, dbias, dy, lddy, M, N):
+def bias_backward(team, dbias, dy):
     """dbias[n] += Σ_m dy[m, n], for each n in the order of m."""
+    N = dbias.size
     task = next_task(team)
     while task * N_BLOCK < N:
         for n in range(task * N_BLOCK, min(N, (task + 1) * N_BLOCK), LANES):
             lanes = min(LANES, N - n)
             total = splat(np.float32(0))
-            for m in range(M):
-                total = total + load_first(dy, m * lddy + n, lanes)
+            for m in range(dy.M):
+                total = total + load_first(dy.data, m * dy.ld + n, lanes)
             store_first(load_first(dbias, n, lanes) + total, dbias, n, lanes)
         task = next_task(team)
     barrier(team)
 
 
-@jit
-def _accumulate_float(sums, x, m, ldx, w, group, rows, K):
-    """sums[rows, N_BLOCK] += x[m : m + rows, :] · N_BLOCK columns of w."""
-    depth = padded(K)
-    for k in range(0, K, K_BLOCK):
-        gemm_accumulate(
-            sums, _START, _GROUP, x, m * ldx + k, ldx,
-            w, group * N_BLOCK * depth + k * LANES, depth * LANES,
-            rows, _PANELS, min(K_BLOCK, K - k),
-        )  # fmt: skip
+# ---- the kernel -----------------------------------------------------------------------------
 
 
 @jit
-def _chunk(M):
-    """The rows of a task: all up to _ROWS, else as even parts as whole tiles permit."""
+def matmul_forward(team, y, x, w, bias, mode, activation, scale):
+    """y = activation(scale · x · w + bias) in mode SET, activation(y + scale · x · w + bias) in
+    mode ADD.
+
+    y           View [M, N], float32 or bfloat16
+    x           View [M, K], as prepare_activations returns it
+    w           [K, N]: panels, or a QuantizedMatrix
+    bias        float32 [N], or empty for none
+    activation  one of activation.py's, or NO_ACTIVATION
+    scale       float32
+
+    A task is N_BLOCK columns of some rows. K_BLOCK rows of a panel stay in the caches while the
+    task's rows of x pass.
+    """
+    M, N = y.M, y.N
+    column_blocks = (N + N_BLOCK - 1) // N_BLOCK
+    chunk = _rows_per_task(M)
+    tasks = column_blocks * ((M + chunk - 1) // chunk)
+    sums = team.scratch
+    configure_tiles(x.data)
+    task = next_task(team)
+    while task < tasks:
+        m, column_block = task // column_blocks * chunk, task % column_blocks
+        rows = min(chunk, M - m)
+        sums[: rows * N_BLOCK] = 0
+        _accumulate(sums, sums[_SUMS:], x, w, m, rows, column_block)
+        _write(y, sums, m, rows, column_block * N_BLOCK, bias, mode, activation, scale)
+        task = next_task(team)
+    release_tiles(x.data)
+    barrier(team)
+
+
+@jit
+def _rows_per_task(M):
+    """M up to _ROWS; beyond, parts of whole tiles, as even as possible."""
     parts = (M + _ROWS - 1) // _ROWS
     return (M + parts * _ROW_UNIT - 1) // (parts * _ROW_UNIT) * _ROW_UNIT
 
 
 @jit
-def _finish(sums, y, ldy, m, n, bias, rows, N, mode, activation, scale):
-    """From a task's sums to its part of y, in one pass."""
+def _accumulate_float(sums, x, w, m, rows, column_block):
+    """sums[rows, N_BLOCK] += x[m : m + rows, :] · N_BLOCK columns of the panels w."""
+    K = x.N
+    depth = padded(K)
+    for k in range(0, K, K_BLOCK):
+        gemm_accumulate(
+            sums, I64_0, _N_BLOCK, x.data, m * x.ld + k, x.ld,
+            w, column_block * N_BLOCK * depth + k * LANES, depth * LANES,
+            rows, _PANELS, min(K_BLOCK, K - k),
+        )  # fmt: skip
+
+
+@jit
+def _write(y, sums, m, rows, n, bias, mode, activation, scale):
+    """Scale, bias, addition and activation from a task's sums to its part of y, in one pass."""
     for row in range(rows):
-        for c in range(0, min(N_BLOCK, N - n), LANES):
-            lanes = min(LANES, N - n - c)
-            offset = (m + row) * ldy + n + c
+        for c in range(0, min(N_BLOCK, y.N - n), LANES):
+            lanes = min(LANES, y.N - n - c)
+            offset = (m + row) * y.ld + n + c
             value = load(sums, row * N_BLOCK + c) * splat(scale)
             if bias.size:
                 value = value + load_first(bias, n + c, lanes)
             if mode == ADD:
-                value = value + load_first(y, offset, lanes)
+                value = value + load_first(y.data, offset, lanes)
             if activation != NO_ACTIVATION:
                 value = activate(value, activation)
             if lanes == LANES:
-                store(value, y, offset)
+                store(value, y.data, offset)
             else:
-                store_first(value, y, offset, lanes)
+                store_first(value, y.data, offset, lanes)
 
 
-# ---- float or quantized weights: compiling a kernel for one does not compile the other -------
+# ---- float or quantized, packed or plain: chosen by type when Numba compiles -------------------
 
 
-def _is_quantized(w: Any) -> bool:
-    return isinstance(w, types.NamedTuple) and w.instance_class is QuantizedMatrix
-
-
-def _add_group(
-    sums: Any, scratch: Any, x: Any, m: Any, ldx: Any, w: Any, group: Any, rows: Any, K: Any
-) -> None:
+@dispatch_on_types
+def _accumulate(sums, scratch, x, w, m, rows, column_block):
     """sums[rows, N_BLOCK] += x[m : m + rows, :] · N_BLOCK columns of w."""
-    raise NotImplementedError("for compiled code")
-
-
-@overload(_add_group)
-def _add_group_for(sums, scratch, x, m, ldx, w, group, rows, K):
-    if not _is_quantized(w):
-        return lambda sums, scratch, x, m, ldx, w, group, rows, K: _accumulate_float(
-            sums, x, m, ldx, w, group, rows, K
+    if is_instance(w, QuantizedMatrix):
+        return lambda sums, scratch, x, w, m, rows, column_block: gemm_accumulate_int(
+            sums, I64_0, _N_BLOCK, x.data, m, w, column_block, rows, x.N, scratch
         )
-    return lambda sums, scratch, x, m, ldx, w, group, rows, K: gemm_accumulate_int(
-        sums, _START, _GROUP, x, m, w, group, rows, K, scratch
+    return lambda sums, scratch, x, w, m, rows, column_block: _accumulate_float(
+        sums, x, w, m, rows, column_block
     )
 
 
-def prepare_activations(team: Any, room: Any, x: Any, ldx: Any, w: Any, M: Any, K: Any) -> Any:
-    """(x, ldx) as matmul_forward multiplies them with w: as they are, or made whole in `room`.
+@dispatch_on_types
+def packed_weights(team, layer, workspace):
+    """A layer's weights as matmul_forward reads them: a PackedLinear's own, a PlainLinear's packed
+    into workspace.panels."""
+    if is_instance(layer, PackedLinear):
+        return lambda team, layer, workspace: layer.w
 
-    x     [M, K], rows `ldx` apart: float32; bfloat16 where the processor multiplies that (see
-          products.py)
-    room  Rows, as quantize_activations wants them
+    def pack(team, layer, workspace):
+        K, N = layer.K, layer.N
+        pack_operand(team, workspace.panels, layer.w, I64_0, K, N, N, I64_1)
+        return workspace.panels
+
+    return pack
+
+
+@dispatch_on_types
+def prepare_activations(team, x, w, buffer):
+    """x as matmul_forward multiplies it by w: x itself for float weights, quantized for int8 and
+    int4.
+
+    x       View [M, K]: float32; or bfloat16, where BF16_PRODUCTS and w are
+    buffer  QuantizedActivations for M rows, and for one row per thread
     """
-    raise NotImplementedError("for compiled code")
+    if not is_instance(w, QuantizedMatrix):
+        return lambda team, x, w, buffer: x
+
+    def quantize(team, x, w, buffer):
+        qx = quantize_activations(team, buffer, x.data, x.ld, x.M, x.N)
+        return View(qx, x.M, x.N, qx_stride(x.N))
+
+    return quantize
 
 
-@overload(prepare_activations)
-def _prepare_activations(team, room, x, ldx, w, M, K):
-    if not _is_quantized(w):
-        return lambda team, room, x, ldx, w, M, K: (x, ldx)
-    return lambda team, room, x, ldx, w, M, K: (
-        quantize_activations(team, room, x, ldx, M, K),
-        qx_stride(K),
-    )
+@dispatch_on_types
+def cast_activations(team, rows, x):
+    """The View x in the dtype of `rows`: x itself, or a copy in `rows`."""
+    if dtype_of(rows) == dtype_of(x.types[0]):
+        return lambda team, rows, x: x
 
-
-def cast_activations(team: Any, room: Any, x: Any, ldx: Any, M: Any, K: Any) -> Any:
-    """x [M, K] as a left factor of the type of `room`: itself, or a copy in `room`, rounded."""
-    raise NotImplementedError("for compiled code")
-
-
-@overload(cast_activations)
-def _cast_activations(team, room, x, ldx, M, K):
-    if room.dtype == x.dtype:
-        return lambda team, room, x, ldx, M, K: x
-
-    def copy(team, room, x, ldx, M, K):
-        copy_rows(team, room, x, ldx, M, K)
-        return room
+    def copy(team, rows, x):
+        y = View(rows, x.M, x.N, x.ld)
+        copy_rows(team, y, x)
+        return y
 
     return copy
 
 
-def matrix_at(address: Any, scales: Any, K: Any, N: Any, like: Any) -> Any:
-    """The weights [K, N] at an address, of the type of `like`; `scales` is 0 for float weights."""
-    raise NotImplementedError("for compiled code")
+@dispatch_on_types
+def packed_weights_at(address, scales, K, N, like):
+    """The packed weights [K, N] at an address, of the type of `like`, panels or QuantizedMatrix.
+
+    scales  the address of the scales of a QuantizedMatrix
+    """
+    if is_instance(like, QuantizedMatrix):
+        return lambda address, scales, K, N, like: quantized_at(address, scales, K, N, like)
+    return lambda address, scales, K, N, like: array_at(address, panels_size(K, N), like)
 
 
-@overload(matrix_at)
-def _matrix_at(address, scales, K, N, like):
-    if not _is_quantized(like):
-        return lambda address, scales, K, N, like: array_at(address, panels_size(K, N), like)
-    return lambda address, scales, K, N, like: quantized_at(address, scales, K, N, like)
-
-
-def weight(w: Any, k: Any, n: Any, K: Any) -> Any:
-    """The element in row k and column n of w, which has K rows."""
-    raise NotImplementedError("for compiled code")
-
-
-@overload(weight)
-def _weight(w, k, n, K):
-    if _is_quantized(w):
+@dispatch_on_types
+def weight_at(w, k, n, K):
+    """The weight in row k and column n of packed weights w of K rows, float32."""
+    if is_instance(w, QuantizedMatrix):
         return lambda w, k, n, K: dequantized_element(w, k, n, K)
     return lambda w, k, n, K: get(w, n // LANES * LANES * padded(K) + panel_offset(w, k, n % LANES))

@@ -119,9 +119,9 @@ class GPTModel:
         with self._learning:
             if self._learner is None:
                 self._learner = self._new_learner()
-            self._learner.clear()
-            nats = self._learner.accumulate(rows, wanted, 1 / counted)
-            grads = self._learner.take_grads()
+            self._learner.zero_grad()
+            nats = self._learner.backward(rows, wanted, 1 / counted)
+            grads = self._learner.pop_grads()
         return nats / counted, {
             checkpoint_name(name, weights.prefix): grad for name, grad in grads.items()
         }

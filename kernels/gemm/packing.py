@@ -13,13 +13,11 @@ from ..layout import LANES, padded
 from ..simd import (
     get,
     load,
-    load_first,
     load_strided,
     panel_offset,
     put,
     splat,
     store,
-    store_first,
     store_row_pair,
     transpose_16x16,
     transpose_16x16_to_panel,
@@ -146,26 +144,4 @@ def transpose_rows(team, y, ldy, x, ldx, M, N):
             for m in range(full_rows, M):
                 put(get(x, m * ldx + n), y, n * ldy + m)
         task = next_task(team)
-    barrier(team)
-
-
-@jit
-def copy_rows(team, y, x, ld, M, N):
-    """y[m, :] = x[m, :], for [M, N] with rows `ld` apart in both."""
-    m = next_task(team)
-    while m < M:
-        for n in range(0, N, LANES):
-            lanes = min(LANES, N - n)
-            store_first(load_first(x, m * ld + n, lanes), y, m * ld + n, lanes)
-        m = next_task(team)
-    barrier(team)
-
-
-@jit
-def clear_rows(team, y, ld, M, N):
-    """y[m, :] = 0, for [M, N] with rows `ld` apart."""
-    m = next_task(team)
-    while m < M:
-        y[m * ld : m * ld + N] = 0
-        m = next_task(team)
     barrier(team)

@@ -1,21 +1,16 @@
-"""The forward pass as training needs it, and backward, its mirror image.
-
-forward_layer keeps what backward_layer needs; backward_layer reads as forward_layer from its last
-line to its first, and each line tells which line it undoes. Whole sequences of one length stand
-below each other as rows of one matrix, M = B · T.
+"""The compiled passes of training: embedding, layers and head, each forward beside backward.
 
     x[0] = (wte[ids] + wpe[positions]) · scale
-    for each layer:
-        middle = x[n] + c_proj · attention(c_attn · ln_1(x[n]))
-        x[n + 1] = middle + c_proj · activation(c_fc · ln_2(middle))
+    for each layer: x[n + 1] = x[n] after block.py's `block`
     loss = Σ cross-entropy(head · ln_f(x[L]), targets)
 
-Kept are what is dear to compute: the sums x and middle, queries, keys and values, what attention
-gives, and c_fc's result. Layernorms and activations are computed again, and so are the
-probabilities of attention, from one number a query.
+Training processes whole sequences of one length T, the rows of one matrix, M = B · T. It saves what
+is dear to compute: x before and after the attention half, queries, keys and values, the output of
+attention, and c_fc's output. Backward computes layernorms, activations and the probabilities of
+attention again (block.py).
 
 Weights and gradients are plain float32 arrays in the shapes of the checkpoint. A product packs its
-right factor when it comes to it, as float32 or bfloat16, so there is never a second copy of all.
+B operand just before it multiplies, as float32 or bfloat16: there is no second copy of all weights.
 """
 
 from __future__ import annotations
@@ -24,280 +19,206 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..kernels.activation import activation_backward, activation_forward
-from ..kernels.attention import attention_backward, attention_forward
 from ..kernels.crossentropy import crossentropy_backward, crossentropy_forward
-from ..kernels.embedding import rows_backward, rows_forward
-from ..kernels.gemm.packing import clear_rows, copy_rows, pack_operand, transpose_rows
-from ..kernels.jit import entry, jit
-from ..kernels.kv_cache import kv_cache_write
+from ..kernels.embedding import embedding_backward, embedding_forward
+from ..kernels.gemm.packing import pack_operand, transpose_rows
+from ..kernels.jit import I64_0, I64_1, entry, jit
+from ..kernels.kv_cache import LayerCache
 from ..kernels.layernorm import layernorm_backward, layernorm_forward
-from ..kernels.layout import row_stride
 from ..kernels.matmul import (
     ADD,
     NO_ACTIVATION,
     SET,
-    Room,
-    matmul_backward,
+    LinearWorkspace,
     matmul_forward,
 )
+from ..kernels.view import View, clear_rows, columns_of, copy_rows, rows_of, view
+from .block import BlockBuffers, GradBuffers, block, block_backward
 
-HEAD_ROWS = np.int64(512)  # rows whose logits are there at a time
-HEAD_COLUMNS = np.int64(4096)  # words whose part of the head is in panels at a time
-_START, _ONE = np.int64(0), np.int64(1)
-
-
-class Layer(NamedTuple):
-    """The tensors of a layer, or their gradients: float32, flat."""
-
-    ln_1: np.ndarray
-    ln_1_bias: np.ndarray
-    c_attn: np.ndarray
-    c_attn_bias: np.ndarray
-    attn_c_proj: np.ndarray
-    attn_c_proj_bias: np.ndarray
-    ln_2: np.ndarray
-    ln_2_bias: np.ndarray
-    c_fc: np.ndarray
-    c_fc_bias: np.ndarray
-    mlp_c_proj: np.ndarray
-    mlp_c_proj_bias: np.ndarray
-
-
-class NonLayerWeights(NamedTuple):
-    """The tensors outside the layers, or their gradients: float32, flat. A tied head is wte."""
-
-    wte: np.ndarray
-    wpe: np.ndarray
-    ln_f: np.ndarray
-    ln_f_bias: np.ndarray
-    head: np.ndarray
+HEAD_ROWS = np.int64(512)  # rows whose logits exist at a time
+HEAD_COLUMNS = np.int64(4096)  # rows of the head [V, C] that are packed at a time
+_UNSCALED = np.float32(1)
 
 
 class SavedActivations(NamedTuple):
-    """What forward_layer leaves for backward_layer, flat, rows row_stride(…) apart.
+    """What a layer's forward pass saves for backward, flat, rows row_stride(…) apart.
 
-    qkv, attended, fc  [M, 3C], [M, C], [M, H]: bfloat16 where that is multiplied, else float32
-    norms              float32 [M · NH]: of attention's softmax
-    middle             float32 [M, C]
+    qkv, attn, fc  [M, 3C], [M, C], [M, H]: bfloat16 where products read it so, else float32
+    lse            float32 [M · NH]: log Σ e^score of each softmax
+    x_mid          float32 [M, C]: x after the attention half
     """
 
     qkv: np.ndarray
-    attended: np.ndarray
-    norms: np.ndarray
-    middle: np.ndarray
+    attn: np.ndarray
+    lse: np.ndarray
+    x_mid: np.ndarray
     fc: np.ndarray
 
 
 class Workspace(NamedTuple):
-    """Room that every layer uses anew, flat, rows row_stride(…) apart.
+    """Memory that every layer uses again, flat, rows row_stride(…) apart.
 
-    normed, hidden         left factors [M, C], [M, H]
-    keys, values           the cache of one layer, as attention_forward reads it
-    partials               float32, for attention_forward
-    room                   for the factors that products pack
-    dx, dnormed            float32 [M, C]
-    dqkv, dhidden          left factors [M, 3C], [M, H]
-    sums                   float32, layernorm_partials
-    logits                 float32 [HEAD_ROWS, V]
-    dlogits                left factor [HEAD_ROWS, HEAD_COLUMNS]
-    head_panels            panels of a right factor [HEAD_ROWS, C]
-    losses, norms          float32 [M]
+    normed, hidden  A operands [M, C], [M, H]
+    cache           LayerCache of a slot for each sequence
+    partials        float32, for attention_forward
+    linear          LinearWorkspace
+    dx, dnormed     float32 [M, C]
+    dqkv, dhidden   A operands [M, 3C], [M, H]
+    norm_partials   float32, for layernorm_backward
+    logits          float32 [HEAD_ROWS, V]
+    dlogits         A operand [HEAD_ROWS, HEAD_COLUMNS]
+    head_panels     B operand [HEAD_ROWS, C]
+    losses          float32 [M]: the cross-entropy of each row
+    head_lse        float32 [HEAD_ROWS]: log Σ e^logits of each row
     """
 
     normed: np.ndarray
     hidden: np.ndarray
-    keys: np.ndarray
-    values: np.ndarray
+    cache: LayerCache
     partials: np.ndarray
-    room: Room
+    linear: LinearWorkspace
     dx: np.ndarray
     dnormed: np.ndarray
     dqkv: np.ndarray
     dhidden: np.ndarray
-    sums: np.ndarray
+    norm_partials: np.ndarray
     logits: np.ndarray
     dlogits: np.ndarray
     head_panels: np.ndarray
     losses: np.ndarray
-    norms: np.ndarray
+    head_lse: np.ndarray
 
 
-class Batch(NamedTuple):
-    """B whole sequences of T tokens.
-
-    ids, positions, slots, targets  int64 [B · T]; targets IGNORED do not count
-    blocks                          int64, as attention_forward takes them
-    capacity                        of the cache, for one sequence
-    """
-
-    B: int
-    T: int
-    capacity: int
-    ids: np.ndarray
-    positions: np.ndarray
-    slots: np.ndarray
-    targets: np.ndarray
-    blocks: np.ndarray
+# ---- the embedding --------------------------------------------------------------------------
 
 
 @entry
-def forward_embedding(team, x, weights, batch, dims):
+def forward_embedding(team, x, weights, tokens, dims):
     """x[m, :] = (wte[ids[m]] + wpe[positions[m]]) · scale"""
-    rows_forward(
-        team, x, row_stride(dims.C), batch.ids, batch.positions, weights.wte, weights.wpe,
-        batch.ids.size, dims.C, dims.embedding_scale,
+    embedding_forward(
+        team, view(x, tokens.ids.size, dims.C), tokens.ids, tokens.positions,
+        weights.wte, weights.wpe, dims.embedding_scale,
     )  # fmt: skip
 
 
 @entry
-def backward_embedding(team, dweights, batch, dims, work):
-    """The mirror of forward_embedding: to the gradients of wte and wpe."""
-    rows_backward(
-        team, dweights.wte, dweights.wpe, work.dx, row_stride(dims.C), batch.ids, batch.positions,
-        batch.ids.size, dims.C, dims.embedding_scale,
+def backward_embedding(team, grads, tokens, work, dims):
+    """Undoes forward_embedding: adds to grads.wte and grads.wpe."""
+    embedding_backward(
+        team, grads.wte, grads.wpe, view(work.dx, tokens.ids.size, dims.C),
+        tokens.ids, tokens.positions, dims.embedding_scale,
     )  # fmt: skip
+
+
+# ---- a layer --------------------------------------------------------------------------------
 
 
 @entry
-def forward_layer(team, x_next, x, w, saved, batch, dims, work, scale):
-    """x_next = the layer's result for x, both float32 [M, C]; fills `saved`."""
-    C, NH, HS, H, M = dims.C, dims.NH, dims.HS, dims.H, batch.ids.size
-    ld, ld_qkv, ld_hidden = row_stride(C), row_stride(3 * C), row_stride(H)
+def forward_layer(team, x_next, x, layer, heads, tokens, saved, work, dims):
+    """x_next = the layer's output for x, both float32 [M, C]; fills `saved`."""
+    M = tokens.ids.size
+    x_out = view(x_next, M, dims.C)
+    copy_rows(team, x_out, view(x, M, dims.C))
+    block(team, x_out, layer, work.cache, heads, tokens, _block_buffers(saved, work, M, dims), dims)
 
-    # middle = x + c_proj · attention(c_attn · ln_1(x))
-    layernorm_forward(team, work.normed, x, ld, w.ln_1, w.ln_1_bias, M, C, dims.eps)
-    _product(team, saved.qkv, ld_qkv, work.normed, ld, w.c_attn, w.c_attn_bias, work, M, C, 3 * C,
-             SET)  # fmt: skip
-    kv_cache_write(
-        team, work.keys, work.values, saved.qkv, ld_qkv, batch.slots, batch.positions, M,
-        _START, batch.B, batch.capacity, NH, HS,
-    )  # fmt: skip
-    attention_forward(
-        team, saved.attended, ld, saved.norms, saved.qkv, ld_qkv, work.keys, work.values,
-        work.partials, batch.blocks, batch.blocks.size // 4, M,
-        _START, batch.B, batch.capacity, NH, HS, scale,
-    )  # fmt: skip
-    copy_rows(team, saved.middle, x, ld, M, C)
-    _product(team, saved.middle, ld, saved.attended, ld, w.attn_c_proj, w.attn_c_proj_bias, work,
-             M, C, C, ADD)  # fmt: skip
 
-    # x_next = middle + c_proj · activation(c_fc · ln_2(middle))
-    layernorm_forward(team, work.normed, saved.middle, ld, w.ln_2, w.ln_2_bias, M, C, dims.eps)
-    _product(team, saved.fc, ld_hidden, work.normed, ld, w.c_fc, w.c_fc_bias, work, M, C, H, SET)
-    activation_forward(team, work.hidden, saved.fc, ld_hidden, M, H, dims.activation)
-    copy_rows(team, x_next, saved.middle, ld, M, C)
-    _product(team, x_next, ld, work.hidden, ld_hidden, w.mlp_c_proj, w.mlp_c_proj_bias, work,
-             M, H, C, ADD)  # fmt: skip
+@entry
+def backward_layer(team, x, layer, dlayer, heads, tokens, T, saved, work, dims):
+    """Undoes forward_layer: work.dx from ∂loss/∂x_next to ∂loss/∂x; adds to the gradients dlayer.
+
+    T  the length of each sequence
+    """
+    M, C = tokens.ids.size, dims.C
+    grads = GradBuffers(
+        dx=view(work.dx, M, C),
+        dnormed=view(work.dnormed, M, C),
+        dqkv=view(work.dqkv, M, 3 * C),
+        dhidden=view(work.dhidden, M, dims.H),
+        partials=work.norm_partials,
+    )
+    buffers = _block_buffers(saved, work, M, dims)
+    block_backward(team, view(x, M, C), layer, dlayer, heads, T, buffers, grads, dims)
 
 
 @jit
-def _product(team, y, ldy, x, ldx, w, bias, work, M, K, N, mode):
-    """y = x · w + bias, or y += …, of plain w [K, N]."""
-    panels = work.room.panels
-    pack_operand(team, panels, w, _START, K, N, N, _ONE)
-    matmul_forward(team, y, ldy, x, ldx, panels, bias, M, K, N, mode, NO_ACTIVATION, np.float32(1))
-
-
-@entry
-def backward_layer(team, x, w, dw, saved, batch, dims, work, scale):
-    """work.dx from ∂loss/∂x_next to ∂loss/∂x, and to dw what is to be added to the gradients.
-
-    dx is what comes down the residual sum, past every branch; a branch adds its own to it.
-    """
-    C, NH, HS, H, M = dims.C, dims.NH, dims.HS, dims.H, batch.ids.size
-    ld, ld_qkv, ld_hidden = row_stride(C), row_stride(3 * C), row_stride(H)
-    dx, dnormed, dhidden, dqkv, room = work.dx, work.dnormed, work.dhidden, work.dqkv, work.room
-
-    # x_next = middle + c_proj · activation(c_fc · ln_2(middle))
-    activation_forward(team, work.hidden, saved.fc, ld_hidden, M, H, dims.activation)
-    matmul_backward(
-        team, dhidden, ld_hidden, dw.mlp_c_proj, dw.mlp_c_proj_bias, dx, ld,
-        work.hidden, ld_hidden, w.mlp_c_proj, room, M, H, C,
-    )  # fmt: skip
-    activation_backward(team, dhidden, dhidden, saved.fc, ld_hidden, M, H, dims.activation)
-    layernorm_forward(team, work.normed, saved.middle, ld, w.ln_2, w.ln_2_bias, M, C, dims.eps)
-    matmul_backward(
-        team, dnormed, ld, dw.c_fc, dw.c_fc_bias, dhidden, ld_hidden,
-        work.normed, ld, w.c_fc, room, M, C, H,
-    )  # fmt: skip
-    layernorm_backward(
-        team, dx, dw.ln_2, dw.ln_2_bias, dnormed, saved.middle, ld, w.ln_2, work.sums,
-        M, C, dims.eps,
-    )  # fmt: skip
-
-    # middle = x + c_proj · attention(c_attn · ln_1(x))
-    matmul_backward(
-        team, dnormed, ld, dw.attn_c_proj, dw.attn_c_proj_bias, dx, ld,
-        saved.attended, ld, w.attn_c_proj, room, M, C, C,
-    )  # fmt: skip
-    attention_backward(
-        team, dqkv, ld_qkv, dnormed, ld, saved.qkv, ld_qkv, saved.attended, ld, saved.norms,
-        batch.B, batch.T, NH, HS, scale, room.panels,
-    )  # fmt: skip
-    layernorm_forward(team, work.normed, x, ld, w.ln_1, w.ln_1_bias, M, C, dims.eps)
-    matmul_backward(
-        team, dnormed, ld, dw.c_attn, dw.c_attn_bias, dqkv, ld_qkv,
-        work.normed, ld, w.c_attn, room, M, C, 3 * C,
-    )  # fmt: skip
-    layernorm_backward(
-        team, dx, dw.ln_1, dw.ln_1_bias, dnormed, x, ld, w.ln_1, work.sums, M, C, dims.eps
+def _block_buffers(saved, work, M, dims):
+    """The BlockBuffers of training."""
+    C, H = dims.C, dims.H
+    return BlockBuffers(
+        normed=view(work.normed, M, C),
+        qkv=view(saved.qkv, M, 3 * C),
+        attn=view(saved.attn, M, C),
+        lse=saved.lse,
+        x_mid=view(saved.x_mid, M, C),
+        fc=view(saved.fc, M, H),
+        hidden=view(work.hidden, M, H),
+        partials=work.partials,
+        workspace=work.linear,
     )
 
 
+# ---- the head -------------------------------------------------------------------------------
+
+
 @entry
-def forward_head(team, x, first, w, batch, dims, work):
-    """work.losses of rows first … of x = x[L], and their work.logits and work.norms."""
+def forward_head(team, x, first, weights, targets, work, dims):
+    """work.losses of at most HEAD_ROWS rows from `first` on, and their work.logits and head_lse.
+
+    x        float32 [M, C]: x[L]
+    weights  NonLayerWeights
+    targets  int64 [M]
+    """
     C, V = dims.C, dims.V
-    ld, ld_logits = row_stride(C), row_stride(V)
-    rows = min(HEAD_ROWS, batch.ids.size - first)
-    x = x[first * ld :]
-    layernorm_forward(team, work.normed, x, ld, w.ln_f, w.ln_f_bias, rows, C, dims.eps)
-    panels, no_bias = work.room.panels, w.ln_f[:0]
+    rows = min(HEAD_ROWS, targets.size - first)
+    normed, logits = view(work.normed, rows, C), view(work.logits, rows, V)
+    panels, no_bias = work.linear.panels, weights.ln_f.bias[:0]
+    x_rows = rows_of(view(x, targets.size, C), first, rows)
+    layernorm_forward(team, normed, x_rows, weights.ln_f, dims.eps)
     for v in range(0, V, HEAD_COLUMNS):
         columns = min(HEAD_COLUMNS, V - v)
-        pack_operand(team, panels, w.head, v * C, C, columns, _ONE, C)
+        # logits[:, v : v + columns] = normed · head[v : v + columns]ᵀ · scale
+        pack_operand(team, panels, weights.head, v * C, C, columns, I64_1, C)
         matmul_forward(
-            team, work.logits[v:], ld_logits, work.normed, ld, panels, no_bias, rows, C, columns,
-            SET, NO_ACTIVATION, dims.logit_scale,
+            team, columns_of(logits, v, columns), normed, panels, no_bias, SET, NO_ACTIVATION,
+            dims.logit_scale,
         )  # fmt: skip
-    crossentropy_forward(
-        team, work.losses[first:], work.norms, work.logits, ld_logits, batch.targets[first:],
-        rows, V,
-    )  # fmt: skip
+    crossentropy_forward(team, work.losses[first:], work.head_lse, logits, targets[first:])
 
 
 @entry
-def backward_head(team, x, first, w, dw, batch, dims, work, share):
-    """The mirror of forward_head, which was the last to run: work.dx = ∂loss/∂x of its rows, and
-    to dw what is to be added to the gradients. share: the weight of each row in the loss."""
+def backward_head(team, x, first, weights, grads, targets, work, dims, loss_scale):
+    """Undoes forward_head, which has just run: work.dx = ∂loss/∂x of its rows; adds to the
+    gradients.
+
+    loss_scale  the factor of each row's cross-entropy in the loss
+    """
     C, V = dims.C, dims.V
-    ld, ld_logits, ld_dlogits = row_stride(C), row_stride(V), row_stride(HEAD_COLUMNS)
-    rows = min(HEAD_ROWS, batch.ids.size - first)
-    x, dx = x[first * ld :], work.dx[first * ld :]
-    room, dnormed, no_bias, one = work.room, work.dnormed, w.ln_f[:0], np.float32(1)
-    pack_operand(team, work.head_panels, work.normed, _START, rows, C, ld, _ONE)
+    rows = min(HEAD_ROWS, targets.size - first)
+    normed, logits = view(work.normed, rows, C), view(work.logits, rows, V)
+    dnormed, dlogits = view(work.dnormed, rows, C), view(work.dlogits, rows, HEAD_COLUMNS)
+    panels, no_bias = work.linear.panels, weights.ln_f.bias[:0]
+    pack_operand(team, work.head_panels, normed.data, I64_0, rows, C, normed.ld, I64_1)
     mode = SET
     for v in range(0, V, HEAD_COLUMNS):
         columns = min(HEAD_COLUMNS, V - v)
+        d = columns_of(dlogits, I64_0, columns)
         crossentropy_backward(
-            team, work.dlogits, ld_dlogits, work.logits, ld_logits, work.norms,
-            batch.targets[first:], rows, v, columns, share * dims.logit_scale,
-        )  # fmt: skip
-        transpose_rows(
-            team, room.rows, row_stride(rows), work.dlogits, ld_dlogits, rows, columns
-        )  # fmt: skip
+            team, d, logits, work.head_lse, targets[first:], v, loss_scale * dims.logit_scale
+        )
+        # dhead[v : v + columns] += dᵀ · normed
+        d_t = view(work.linear.rows, columns, rows)
+        transpose_rows(team, d_t.data, d_t.ld, d.data, d.ld, rows, columns)
+        dhead = View(grads.head[v * C :], columns, C, C)
         matmul_forward(
-            team, dw.head[v * C :], C, room.rows, row_stride(rows), work.head_panels, no_bias,
-            columns, rows, C, ADD, NO_ACTIVATION, one,
+            team, dhead, d_t, work.head_panels, no_bias, ADD, NO_ACTIVATION, _UNSCALED
         )  # fmt: skip
-        pack_operand(team, room.panels, w.head, v * C, columns, C, C, _ONE)
-        matmul_forward(
-            team, dnormed, ld, work.dlogits, ld_dlogits, room.panels, no_bias, rows, columns, C,
-            mode, NO_ACTIVATION, one,
-        )  # fmt: skip
+        # dnormed += d · head[v : v + columns], from 0
+        pack_operand(team, panels, weights.head, v * C, columns, C, C, I64_1)
+        matmul_forward(team, dnormed, d, panels, no_bias, mode, NO_ACTIVATION, _UNSCALED)
         mode = ADD
-    clear_rows(team, dx, ld, rows, C)
+    x_rows = rows_of(view(x, targets.size, C), first, rows)
+    dx = rows_of(view(work.dx, targets.size, C), first, rows)
+    clear_rows(team, dx)
     layernorm_backward(
-        team, dx, dw.ln_f, dw.ln_f_bias, dnormed, x, ld, w.ln_f, work.sums, rows, C, dims.eps
+        team, dx, grads.ln_f, dnormed, x_rows, weights.ln_f, work.norm_partials, dims.eps
     )

@@ -20,7 +20,18 @@ _ACTIVATIONS = {
 
 
 class Dims(NamedTuple):
-    """The numbers of the config that the compiled function needs."""
+    """
+    L                number of layers
+    C                n_embd, the width of the residual stream
+    NH, HS           number of heads and head size, C = NH · HS
+    H                n_inner, the width of the MLP
+    V                vocabulary size
+    n_positions      the longest sequence
+    activation       one of kernels/activation.py's
+    eps              of all layernorms
+    embedding_scale  the factor of wte + wpe: 1, or muP's
+    logit_scale      the factor of the logits: 1, or muP's
+    """
 
     L: int
     C: int
@@ -36,7 +47,7 @@ class Dims(NamedTuple):
 
 
 def make_dims(config: GPTConfig) -> Dims:
-    """The numbers that the compiled function needs."""
+    """The Dims of a config."""
     return Dims(
         L=config.n_layer,
         C=config.n_embd,
@@ -53,7 +64,7 @@ def make_dims(config: GPTConfig) -> Dims:
 
 
 def attention_scales(config: GPTConfig) -> np.ndarray:
-    """float32 [L]: what the scores of each layer are multiplied with."""
+    """float32 [L]: the factor of each layer's attention scores, 1/√HS in GPT-2."""
     scale = 1.0
     if config.scale_attn_weights:
         power = 1.0 if config.mup_scale_qk_dot_by_d else 0.5

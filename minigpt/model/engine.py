@@ -12,11 +12,11 @@ from ..config import GPTConfig
 from ..errors import InputError, short_repr
 from ..kernels.team import Team
 from ..weights.packed import Weights
+from .block import TokenBatch
 from .dims import attention_scales, make_dims
 from .forward import (
     Buffers,
     CacheArrays,
-    TokenBatch,
     forward_layers,
     make_buffers,
     make_scratch,
@@ -156,7 +156,7 @@ class Engine:
         """
         L = self.config.n_layer
         stride = L if len(tokens.ids) <= _ROWS_IN_ONE_CALL else 1
-        arrays = CacheArrays(cache.keys, cache.values, cache.slots, cache.capacity)
+        arrays = CacheArrays(cache.keys, cache.values, cache.capacity)
         for first in range(0, L, stride):
             self._team.run(
                 forward_layers, self._scratch, first, min(L, first + stride),

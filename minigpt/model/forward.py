@@ -1,14 +1,8 @@
-"""The forward pass of a GPT, compiled.
+"""The forward pass of a GPT in inference, compiled.
 
-The tokens of all sequences are the rows of one matrix [M, C], whatever sequence they belong to and
-however long it is; only attention looks at which row belongs to which sequence. A prompt, a batch
-of prompts of unequal length and one token of each of several sequences are the same to it.
-
-    x = (wte[ids] + wpe[positions]) · scale
-    for each layer:
-        x += c_proj · attention(c_attn · ln_1(x))
-        x += c_proj · activation(c_fc · ln_2(x))
-    logits = lm_head · ln_f(x)                  (of the rows whose logits are wanted)
+x = (wte[ids] + wpe[positions]) · scale
+for each layer: block.py's `block`
+logits = head · ln_f(x)                  (of the tokens whose logits are asked for)
 """
 
 from __future__ import annotations
@@ -20,19 +14,18 @@ import numpy as np
 from ..config import GPTConfig
 from ..kernels.attention import (
     QUERY_BLOCK,
-    attention_forward,
     attention_scratch,
     partials_size,
 )
-from ..kernels.embedding import embedding_forward, gather_forward
+from ..kernels.embedding import packed_embedding_forward
 from ..kernels.gemm.quantized import (
     QuantizedActivations,
     QuantizedMatrix,
     make_quantized_activations,
 )
-from ..kernels.jit import entry
-from ..kernels.kv_cache import kv_cache_write
-from ..kernels.layernorm import layernorm_forward
+from ..kernels.jit import entry, jit
+from ..kernels.kv_cache import Heads, LayerCache
+from ..kernels.layernorm import LayerNorm, layernorm_forward
 from ..kernels.layout import (
     AUX_DTYPE,
     LANES,
@@ -43,248 +36,268 @@ from ..kernels.layout import (
     thread_scratch,
 )
 from ..kernels.matmul import (
-    ADD,
     MATMUL_SCRATCH,
     NO_ACTIVATION,
     SET,
+    PackedLinear,
     matmul_forward,
-    matrix_at,
+    packed_weights_at,
     prepare_activations,
 )
 from ..kernels.simd import BF16_PRODUCTS, array_at
+from ..kernels.view import View, gather_rows, view
 from ..weights.packed import Weights
-from ..weights.table import HEAD, QUANTIZED, layer_shapes
+from ..weights.table import HEAD, QUANTIZED, operand_shape
+from .block import BlockBuffers, Layer, NonLayerWeights, block, layer_modules
 
 
 class WeightTable(NamedTuple):
-    """Where the weights lie.
+    """The addresses of all weights, a record (weight, scales, bias, K, N) for each module.
 
-    layers      [L] records of addresses, a field for each tensor of a layer; and `…_scales` for
-                those that have some, else 0
-    ends        [1] record of the addresses of wte, wpe, ln_f and the head, and `…_scales`
-    matrix      of the type of what is multiplied with: an empty array, or empty QuantizedMatrix
-    plain       an empty array of wpe's type
-    vector      an empty array of the vectors' type
+    Its type is the same for every number of layers, so they share compiled code.
+
+    layers     [L, 6] records, in the order of Layer
+    non_layer  [4] records: wte, wpe, ln_f and the head
+    packed     empty, of the type of packed weights: an array or a QuantizedMatrix
+    plain      empty, of wpe's dtype
+    vector     empty, of the dtype of layernorms and biases
     """
 
     layers: np.ndarray
-    ends: np.ndarray
-    matrix: np.ndarray | QuantizedMatrix
+    non_layer: np.ndarray
+    packed: np.ndarray | QuantizedMatrix
     plain: np.ndarray
     vector: np.ndarray
 
 
 class Buffers(NamedTuple):
-    """Room for the activations of some tokens, flat, rows row_stride(…) apart.
+    """Memory for the activations of some tokens, flat, rows row_stride(…) apart.
 
-    x, qkv                    float32 [rows, C], [rows, 3C]
-    normed, attended, hidden  [rows, C], [rows, C], [rows, H]: what weights are multiplied with;
-                              bfloat16 (uint16) where the processor multiplies that, else float32
-    partials                  float32, for attention
-    whole                     QuantizedActivations, for products with quantized weights
+    x, qkv                float32 [rows, C], [rows, 3C]
+    normed, attn, hidden  [rows, C], [rows, C], [rows, H]: the A operands of products; bfloat16
+                          where BF16_PRODUCTS and the weights are, else float32
+    partials              float32, for attention_forward
+    qx                    quantized activations; empty for float weights
     """
 
     x: np.ndarray
     qkv: np.ndarray
     normed: np.ndarray
-    attended: np.ndarray
+    attn: np.ndarray
     hidden: np.ndarray
     partials: np.ndarray
-    whole: QuantizedActivations
-
-
-class TokenBatch(NamedTuple):
-    """The tokens of one pass.
-
-    ids           int64 [M]
-    positions     int64 [M]: of each token in its sequence, from 0
-    slots         int64 [M]: of each token's sequence in the KV cache
-    query_blocks  int64 [4 · n], as `query_blocks` returns them
-    """
-
-    ids: np.ndarray
-    positions: np.ndarray
-    slots: np.ndarray
-    query_blocks: np.ndarray
+    qx: QuantizedActivations
 
 
 class CacheArrays(NamedTuple):
-    """The KVCache's arrays: keys and values, flat, and their dims."""
+    """The KV cache of all layers.
+
+    keys, values  flat, [L] times a LayerCache's
+    capacity      tokens per slot
+    """
 
     keys: np.ndarray
     values: np.ndarray
-    slots: int
     capacity: int
 
 
-# ---- the compiled part ----------------------------------------------------------------------
+# ---- compiled -------------------------------------------------------------------------------
+
+
 @entry
 def forward_layers(
     team, first, last, dims, table, scales, cache, buffers, tokens, logit_rows, logits
 ):
-    """Layers first … last − 1; before the first the embedding, after the last the logits.
+    """Layers first … last − 1; before layer 0 the embedding, after the last layer the logits.
 
+    dims        Dims
+    table       WeightTable
+    scales      float32 [L], of attention_scales
+    cache       CacheArrays
+    buffers     Buffers; buffers.x goes from call to call
+    tokens      TokenBatch
     logit_rows  int64 [n]: the tokens after which logits are computed
-    logits      float32 [n · V], written when the last layer is among them
+    logits      float32 [n · V], written after the last layer
     """
-    C, NH, HS, H, V = dims.C, dims.NH, dims.HS, dims.H, dims.V
-    x, qkv, normed, attended, hidden, partials, whole = buffers
     M = tokens.ids.size
-    matrix, vector = table.matrix, table.vector
-    ends = table.ends[0]
-    ld, ld_qkv, ld_hidden = row_stride(C), row_stride(3 * C), row_stride(H)
-    one, no_bias, no_norms = np.float32(1), vector, vector
-
+    x = view(buffers.x, M, dims.C)
+    weights = non_layer_weights(table)
     if first == 0:
-        wte = matrix_at(ends.wte_weight, ends.wte_weight_scales, C, V, matrix)
-        wpe = array_at(ends.wpe_weight, dims.n_positions * C, table.plain)
-        embedding_forward(
-            team, x, ld, tokens.ids, tokens.positions, wte, wpe, M, C, dims.embedding_scale
+        packed_embedding_forward(
+            team, x, tokens.ids, tokens.positions, weights.wte, weights.wpe, dims.embedding_scale
         )  # fmt: skip
-
+    block_buffers = make_block_buffers(buffers, M, dims, table.vector)
     for n in range(first, last):
-        layer = table.layers[n]
-        ln_1 = array_at(layer.ln_1_weight, C, vector)
-        ln_1_bias = array_at(layer.ln_1_bias, C, vector)
-        c_attn = matrix_at(
-            layer.attn_c_attn_weight, layer.attn_c_attn_weight_scales, C, 3 * C, matrix
+        heads = Heads(dims.NH, dims.HS, scales[n])
+        block(
+            team, x, layer_weights(table, n), layer_cache(cache, n, dims.L), heads, tokens,
+            block_buffers, dims,
         )  # fmt: skip
-        c_attn_bias = array_at(layer.attn_c_attn_bias, 3 * C, vector)
-        attn_c_proj = matrix_at(
-            layer.attn_c_proj_weight, layer.attn_c_proj_weight_scales, C, C, matrix
-        )  # fmt: skip
-        attn_c_proj_bias = array_at(layer.attn_c_proj_bias, C, vector)
-        ln_2 = array_at(layer.ln_2_weight, C, vector)
-        ln_2_bias = array_at(layer.ln_2_bias, C, vector)
-        c_fc = matrix_at(
-            layer.mlp_c_fc_weight, layer.mlp_c_fc_weight_scales, C, H, matrix
-        )  # fmt: skip
-        c_fc_bias = array_at(layer.mlp_c_fc_bias, H, vector)
-        mlp_c_proj = matrix_at(
-            layer.mlp_c_proj_weight, layer.mlp_c_proj_weight_scales, H, C, matrix
-        )  # fmt: skip
-        mlp_c_proj_bias = array_at(layer.mlp_c_proj_bias, C, vector)
-
-        # x += c_proj · attention(c_attn · ln_1(x))
-        layernorm_forward(team, normed, x, ld, ln_1, ln_1_bias, M, C, dims.eps)
-        left, ld_left = prepare_activations(team, whole, normed, ld, c_attn, M, C)
-        matmul_forward(
-            team, qkv, ld_qkv, left, ld_left, c_attn, c_attn_bias, M, C, 3 * C,
-            SET, NO_ACTIVATION, one,
-        )  # fmt: skip
-        kv_cache_write(
-            team, cache.keys, cache.values, qkv, ld_qkv, tokens.slots, tokens.positions, M,
-            n, cache.slots, cache.capacity, NH, HS,
-        )  # fmt: skip
-        attention_forward(
-            team, attended, ld, no_norms, qkv, ld_qkv, cache.keys, cache.values, partials,
-            tokens.query_blocks, tokens.query_blocks.size // 4, M,
-            n, cache.slots, cache.capacity, NH, HS, scales[n],
-        )  # fmt: skip
-        left, ld_left = prepare_activations(team, whole, attended, ld, attn_c_proj, M, C)
-        matmul_forward(
-            team, x, ld, left, ld_left, attn_c_proj, attn_c_proj_bias, M, C, C,
-            ADD, NO_ACTIVATION, one,
-        )  # fmt: skip
-
-        # x += c_proj · activation(c_fc · ln_2(x))
-        layernorm_forward(team, normed, x, ld, ln_2, ln_2_bias, M, C, dims.eps)
-        left, ld_left = prepare_activations(team, whole, normed, ld, c_fc, M, C)
-        matmul_forward(
-            team, hidden, ld_hidden, left, ld_left, c_fc, c_fc_bias, M, C, H,
-            SET, dims.activation, one,
-        )  # fmt: skip
-        left, ld_left = prepare_activations(team, whole, hidden, ld_hidden, mlp_c_proj, M, H)
-        matmul_forward(
-            team, x, ld, left, ld_left, mlp_c_proj, mlp_c_proj_bias, M, H, C,
-            ADD, NO_ACTIVATION, one,
-        )  # fmt: skip
-
     if last == dims.L and logit_rows.size:
-        ln_f = array_at(ends.ln_f_weight, C, vector)
-        ln_f_bias = array_at(ends.ln_f_bias, C, vector)
-        head = matrix_at(ends.head, ends.head_scales, C, V, matrix)
         N = logit_rows.size
-        gather_forward(team, qkv, x, ld, logit_rows, N, C)
-        layernorm_forward(team, normed, qkv, ld, ln_f, ln_f_bias, N, C, dims.eps)
-        left, ld_left = prepare_activations(team, whole, normed, ld, head, N, C)
+        x_last, normed = view(buffers.qkv, N, dims.C), view(buffers.normed, N, dims.C)
+        gather_rows(team, x_last, x, logit_rows)
+        layernorm_forward(team, normed, x_last, weights.ln_f, dims.eps)
         matmul_forward(
-            team, logits, V, left, ld_left, head, no_bias, N, C, V,
-            SET, NO_ACTIVATION, dims.logit_scale,
+            team, View(logits, N, dims.V, dims.V),
+            prepare_activations(team, normed, weights.head, buffers.qx), weights.head,
+            table.vector, SET, NO_ACTIVATION, dims.logit_scale,
         )  # fmt: skip
 
 
-# ---- its arguments -------------------------------------------------------------------------
-def _field(name: str) -> str:
-    """`attn.c_attn.weight` as a field name."""
-    return name.replace(".", "_")
+@jit
+def make_block_buffers(buffers, M, dims, no_lse):
+    """The BlockBuffers of M tokens, of which nothing is saved for backward."""
+    C, H = dims.C, dims.H
+    return BlockBuffers(
+        normed=view(buffers.normed, M, C),
+        qkv=view(buffers.qkv, M, 3 * C),
+        attn=view(buffers.attn, M, C),
+        lse=no_lse,
+        x_mid=None,
+        fc=None,
+        hidden=view(buffers.hidden, M, H),
+        partials=buffers.partials,
+        workspace=buffers.qx,
+    )
+
+
+@jit
+def layer_cache(cache, n, L):
+    """The LayerCache of layer n of L."""
+    size = cache.keys.size // L
+    begin, end = n * size, (n + 1) * size
+    return LayerCache(cache.keys[begin:end], cache.values[begin:end], cache.capacity)
+
+
+@jit
+def layer_weights(table, n):
+    """The Layer of number n."""
+    module = table.layers[n]
+    return Layer(
+        _layernorm(module[0], table),
+        _linear(module[1], table),
+        _linear(module[2], table),
+        _layernorm(module[3], table),
+        _linear(module[4], table),
+        _linear(module[5], table),
+    )
+
+
+@jit
+def non_layer_weights(table):
+    """The NonLayerWeights."""
+    wte, wpe, ln_f, head = (
+        table.non_layer[0], table.non_layer[1], table.non_layer[2], table.non_layer[3]
+    )  # fmt: skip
+    return NonLayerWeights(
+        wte=packed_weights_at(wte.weight, wte.scales, wte.K, wte.N, table.packed),
+        wpe=array_at(wpe.weight, wpe.K * wpe.N, table.plain),
+        ln_f=_layernorm(ln_f, table),
+        head=packed_weights_at(head.weight, head.scales, head.K, head.N, table.packed),
+    )
+
+
+@jit
+def _layernorm(module, table):
+    """The LayerNorm of a record."""
+    C = module.N
+    return LayerNorm(
+        array_at(module.weight, C, table.vector), array_at(module.bias, C, table.vector)
+    )
+
+
+@jit
+def _linear(module, table):
+    """The PackedLinear of a record."""
+    K, N = module.K, module.N
+    w = packed_weights_at(module.weight, module.scales, K, N, table.packed)
+    return PackedLinear(w, array_at(module.bias, N, table.vector), K, N)
+
+
+# ---- its arguments --------------------------------------------------------------------------
+
+_RECORD = [
+    ("weight", np.uint64), ("scales", np.uint64), ("bias", np.uint64),
+    ("K", np.int64), ("N", np.int64),
+]  # fmt: skip
 
 
 def make_weight_table(weights: Weights, config: GPTConfig) -> WeightTable:
-    """The addresses of all weights. They are valid as long as the weights are."""
-    layers = [
-        _addresses(weights, {name: f"h.{n}.{name}" for name in layer_shapes(config)})
-        for n in range(config.n_layer)
-    ]
-    ends = {name: name for name in ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias")}
-    ends["head"] = "wte.weight" if weights.tied else HEAD
-    matrix: np.ndarray | QuantizedMatrix = np.empty(0, STORAGE_DTYPE[weights.dtype])
+    """The WeightTable of these weights, valid as long as they live."""
+    modules = [f"h.{n}.{name}" for n in range(config.n_layer) for name in layer_modules(config)]
+    head = "wte" if weights.tied else HEAD.removesuffix(".weight")
+    layers = _records(weights, modules).reshape(config.n_layer, -1)
+    packed: np.ndarray | QuantizedMatrix = np.empty(0, STORAGE_DTYPE[weights.dtype])
     if weights.dtype in QUANTIZED:
-        matrix = QuantizedMatrix(matrix, np.empty(0, np.uint16))
-    plain, vector = np.empty(0, AUX_DTYPE[weights.dtype]), np.empty(0, np.float32)
-    return WeightTable(np.concatenate(layers), _addresses(weights, ends), matrix, plain, vector)
+        packed = QuantizedMatrix(packed, np.empty(0, np.uint16))
+    return WeightTable(
+        layers=layers,
+        non_layer=_records(weights, ["wte", "wpe", "ln_f", head]),
+        packed=packed,
+        plain=np.empty(0, AUX_DTYPE[weights.dtype]),
+        vector=np.empty(0, np.float32),
+    )
 
 
-def _addresses(weights: Weights, names: dict[str, str]) -> np.ndarray:
-    """[1] record of the addresses of some tensors, {field: name}, and of their scales."""
-    address = {_field(f): weights.tensors[name].ctypes.data for f, name in names.items()}
-    for field, name in names.items():
-        has_scales = name in weights.scales
-        scales = weights.scales[name].ctypes.data if has_scales else 0
-        address[_field(field) + "_scales"] = scales
-    return np.array([tuple(address.values())], dtype=[(field, np.uint64) for field in address])
+def _records(weights: Weights, modules: list[str]) -> np.ndarray:
+    """The WeightTable records of some modules; addresses are 0 where there is no such tensor."""
+
+    def address(arrays: dict[str, np.ndarray], name: str) -> int:
+        return arrays[name].ctypes.data if name in arrays else 0
+
+    records = []
+    for module in modules:
+        name = f"{module}.weight"
+        *K, N = operand_shape(name, weights.shapes[name])
+        addresses = (
+            address(weights.tensors, name),
+            address(weights.scales, name),
+            address(weights.tensors, f"{module}.bias"),
+        )
+        records.append((*addresses, *(K or [1]), N))
+    return np.array(records, _RECORD)
 
 
 def make_buffers(config: GPTConfig, rows: int, capacity: int, dtype: str, threads: int) -> Buffers:
-    """Room for the activations of `rows` tokens of sequences of `capacity`, zero at first.
+    """Buffers for `rows` tokens of sequences of at most `capacity`, all zero.
 
-    dtype  how the weights are held
+    dtype    of the weights: "f32", "bf16", "int8" or "int4"
+    threads  the size of the team
     """
-    narrow = BF16_PRODUCTS and dtype == "bf16"
+    bf16 = BF16_PRODUCTS and dtype == "bf16"
     C, H = config.n_embd, config.n_inner
-    factor = np.uint16 if narrow else np.float32
-    whole = padded(rows, LANES) if narrow else rows  # AMX reads and writes whole tiles
+    operand = np.uint16 if bf16 else np.float32
+    partials = partials_size(rows, config.n_head, config.head_size, capacity)
+    all_rows = padded(rows, LANES) if bf16 else rows  # AMX reads and writes whole tiles
     return Buffers(
-        x=aligned_zeros(whole * row_stride(C), np.float32),
-        qkv=aligned_zeros(whole * row_stride(3 * C), np.float32),
-        normed=aligned_zeros(whole * row_stride(C), factor),
-        attended=aligned_zeros(whole * row_stride(C), factor),
-        hidden=aligned_zeros(whole * row_stride(H), factor),
-        partials=aligned_zeros(
-            partials_size(rows, config.n_head, config.head_size, capacity), np.float32
-        ),
-        whole=make_quantized_activations(
-            max(rows, threads), max(C, H) if dtype in QUANTIZED else 0
-        ),
+        x=aligned_zeros(all_rows * row_stride(C), np.float32),
+        qkv=aligned_zeros(all_rows * row_stride(3 * C), np.float32),
+        normed=aligned_zeros(all_rows * row_stride(C), operand),
+        attn=aligned_zeros(all_rows * row_stride(C), operand),
+        hidden=aligned_zeros(all_rows * row_stride(H), operand),
+        partials=aligned_zeros(partials, np.float32),
+        qx=make_quantized_activations(max(rows, threads), max(C, H) if dtype in QUANTIZED else 0),
     )
 
 
 def make_scratch(config: GPTConfig, threads: int) -> np.ndarray:
-    """float32 [threads, n]: what each thread needs for itself."""
+    """float32 [threads, n]: the scratch of each thread."""
     needed = max(MATMUL_SCRATCH, attention_scratch(config.head_size))
     return thread_scratch(threads, needed)
 
 
-def query_blocks(owners: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """The query blocks of attention_forward: runs of at most QUERY_BLOCK rows of one sequence.
+def query_blocks(slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """The query blocks of attention_forward: runs of at most QUERY_BLOCK tokens of one sequence.
 
-    owners, positions  int64 [M]
-    Returns int64 [4 · n]: slot, first row, rows, first position of each.
+    slots, positions  int64 [M], as in TokenBatch
+
+    Returns int64 [4 · n]: slot, first row, rows and first position of each.
     """
-    M = len(owners)
-    borders = np.flatnonzero(np.diff(owners)) + 1
+    M = len(slots)
+    borders = np.flatnonzero(np.diff(slots)) + 1
     blocks = []
     for begin, end in zip([0, *borders], [*borders, M], strict=True):
         for row in range(begin, end, QUERY_BLOCK):
-            blocks += [owners[row], row, min(QUERY_BLOCK, end - row), positions[row]]
+            blocks += [slots[row], row, min(QUERY_BLOCK, end - row), positions[row]]
     return np.array(blocks, np.int64)

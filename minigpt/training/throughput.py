@@ -6,6 +6,7 @@ from time import perf_counter
 
 import numpy as np
 
+from ..model.optimizer import AdamW
 from .config import RunConfig
 from .train import Learner
 
@@ -32,8 +33,8 @@ def estimated_steps(learner: Learner, config: RunConfig, minutes: float) -> int:
 def _time_step(learner: Learner, ids: np.ndarray) -> tuple[float, float]:
     """Seconds of forward and backward, and of the optimizer at a learning rate of 0."""
     start = perf_counter()
-    learner.clear()
-    learner.accumulate(ids, ids, 1 / ids.size)
+    learner.zero_grad()
+    learner.backward(ids, ids, 1 / ids.size)
     middle = perf_counter()
-    learner.update(1, 0.0, 0.9, 0.95, 1e-8, 0.0, 1.0)
+    learner.step(AdamW(step=1, lr=0.0, weight_decay=0.0))
     return middle - start, perf_counter() - middle

@@ -22,6 +22,7 @@ from ..arguments import checked_threads
 from ..config import GPTConfig
 from ..conversion.saving import checked_folder
 from ..errors import InputError, MinigptError
+from ..model.optimizer import AdamW
 from .batches import batch, windows
 from .limits import Clock, Limits, checked_limits
 from .metrics import Metrics, append_metrics
@@ -47,19 +48,10 @@ class Learner(Protocol):
     first_moments: dict[str, np.ndarray]
     second_moments: dict[str, np.ndarray]
 
-    def clear(self) -> None: ...
-    def accumulate(self, ids: np.ndarray, targets: np.ndarray, share: float) -> float: ...
+    def zero_grad(self) -> None: ...
+    def backward(self, ids: np.ndarray, targets: np.ndarray, loss_scale: float) -> float: ...
     def loss(self, ids: np.ndarray, targets: np.ndarray) -> float: ...
-    def update(
-        self,
-        step: int,
-        lr: float,
-        beta_1: float,
-        beta_2: float,
-        eps: float,
-        weight_decay: float,
-        clip: float,
-    ) -> float: ...
+    def step(self, settings: AdamW) -> float: ...
 
 
 MakeLearner = Callable[[GPTConfig, dict[str, np.ndarray], "int | None", str, bool], Learner]
@@ -186,18 +178,19 @@ class _Trainer:
         )
         loss_scale = 1 / ids.size
         nats = 0.0
-        self.learner.clear()
+        self.learner.zero_grad()
         for first in range(0, len(ids), self.micro_batch):
             if self.clock.is_over():
                 return None
             part = slice(first, first + self.micro_batch)
-            nats += self.learner.accumulate(ids[part], targets[part], loss_scale)
+            nats += self.learner.backward(ids[part], targets[part], loss_scale)
         loss = self._finite("loss", nats * loss_scale, step)
         lr = learning_rate(config, step)
-        norm = self.learner.update(
+        adamw = AdamW(
             step, lr, config.beta_1, config.beta_2, config.eps, config.weight_decay,
             config.max_grad_norm,
         )  # fmt: skip
+        norm = self.learner.step(adamw)
         self._finite("norm of the gradient", norm, step)
         return {"step": step, "loss": loss, "lr": lr, "norm": norm}
 

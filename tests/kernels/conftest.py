@@ -42,10 +42,12 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
-def slopes() -> Callable[..., np.ndarray]:
-    """slopes(f, x): ∂f/∂x of a number f(x) by central differences, x float64 of any shape."""
+def derivatives() -> Callable[..., np.ndarray]:
+    """derivatives(f, x): ∂f/∂x of a number f(x) by central differences, x float64 of any shape."""
 
-    def slopes(f: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-5) -> np.ndarray:
+    def derivatives(
+        f: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-5
+    ) -> np.ndarray:
         found = np.empty_like(x)
         for offset in np.ndindex(x.shape):
             moved = [x.copy(), x.copy()]
@@ -54,4 +56,4 @@ def slopes() -> Callable[..., np.ndarray]:
             found[offset] = (f(moved[0]) - f(moved[1])) / (2 * step)
         return found
 
-    return slopes
+    return derivatives

@@ -9,6 +9,7 @@ from minigpt.kernels import activation, reference
 from minigpt.kernels.jit import entry, jit
 from minigpt.kernels.simd import load, load_first, store, store_first
 from minigpt.kernels.team import barrier
+from minigpt.kernels.view import View
 
 TWINS = {
     activation.GELU: reference.gelu_forward,
@@ -82,31 +83,32 @@ BACKWARD = {
 
 @pytest.mark.parametrize("kind", BACKWARD)
 def test_backward_is_the_twin(run, kind):
-    """dx = dy · slope(x), over all magnitudes, in rows that lie apart; in place, too."""
+    """dx = dy · derivative(x), over all magnitudes, in rows that lie apart; in place, too."""
     M, C, ld = 30, GRID.size // 30 - 3, GRID.size // 30
     dy = np.linspace(-2, 2, GRID.size, dtype=np.float32)
     dx = np.full_like(dy, np.nan)
-    run(activation.activation_backward, dx, dy, GRID, ld, M, C, kind)
+    dx_view, dy_view, x_view = (View(array, M, C, ld) for array in (dx, dy, GRID))
+    run(activation.activation_backward, dx_view, dy_view, x_view, kind)
     truth = BACKWARD[kind](dy.astype(np.float64), GRID.astype(np.float64))
     inside = np.arange(GRID.size) % ld < C
     np.testing.assert_allclose(dx[inside], truth[inside], rtol=2e-6, atol=1e-6)
     assert np.isnan(dx[~inside]).all()
-    run(activation.activation_backward, dy, dy, GRID, ld, M, C, kind)
+    run(activation.activation_backward, dy_view, dy_view, x_view, kind)
     np.testing.assert_array_equal(dy[inside], dx[inside])
 
 
 @pytest.mark.parametrize("kind", BACKWARD)
-def test_the_twins_slope_is_the_slope(kind):
+def test_reference_backward_is_the_derivative(kind):
     x, step = np.linspace(-8, 8, 1000), 1e-5
-    slope = (TWINS[kind](x + step) - TWINS[kind](x - step)) / (2 * step)
-    np.testing.assert_allclose(BACKWARD[kind](1.5, x), 1.5 * slope, atol=1e-9)
+    derivative = (TWINS[kind](x + step) - TWINS[kind](x - step)) / (2 * step)
+    np.testing.assert_allclose(BACKWARD[kind](1.5, x), 1.5 * derivative, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", BACKWARD)
-def test_slopes_far_out(run, kind):
+def test_derivatives_of_huge_inputs(run, kind):
     far = np.array([-1e30, 1e30], np.float32)
     dx, dy = np.empty(2, np.float32), np.ones(2, np.float32)
-    run(activation.activation_backward, dx, dy, far, 2, 1, 2, kind)
+    run(activation.activation_backward, *(View(array, 1, 2, 2) for array in (dx, dy, far)), kind)
     np.testing.assert_array_equal(dx, np.array([0, 1], np.float32))
 
 
@@ -114,6 +116,7 @@ def test_slopes_far_out(run, kind):
 def test_forward_over_rows_is_the_same(run, kind):
     whole, rows = GRID.copy(), np.zeros_like(GRID)
     run(_apply, whole, kind)
-    run(activation.activation_forward, rows, GRID, 100, GRID.size // 100, 97, kind)
+    M = GRID.size // 100
+    run(activation.activation_forward, View(rows, M, 97, 100), View(GRID, M, 97, 100), kind)
     inside = np.arange(GRID.size) % 100 < 97
     np.testing.assert_array_equal(rows, np.where(inside, whole, 0))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minigpt.kernels import reference
-from minigpt.kernels.adamw import BLOCK_SIZE, AdamWStep, adamw, sum_squares
+from minigpt.kernels.adamw import BLOCK_SIZE, AdamWFactors, adamw, sum_squares
 from minigpt.kernels.team import Team
 
 NUMBERS = {"lr": 0.01, "beta_1": 0.9, "beta_2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
@@ -17,9 +17,9 @@ def team(request):
     return Team(request.param)
 
 
-def as_step(step, clip=1.0):
+def factors(step, clip=1.0):
     n = NUMBERS
-    return AdamWStep(
+    return AdamWFactors(
         *(
             np.float32(x)
             for x in (
@@ -39,7 +39,7 @@ def test_three_steps_are_the_twins(team, rng, size):
     for step in (1, 2, 3):
         g = rng.standard_normal(size).astype(np.float32)
         truth = reference.adamw(truth[0], 0.5 * g.astype(np.float64), *truth[1:], step, **NUMBERS)
-        team.run(adamw, scratch, w, g, m, v, as_step(step, clip=0.5))
+        team.run(adamw, scratch, w, g, m, v, factors(step, clip=0.5))
     for found, expected in zip((w, m, v), truth, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 

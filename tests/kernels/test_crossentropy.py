@@ -8,16 +8,18 @@ import pytest
 from minigpt.kernels import reference
 from minigpt.kernels.crossentropy import crossentropy_backward, crossentropy_forward
 from minigpt.kernels.layout import IGNORED, padded
+from minigpt.kernels.view import View
 
 
 def forward(run, logits, targets):
     M, V = logits.shape
-    losses, norms = np.full((2, M), np.nan, np.float32)
+    losses, lse = np.full((2, M), np.nan, np.float32)
     ld = V + 3
     rows = np.full((M, ld), np.nan, np.float32)
     rows[:, :V] = logits
-    run(crossentropy_forward, losses, norms, rows.reshape(-1), ld, targets, M, V)
-    return losses, norms, rows.reshape(-1), ld
+    view = View(rows.reshape(-1), M, V, ld)
+    run(crossentropy_forward, losses, lse, view, targets)
+    return losses, lse, view
 
 
 @pytest.mark.parametrize(("M", "V"), [(1, 1), (3, 5), (4, 16), (7, 33), (5, 100)])
@@ -26,7 +28,7 @@ def test_is_the_twin(run, rng, M, V):
     logits = (rng.standard_normal((M, V)) * 4).astype(np.float32)
     targets = rng.integers(0, V, M)
     targets[M // 2] = IGNORED
-    losses, norms, rows, ld = forward(run, logits, targets)
+    losses, lse, view = forward(run, logits, targets)
     truth = reference.crossentropy_forward(logits.astype(np.float64), targets)
     np.testing.assert_allclose(losses, truth, rtol=1e-5, atol=2e-6)
     assert losses[M // 2] == 0
@@ -35,8 +37,8 @@ def test_is_the_twin(run, rng, M, V):
         count = min(40, V - first)
         part = np.full((M, padded(40) + 3), np.nan, np.float32)
         run(
-            crossentropy_backward, part.reshape(-1), part.shape[1], rows, ld, norms, targets,
-            M, first, count, np.float32(0.5),
+            crossentropy_backward, View(part.reshape(-1), M, count, part.shape[1]), view, lse,
+            targets, first, np.float32(0.5),
         )  # fmt: skip
         found[:, first : first + count] = part[:, :count]
         assert not part[:, count : padded(count)].any()
@@ -47,18 +49,18 @@ def test_is_the_twin(run, rng, M, V):
 
 def test_large_logits_do_not_overflow(run):
     logits = np.array([[1e4, -1e4, 0], [-1e4, -1e4, -1e4]], np.float32)
-    losses, norms, _, _ = forward(run, logits, np.array([1, 0]))
+    losses, lse, _ = forward(run, logits, np.array([1, 0]))
     np.testing.assert_allclose(losses, [2e4, np.log(3)], rtol=1e-3)
-    assert np.isfinite(norms).all()
+    assert np.isfinite(lse).all()
 
 
 def test_not_a_number_is_not_hidden(run):
-    losses, _, _, _ = forward(run, np.array([[0, np.nan, 1]], np.float32), np.array([0]))
+    losses, _, _ = forward(run, np.array([[0, np.nan, 1]], np.float32), np.array([0]))
     assert np.isnan(losses[0])
 
 
-def test_the_twin_backward_is_the_slope(rng, slopes):
+def test_reference_backward_is_the_derivative(rng, derivatives):
     logits, targets = rng.standard_normal((4, 5)), np.array([0, 4, IGNORED, 2])
     d = reference.crossentropy_backward(logits, targets)
-    truth = slopes(lambda x: reference.crossentropy_forward(x, targets).sum(), logits)
+    truth = derivatives(lambda x: reference.crossentropy_forward(x, targets).sum(), logits)
     np.testing.assert_allclose(d, truth, atol=1e-8)

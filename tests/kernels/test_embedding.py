@@ -7,11 +7,11 @@ import pytest
 
 from minigpt.kernels import reference
 from minigpt.kernels.embedding import (
+    embedding_backward,
     embedding_forward,
-    gather_forward,
-    rows_backward,
-    rows_forward,
+    packed_embedding_forward,
 )
+from minigpt.kernels.view import View
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16])
@@ -20,23 +20,17 @@ def test_embedding_is_numpys(run, rng, dtype):
     wte, wpe = (rng.standard_normal((n, C)).astype(np.float32) for n in (V, 11))
     ids, positions = np.array([69, 0, 17, 17]), np.array([0, 1, 2, 10])
     x = np.full((4, ld), np.nan, np.float32)
-    held = reference.panels(wte.T, dtype)
+    packed = reference.panels(wte.T, dtype)
     scale = np.float32(0.25)
-    run(embedding_forward, x.reshape(-1), ld, ids, positions, held, wpe.ravel(), 4, C, scale)
+    run(
+        packed_embedding_forward, View(x.reshape(-1), 4, C, ld), ids, positions, packed,
+        wpe.ravel(), scale,
+    )  # fmt: skip
     if dtype == np.uint16:
         wte = (reference.bfloat16(wte).astype(np.uint32) << 16).view(np.float32)
     truth = reference.embedding_forward(ids, positions, wte, wpe, scale)
     np.testing.assert_array_equal(x[:, :C], truth)
     assert np.isnan(x[:, C:]).all()
-
-
-def test_gather_takes_the_rows_in_their_order(run, rng):
-    x = rng.standard_normal((6, 4)).astype(np.float32)
-    rows = np.array([5, 0, 5])
-    y = np.full((3, 4), np.nan, np.float32)
-    run(gather_forward, y.reshape(-1), x.ravel(), 4, rows, 3, 3)
-    np.testing.assert_array_equal(y[:, :3], x[rows, :3])
-    assert np.isnan(y[:, 3]).all()
 
 
 def test_tables_in_training_are_read_and_added_to(run, rng):
@@ -45,23 +39,24 @@ def test_tables_in_training_are_read_and_added_to(run, rng):
     wte, wpe, dwte, dwpe = (rng.standard_normal((n, C)).astype(np.float32) for n in (V, 5, V, 5))
     ids, positions = np.array([6, 0, 3, 3]), np.array([0, 1, 0, 4])
     x = np.full((4, ld), np.nan, np.float32)
-    run(rows_forward, x.reshape(-1), ld, ids, positions, wte.ravel(), wpe.ravel(), 4, C, scale)
+    x_view = View(x.reshape(-1), 4, C, ld)
+    run(embedding_forward, x_view, ids, positions, wte.ravel(), wpe.ravel(), scale)
     np.testing.assert_array_equal(
         x[:, :C], reference.embedding_forward(ids, positions, wte, wpe, scale)
     )
     before = dwte.copy(), dwpe.copy()
     dx = rng.standard_normal((4, ld)).astype(np.float32)
     tables = dwte.reshape(-1), dwpe.reshape(-1)
-    run(rows_backward, *tables, dx.ravel(), ld, ids, positions, 4, C, scale)
+    run(embedding_backward, *tables, View(dx.ravel(), 4, C, ld), ids, positions, scale)
     truth = reference.embedding_backward(dx[:, :C].astype(np.float64), ids, positions, V, 5, scale)
     for after, start, added in zip((dwte, dwpe), before, truth, strict=True):
         np.testing.assert_allclose(after, start + added, rtol=1e-6, atol=1e-6)
 
 
-def test_the_twin_backward_is_the_slope(rng, slopes):
+def test_reference_backward_is_the_derivative(rng, derivatives):
     wte, wpe, dx = (rng.standard_normal((n, 2)) for n in (4, 3, 5))
     ids, positions = np.array([1, 1, 3, 0, 3]), np.array([0, 1, 2, 0, 1])
     dwte, dwpe = reference.embedding_backward(dx, ids, positions, 4, 3, 0.5)
     loss = lambda e, p: (dx * reference.embedding_forward(ids, positions, e, p, 0.5)).sum()  # noqa: E731
-    np.testing.assert_allclose(dwte, slopes(lambda e: loss(e, wpe), wte), atol=1e-8)
-    np.testing.assert_allclose(dwpe, slopes(lambda p: loss(wte, p), wpe), atol=1e-8)
+    np.testing.assert_allclose(dwte, derivatives(lambda e: loss(e, wpe), wte), atol=1e-8)
+    np.testing.assert_allclose(dwpe, derivatives(lambda p: loss(wte, p), wpe), atol=1e-8)

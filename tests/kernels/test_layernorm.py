@@ -7,10 +7,12 @@ import pytest
 
 from minigpt.kernels import reference
 from minigpt.kernels.layernorm import (
+    LayerNorm,
     layernorm_backward,
     layernorm_forward,
     layernorm_partials,
 )
+from minigpt.kernels.view import View
 
 
 @pytest.mark.parametrize(("M", "C"), [(1, 1), (1, 16), (3, 5), (9, 17), (20, 64), (17, 100)])
@@ -18,7 +20,8 @@ def test_is_numpys(run, rng, M, C):
     x = (rng.standard_normal((M, C)) * 3 + 10).astype(np.float32)
     weight, bias = rng.standard_normal((2, C)).astype(np.float32)
     y = np.full(M * C, np.nan, np.float32)
-    run(layernorm_forward, y, x.ravel(), C, weight, bias, M, C, np.float32(1e-5))
+    norm = LayerNorm(weight, bias)
+    run(layernorm_forward, View(y, M, C, C), View(x.ravel(), M, C, C), norm, np.float32(1e-5))
     truth = reference.layernorm_forward(x.astype(np.float64), weight, bias, 1e-5)
     np.testing.assert_allclose(y.reshape(M, C), truth, rtol=2e-5, atol=2e-5)
 
@@ -30,8 +33,8 @@ def test_rows_may_lie_apart_and_be_rounded_to_bfloat16(run, rng):
     y, halves = np.zeros((M, ld), np.float32), np.zeros((M, ld), np.uint16)
     for result in (y, halves):
         run(
-            layernorm_forward, result.reshape(-1), x.ravel(), ld, weight, bias,
-            M, C, np.float32(1e-5),
+            layernorm_forward, View(result.reshape(-1), M, C, ld), View(x.ravel(), M, C, ld),
+            LayerNorm(weight, bias), np.float32(1e-5),
         )  # fmt: skip
         assert not result[:, C:].any()
     np.testing.assert_array_equal(halves, reference.bfloat16(y))
@@ -41,7 +44,8 @@ def test_a_large_mean_does_not_cancel(run):
     x = (1000 + np.arange(32, dtype=np.float32) / 32).reshape(1, 32)
     one, zero = np.ones(32, np.float32), np.zeros(32, np.float32)
     y = np.empty(32, np.float32)
-    run(layernorm_forward, y, x.ravel(), 32, one, zero, 1, 32, np.float32(1e-5))
+    norm = LayerNorm(one, zero)
+    run(layernorm_forward, View(y, 1, 32, 32), View(x.ravel(), 1, 32, 32), norm, np.float32(1e-5))
     truth = reference.layernorm_forward(x.astype(np.float64), one, zero, 1e-5)
     np.testing.assert_allclose(y, truth[0], atol=1e-3)
 
@@ -55,8 +59,9 @@ def test_backward_is_the_twin(run, rng, M, C):
     before = dx.copy(), dweight.copy(), dbias.copy()
     partials = np.full(layernorm_partials(M, C), np.nan, np.float32)
     run(
-        layernorm_backward, dx.reshape(-1), dweight, dbias, dy.ravel(), x.ravel(), ld, weight,
-        partials, M, C, np.float32(1e-5),
+        layernorm_backward, View(dx.reshape(-1), M, C, ld), LayerNorm(dweight, dbias),
+        View(dy.ravel(), M, C, ld), View(x.ravel(), M, C, ld), LayerNorm(weight, weight),
+        partials, np.float32(1e-5),
     )  # fmt: skip
     truth = reference.layernorm_backward(
         *(a.astype(np.float64) for a in (dy[:, :C], x[:, :C], weight)), 1e-5
@@ -67,11 +72,11 @@ def test_backward_is_the_twin(run, rng, M, C):
     np.testing.assert_array_equal(dx[:, C:], before[0][:, C:])
 
 
-def test_the_twin_backward_is_the_slope(rng, slopes):
+def test_reference_backward_is_the_derivative(rng, derivatives):
     x, dy = rng.standard_normal((2, 3, 5))
     weight, bias = rng.standard_normal((2, 5))
     dx, dweight, dbias = reference.layernorm_backward(dy, x, weight, 1e-5)
     loss = lambda x, w, b: (dy * reference.layernorm_forward(x, w, b, 1e-5)).sum()  # noqa: E731
-    np.testing.assert_allclose(dx, slopes(lambda x: loss(x, weight, bias), x), atol=1e-8)
-    np.testing.assert_allclose(dweight, slopes(lambda w: loss(x, w, bias), weight), atol=1e-8)
-    np.testing.assert_allclose(dbias, slopes(lambda b: loss(x, weight, b), bias), atol=1e-8)
+    np.testing.assert_allclose(dx, derivatives(lambda x: loss(x, weight, bias), x), atol=1e-8)
+    np.testing.assert_allclose(dweight, derivatives(lambda w: loss(x, w, bias), weight), atol=1e-8)
+    np.testing.assert_allclose(dbias, derivatives(lambda b: loss(x, weight, b), bias), atol=1e-8)

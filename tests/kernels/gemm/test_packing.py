@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minigpt.kernels import reference
-from minigpt.kernels.gemm.packing import clear_rows, copy_rows, pack, pack_operand, transpose_rows
+from minigpt.kernels.gemm.packing import pack, pack_operand, transpose_rows
 from minigpt.kernels.layout import LANES, padded, panels_size, row_stride, unpack_panels
 
 SHAPES = [(1, 1), (2, 16), (3, 17), (64, 40), (65, 130), (129, 64)]
@@ -82,17 +82,3 @@ def test_transposed_rows_end_in_zeros(run, rng, M, N, dtype):
     expected = x[:, :N].T if dtype == np.float32 else reference.bfloat16(x[:, :N].T)
     np.testing.assert_array_equal(y[:, :M], expected)
     assert not y[:, M : padded(M)].any()
-
-
-def test_rows_are_copied_rounded_and_cleared(run, rng):
-    x = rng.standard_normal((6, 40)).astype(np.float32)
-    same, halves = np.full((6, 40), 7, np.float32), np.full((6, 40), 7, np.uint16)
-    for y in (same, halves):
-        run(copy_rows, y.reshape(-1), x.ravel(), 40, 6, 35)
-        assert (y[:, 35:] == 7).all()
-    np.testing.assert_array_equal(same[:, :35], x[:, :35])
-    np.testing.assert_array_equal(halves[:, :35], reference.bfloat16(x[:, :35]))
-    run(clear_rows, same.reshape(-1), 40, 5, 35)
-    assert not same[:5, :35].any()
-    assert (same[:5, 35:] == 7).all()
-    assert same[5].all()

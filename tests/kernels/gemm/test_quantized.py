@@ -23,12 +23,12 @@ from minigpt.kernels.layout import (
 )
 from minigpt.kernels.matmul import (
     ADD,
-    NO_ACTIVATION,
     SET,
-    matmul_forward,
-    prepare_activations,
-    weight,
+    PackedLinear,
+    linear,
+    weight_at,
 )
+from minigpt.kernels.view import View
 
 DTYPES = ["int8", "int4"]
 SHAPES = [
@@ -43,24 +43,16 @@ SHAPES = [
 ]
 
 
-@jit
-def product(team, y, ldy, room, x, ldx, w, bias, M, K, N, mode):
-    left, ld = prepare_activations(team, room, x, ldx, w, M, K)
-    matmul_forward(
-        team, y, ldy, left, ld, w, bias, M, K, N, mode, NO_ACTIVATION, np.float32(1)
-    )  # fmt: skip
-
-
 def run_product(run, x, q, scales, bias, mode=SET, start=np.nan):
     """y [M, N], in rows that lie further apart than they are long."""
     (M, K), N = x.shape, q.shape[1]
     rows = np.zeros((M, row_stride(K)), np.float32)
     rows[:, :K] = x
     y = np.full((M, N + 3), start, np.float32)
+    layer = PackedLinear(QuantizedMatrix(*reference.codes(q, *scales)), bias, K, N)
     run(
-        product, y.ravel(), N + 3, make_quantized_activations(max(M, 3), K),
-        rows.ravel(), row_stride(K),
-        QuantizedMatrix(*reference.codes(q, *scales)), bias, M, K, N, mode,
+        linear, View(y.reshape(-1), M, N, N + 3), View(rows.ravel(), M, K, row_stride(K)), layer,
+        mode, make_quantized_activations(max(M, 3), K),
     )  # fmt: skip
     return y[:, :N]
 
@@ -139,7 +131,7 @@ def test_sums_are_exact(run, rng, dtype):
 def look_up(team, out, w, K, N):
     for k in range(K):
         for n in range(N):
-            out[k * N + n] = weight(w, k, n, K)
+            out[k * N + n] = weight_at(w, k, n, K)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

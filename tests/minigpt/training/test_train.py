@@ -22,6 +22,7 @@ from tiny_run import (
 
 from minigpt import GPTTokenizer
 from minigpt.errors import InputError, MinigptError
+from minigpt.model.optimizer import AdamW
 from minigpt.training import train as training
 from minigpt.training.limits import Limits
 from minigpt.training.metrics import read_metrics
@@ -154,13 +155,13 @@ class Diverging(ReferenceLearner):
     what = "loss"
     steps = 4  # already made
 
-    def accumulate(self, ids: np.ndarray, targets: np.ndarray, share: float) -> float:
-        nats = super().accumulate(ids, targets, share)
+    def backward(self, ids: np.ndarray, targets: np.ndarray, loss_scale: float) -> float:
+        nats = super().backward(ids, targets, loss_scale)
         return float("nan") if self.steps == 6 and self.what == "loss" else nats
 
-    def update(self, step: int, *numbers: float) -> float:
-        self.steps = step
-        norm = super().update(step, *numbers)
+    def step(self, settings: AdamW) -> float:
+        step = self.steps = settings.step
+        norm = super().step(settings)
         if step == 7 and self.what == "weights":
             self.tensors["wte.weight"][3, 3] = np.inf
         return float("inf") if step == 7 and self.what == "norm" else norm

@@ -12,6 +12,7 @@ import numpy as np
 from minigpt import reference_gpt
 from minigpt.config import GPTConfig
 from minigpt.kernels.layout import IGNORED
+from minigpt.model.optimizer import AdamW
 from minigpt.tokenizer.bpe import byte_symbols
 from minigpt.tokenizer.tokenizer import GPTTokenizer
 from minigpt.training.config import RunConfig, TrainingConfig
@@ -39,7 +40,7 @@ class ReferenceLearner:
             {name: np.zeros_like(tensor) for name, tensor in tensors.items()} for _ in range(3)
         )
 
-    def clear(self) -> None:
+    def zero_grad(self) -> None:
         for grad in self.grads.values():
             grad[:] = 0
 
@@ -47,16 +48,16 @@ class ReferenceLearner:
         mean, _ = reference_gpt.loss_and_grads(self.tensors, self.config, ids, targets)
         return mean * int((targets != IGNORED).sum())
 
-    def accumulate(self, ids: np.ndarray, targets: np.ndarray, share: float) -> float:
+    def backward(self, ids: np.ndarray, targets: np.ndarray, loss_scale: float) -> float:
         mean, grads = reference_gpt.loss_and_grads(self.tensors, self.config, ids, targets)
         count = int((targets != IGNORED).sum())
         for name, grad in grads.items():
-            self.grads[name] += share * count * grad
+            self.grads[name] += loss_scale * count * grad
         return mean * count
 
-    def update(self, *numbers: float) -> float:
+    def step(self, settings: AdamW) -> float:
         moments = self.first_moments, self.second_moments
-        return reference_gpt.adamw_step(self.tensors, self.grads, *moments, *numbers)
+        return reference_gpt.adamw_step(self.tensors, self.grads, *moments, *settings)
 
 
 def tokenizer(folder: Path) -> GPTTokenizer:
