@@ -24,7 +24,7 @@ from .train_tokenizer import train_tokenizer
 )
 @click.version_option(__version__, prog_name="minigpt", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Run and train GPT-2-architecture models such as Cerebras-GPT on the CPU."""
+    """Runs and trains GPT-2-architecture models such as Cerebras-GPT on the CPU."""
 
 
 for command in (

@@ -1,4 +1,4 @@
-"""`minigpt convert`: any model source to a folder of ours, or to a GGUF file."""
+"""`minigpt convert`: writes any model source as a folder of another dtype, or as a GGUF file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .terminal import (
 if TYPE_CHECKING:
     from ..conversion.convert import Progress
 
-# Those of convert.py and gguf.py, which are too heavy for --help; the first of each is the default.
+# Copies from conversion/, whose import would slow down --help; the first of each is the default.
 DTYPES = {"folder": ("int8", "int4", "bf16", "f32"), "gguf": ("f16", "q8_0", "f32")}
 
 
@@ -33,21 +33,20 @@ DTYPES = {"folder": ("int8", "int4", "bf16", "f32"), "gguf": ("f16", "q8_0", "f3
     "--to",
     type=click.Choice(list(DTYPES)),
     default="folder",
-    help="What to write: a folder, or one file that llama.cpp reads, too.",
+    help="Format: a folder, or a single file for llama.cpp and minigpt.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(list(dict.fromkeys(sum(DTYPES.values(), ())))),
-    help="How the weights are held. In a folder: int8 (the default) takes 8.25 bits of each and "
-    "loses little, int4 takes 4.5 and loses more, bf16 16, f32 all 32. In a GGUF file: f16 (the "
-    "default), q8_0 or f32.",
+    help="Data type of the weights. In a folder: int8 (the default, 8.25 bits per weight), int4 "
+    "(4.5 bits, less exact), bf16 or f32. In a GGUF file: f16 (the default), q8_0 or f32.",
 )
 @click.option(
     "--calibrate",
     type=click.Path(path_type=Path),
     metavar="TEXT",
-    help="For int4: a file of text like what the model will meet; errors are kept away from the "
-    "weights that it uses most.",
+    help="For int4: a text file of the kind that the model will meet; the weights that matter most "
+    "for it are quantized most exactly.",
 )
 @threads_option
 def convert(
@@ -58,11 +57,11 @@ def convert(
     calibrate: Path | None,
     threads: int | None,
 ) -> None:
-    """Writes the model of SOURCE, a folder, a GGUF file or a hub id, as the new FOLDER.
+    """Writes the model of SOURCE, a folder, a GGUF file or a hub id, to the new FOLDER.
 
-    One tensor at a time is in memory. The folder appears when all of it is written; whatever
-    interrupts that leaves none. A folder of int8 or int4 is for minigpt alone and starts at once;
-    one of f32 or bf16 is in Hugging Face layout.
+    Memory holds one tensor at a time. The folder appears once it is complete; an interrupted
+    conversion leaves none. Folders of int8 and int4 are for minigpt alone, which maps them into
+    memory; those of f32 and bf16 are in Hugging Face layout.
     """
     dtype = dtype or DTYPES[to][0]
     if dtype not in DTYPES[to]:

@@ -106,7 +106,7 @@ def generate(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Continue PROMPT, or the text on standard input if PROMPT is - or absent.
+    """Continues PROMPT, or the text on standard input if PROMPT is - or absent.
 
     Standard output receives the continuation alone, token by token; a terminal also gets a newline
     at the end. The prompt is used unchanged, with any newline at its end.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.argument("source", default=str(BUNDLED_MODEL), shell_complete=complete_source)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(source: str, as_json: bool) -> None:
-    """Print the sizes, dtype and memory needs of SOURCE.
+    """Prints the sizes, dtype and memory needs of SOURCE.
 
     SOURCE is a folder, a GGUF file or a hub id; by default the bundled model.
 

@@ -1,4 +1,4 @@
-"""minigpt convert, as typed."""
+"""`minigpt convert`, run as a process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
-def test_a_converted_folder_writes_what_the_source_held_so_writes(
+def test_a_converted_folder_generates_what_the_source_in_that_dtype_does(
     run: Run, model: Path, tmp_path: Path
 ) -> None:
     done = run("convert", model, "small", "--dtype", "int4")
@@ -23,31 +23,31 @@ def test_a_converted_folder_writes_what_the_source_held_so_writes(
     assert converted.stdout == run(*generate, "-m", model, "--dtype", "int4").stdout
 
 
-def test_info_knows_it(run: Run, model: Path) -> None:
+def test_info_of_a_converted_folder(run: Run, model: Path) -> None:
     run("convert", model, "small")
     facts = json.loads(run("info", "small", "--json").stdout)
-    whole = json.loads(run("info", model, "--json").stdout)
+    source = json.loads(run("info", model, "--json").stdout)
     assert facts["dtype"] == "int8"
-    assert facts["parameters"] == whole["parameters"]
-    assert facts["weights_bytes"] < 0.5 * whole["weights_bytes"]
+    assert facts["parameters"] == source["parameters"]
+    assert facts["weights_bytes"] < 0.5 * source["weights_bytes"]
 
 
 @pytest.mark.slow
-def test_bench_knows_it(run: Run, model: Path) -> None:
+def test_bench_of_a_converted_folder(run: Run, model: Path) -> None:
     run("convert", model, "small")
     short = ("--prompt-tokens", "8", "--gen-tokens", "2", "--reps", "1", "--json")
     found = json.loads(run("bench", "-m", "small", *short).stdout)
     assert found["dtype"] == "int8"
 
 
-def test_a_gguf_file_writes_what_the_source_writes(run: Run, model: Path, tmp_path: Path) -> None:
+def test_a_gguf_file_generates_what_the_source_does(run: Run, model: Path, tmp_path: Path) -> None:
     done = run("convert", model, "model.gguf", "--to", "gguf", "--dtype", "f32")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     generate = ("generate", "hello", "-n", "20", "--temperature", "0")
     assert run(*generate, "-m", "model.gguf").stdout == run(*generate, "-m", model).stdout
 
 
-def test_calibrated_with_a_text(run: Run, model: Path, tmp_path: Path) -> None:
+def test_calibration_with_a_text(run: Run, model: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello hello world " * 20)
     assert run("convert", model, "plain", "--dtype", "int4").returncode == 0
     assert run("convert", model, "fitted", "--dtype", "int4", "--calibrate", "text").returncode == 0
@@ -56,7 +56,7 @@ def test_calibrated_with_a_text(run: Run, model: Path, tmp_path: Path) -> None:
     assert plain.read_bytes() != fitted.read_bytes()
 
 
-def test_what_is_wrong_is_told(fails: Callable[..., None], model: Path, tmp_path: Path) -> None:
+def test_wrong_arguments(fails: Callable[..., None], model: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("kept")
     fails(1, "already exists", "convert", model, "full")

@@ -1,4 +1,4 @@
-"""A GGUF file in the place of a folder, as typed."""
+"""Commands on a GGUF file in place of a folder, run as processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def file(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_generate_and_tokenize_are_the_folders(run: Run, model: Path, file: Path) -> None:
+def test_generate_and_tokenize_equal_those_of_the_folder(run: Run, model: Path, file: Path) -> None:
     for command in (["generate", "hello w", "--seed", "7", "-n", "20"], ["tokenize", "hello w"]):
         of_file, of_folder = (run(*command, "-m", source) for source in (file, model))
         assert of_file.stdout == of_folder.stdout
@@ -29,7 +29,7 @@ def test_generate_and_tokenize_are_the_folders(run: Run, model: Path, file: Path
         assert of_file.returncode == 0
 
 
-def test_info_differs_in_names_alone(run: Run, model: Path, file: Path) -> None:
+def test_info_differs_from_the_folders_in_names_only(run: Run, model: Path, file: Path) -> None:
     of_file, of_folder = (
         json.loads(run("info", source, "--json").stdout) for source in (file, model)
     )
@@ -39,7 +39,7 @@ def test_info_differs_in_names_alone(run: Run, model: Path, file: Path) -> None:
     assert of_file == of_folder
 
 
-def test_a_file_cut_short_is_told(fails: Callable[..., None], file: Path, tmp_path: Path) -> None:
+def test_a_truncated_file(fails: Callable[..., None], file: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.gguf").write_bytes(file.read_bytes()[:20_000])
     fails(1, "cut.gguf", "info", tmp_path / "cut.gguf")
     fails(1, "cut.gguf", "generate", "hello", "-m", tmp_path / "cut.gguf")

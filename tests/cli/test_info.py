@@ -1,4 +1,4 @@
-"""minigpt info, as typed."""
+"""`minigpt info`, run as a process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minigpt.cli.info import _size
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
-def test_json_tells_the_sizes(run: Run, model: Path) -> None:
+def test_json(run: Run, model: Path) -> None:
     done = run("info", model, "--json")
     facts = json.loads(done.stdout)
     V, T, C, L = 262, 2048, 16, 2
@@ -34,14 +34,14 @@ def test_table(run: Run, model: Path) -> None:
     assert "tied head" in text
 
 
-def test_a_damaged_file_is_told(fails: Callable[..., None], model: Path, tmp_path: Path) -> None:
+def test_a_damaged_file(fails: Callable[..., None], model: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
     (broken / "model.safetensors").write_bytes(b"\xff" * 100)
     fails(1, "model.safetensors", "info", broken)
 
 
-def test_sizes_are_readable() -> None:
+def test_units_of_sizes() -> None:
     assert [_size(n) for n in (0, 999, 1000, 1_234_567, 999_960_000, 51 * 10**9)] == [
         "0 bytes", "999 bytes", "1.0 kB", "1.2 MB", "1.0 GB", "51.0 GB",
     ]  # fmt: skip
