@@ -302,7 +302,7 @@ def _resume(folder: Path, limits: Limits, threads: int | None, verbose: bool) ->
     show_line("")
     loss = state.best_loss
     best = "" if loss is None else f", the best after {state.best_step}: {loss:.4f}"
-    note(f"{folder}: {state.step} updates{best}", verbose)
+    note(f"{folder}: {state.step} steps{best}", verbose)
     if interrupted():
         note(f"interrupted; `minigpt train --resume {folder}` goes on", verbose)
         raise KeyboardInterrupt

@@ -110,6 +110,8 @@ Config = TypeVar("Config", bound=TrainingConfig)
 
 def checked_config(config: Config) -> Config:
     """The config as plain Python numbers; raises InputError for a value out of its range."""
+    if not isinstance(config, TrainingConfig):
+        raise InputError(f"config: {type(config).__name__}; must be a TrainingConfig")
     checked: dict[str, Any] = {}
     for name in ("context", "batch_size", "steps", "max_steps", "eval_every", "save_every"):
         checked[name] = _checked_integer(config, name, 1)

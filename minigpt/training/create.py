@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..arguments import checked_threads
 from ..bundled import BUNDLED_MODEL
 from ..checkpoint import creating_folder, write_file
 from ..config import GPTConfig
 from ..conversion.saving import checked_folder
-from ..errors import InputError
+from ..errors import InputError, short_repr
 from ..texts import documents
 from ..tokenizer.tokenizer import GPTTokenizer
 from ..weights.table import HEAD, parameter_count
@@ -43,7 +44,7 @@ from .token_file import Progress, write_tokens
 from .train import StepReport, compiled_learner, resume_run
 
 Source = str | os.PathLike[str]
-Files = Source | Sequence[Source]
+Files = Source | Sequence[Source]  # a list or a tuple
 
 
 def train(
@@ -72,6 +73,7 @@ def train(
     what `create_run` and `resume_run` raise.
     """
     limits = checked_limits(limits or Limits())
+    checked_threads(threads)
     if texts is None:
         options = {
             "validation_texts": validation_texts, "tokenizer": tokenizer, "model": model,
@@ -129,11 +131,14 @@ def create_run(
         )
     config = checked_config(config or TrainingConfig())
     minutes = checked_limits(Limits(minutes=minutes)).minutes
+    checked_threads(threads)
     if config.steps is not None or config.epochs is not None:
         minutes = None
-    # Opened before a model is loaded: a wrong file name is reported at once.
-    training = documents(_file_names(texts))
-    validation = None if validation_texts is None else documents(_file_names(validation_texts))
+    # Checked before a model is loaded: a wrong file name is reported at once.
+    training = documents(_file_names("texts", texts))
+    validation = None
+    if validation_texts is not None:
+        validation = documents(_file_names("validation_texts", validation_texts))
     if not isinstance(tokenizer, GPTTokenizer):
         tokenizer = GPTTokenizer.from_pretrained(tokenizer or model or BUNDLED_MODEL)
     initial = _initial_model(model, preset, config, tokenizer)
@@ -186,10 +191,14 @@ def write_run(
     return config
 
 
-def _file_names(files: Files) -> list[str]:
-    names = [files] if isinstance(files, str | os.PathLike) else list(files)
+def _file_names(argument: str, files: Files) -> list[str]:
+    """The names of one or several files; raises InputError for anything else."""
+    names = files if isinstance(files, list | tuple) else [files]
+    for name in names:
+        if not isinstance(name, str | os.PathLike):
+            raise InputError(f"{argument} {short_repr(name)}: must be the name of a file")
     if not names:
-        raise InputError("texts: none; give at least one file")
+        raise InputError(f"{argument}: none; give at least one file")
     return [os.fspath(name) for name in names]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from ..arguments import checked_integer, checked_number
+from ..errors import InputError
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Limits:
 
 def checked_limits(limits: Limits) -> Limits:
     """The limits as plain Python numbers; raises InputError for one out of its range."""
+    if not isinstance(limits, Limits):
+        raise InputError(f"limits: {type(limits).__name__}; must be Limits")
     steps, minutes, patience = limits.steps, limits.minutes, limits.patience
     above_0, finite = math.nextafter(0, 1), math.nextafter(math.inf, 0)
     if steps is not None:

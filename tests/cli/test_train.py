@@ -66,7 +66,7 @@ def test_evaluations_are_noted_with_speed_and_time_left(trained: Path) -> None:
     assert [note.startswith(f"[step {n} of {STEPS}   loss ") for note, n in
             zip(notes, (100, 200, 300), strict=False)] == [True] * 3  # fmt: skip
     assert all(word in notes[0] for word in ("   held out ", " tokens/s   ", " left]"))
-    assert notes[-1].startswith(f"[run: {STEPS} updates, the best after ")
+    assert notes[-1].startswith(f"[run: {STEPS} steps, the best after ")
 
 
 def test_the_trained_model_continues_its_text(trained: Path, run: Run) -> None:

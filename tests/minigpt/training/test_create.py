@@ -62,6 +62,17 @@ def test_a_run_from_one_file_and_the_source_of_a_tokenizer(
     assert resume(tmp_path / "run").step == 12
 
 
+def test_wrong_limits_leave_no_folder(files: list[Path], tmp_path: Path) -> None:
+    for options, message in (
+        ({"limits": {"steps": 1}}, "limits: dict; must be Limits"),
+        ({"limits": Limits(patience=0)}, "patience 0: must be an integer from 1"),
+        ({"threads": -1}, "threads -1: must be an integer from 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(tmp_path / "run", files, **options)  # type: ignore[arg-type]
+        assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "options", [{"preset": "tiny"}, {"config": CONFIG}, {"validation_texts": "a.txt"}]
 )
@@ -127,6 +138,11 @@ def test_a_folder_that_holds_a_run_is_named_first(run: Path) -> None:
     ("message", "options"),
     [
         ("texts: none", {"texts": []}),
+        ("texts 7: must be the name of a file", {"texts": 7}),
+        ("texts None: must be the name of a file", {"texts": ["0.txt", None]}),
+        ("validation_texts: none", {"validation_texts": []}),
+        ("config: dict; must be a TrainingConfig", {"config": {"lr": 1}}),
+        ("threads 0: must be an integer from 1", {"threads": 0}),
         ("nowhere.txt: cannot be read", {"texts": "nowhere.txt"}),
         ("nowhere.txt: cannot be read", {"validation_texts": "nowhere.txt"}),
         ("preset 'huge': must be one of tiny, small", {"preset": "huge"}),
