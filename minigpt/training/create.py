@@ -44,7 +44,7 @@ from .token_file import Progress, write_tokens
 from .train import StepReport, compiled_learner, resume_run
 
 Source = str | os.PathLike[str]
-Files = Source | Sequence[Source]  # a list or a tuple
+Files = Source | Sequence[Source]
 
 
 def train(
@@ -127,7 +127,7 @@ def create_run(
     folder = checked_folder(folder)
     if has_run(folder):
         raise InputError(
-            f"{folder}: holds a training run; `minigpt train --resume {folder}` goes on with it"
+            f"{folder}: holds a training run; `minigpt train --resume {folder}` resumes it"
         )
     config = checked_config(config or TrainingConfig())
     minutes = checked_limits(Limits(minutes=minutes)).minutes
@@ -193,13 +193,18 @@ def write_run(
 
 def _file_names(argument: str, files: Files) -> list[str]:
     """The names of one or several files; raises InputError for anything else."""
-    names = files if isinstance(files, list | tuple) else [files]
-    for name in names:
+    if isinstance(files, str | os.PathLike):
+        return [os.fspath(files)]
+    if not isinstance(files, Sequence):
+        raise InputError(
+            f"{argument}: {type(files).__name__}; must be a file name or a list of file names"
+        )
+    for name in files:
         if not isinstance(name, str | os.PathLike):
-            raise InputError(f"{argument} {short_repr(name)}: must be the name of a file")
-    if not names:
+            raise InputError(f"{argument} {short_repr(name)}: must be a file name")
+    if not files:
         raise InputError(f"{argument}: none; give at least one file")
-    return [os.fspath(name) for name in names]
+    return [os.fspath(name) for name in files]
 
 
 def _initial_model(

@@ -173,7 +173,7 @@ def newest_checkpoint(folder: Path) -> Path:
     found = _checkpoints(folder)
     if not found:
         raise SourceError(
-            f"{folder}: holds no training run; `minigpt train TEXT… --out {folder}` begins one"
+            f"{folder}: holds no training run; `minigpt train TEXT… --out {folder}` starts one"
         )
     return max(found, key=_step)
 
@@ -200,7 +200,7 @@ def open_run(folder: Path) -> OpenRun:
     if state.step != _step(checkpoint):
         raise CheckpointError(f"{path}: is of step {state.step}, not of {checkpoint.name}")
     if GPTConfig.from_file(folder / CONFIG) != run.model:
-        raise CheckpointError(f"{folder / CONFIG}: has changed; put back what {path} tells")
+        raise CheckpointError(f"{folder / CONFIG}: has changed; restore what {path} says")
     texts = {name: _checked_text(run, name) for name in run.texts}
     training, validation = _split(run, texts)
     tensors = _read_tensors(checkpoint, run.model, state)
@@ -212,7 +212,7 @@ def _checked_text(run: Run, name: str) -> np.ndarray:
     """The ids in a token file of the run, unchanged since the run began."""
     path = run.folder / name
     if digest(path) != run.texts[name]:
-        raise CheckpointError(f"{path}: has changed since the run began; put it back")
+        raise CheckpointError(f"{path}: has changed since the run began; restore it")
     return read_tokens(path, run.model.vocab_size)
 
 

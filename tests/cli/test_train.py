@@ -25,15 +25,15 @@ OPTIONS = [
     "--preset", "tiny", "--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--context", "16",
     "--batch-size", "2", "--eval-every", "100", "--dtype", "f32",
 ]  # fmt: skip
-NEW = ["text.txt", "--out", "run", "--tokenizer", "words", *OPTIONS]
+NEW = ["text.txt", "--out", "run", "--tokenizer", "base", *OPTIONS]
 
 
 @pytest.fixture
 def texts(tmp_path: Path, model: Path) -> Path:
-    """A folder with two texts, and the model `words` for its tokenizer."""
+    """A folder with two texts, and the model `base`."""
     (tmp_path / "text.txt").write_text("hello world, hello all. " * 60)
     (tmp_path / "more.jsonl").write_text('{"text": "well, hell."}\n' * 9)
-    (tmp_path / "words").symlink_to(model)
+    (tmp_path / "base").symlink_to(model)
     return tmp_path
 
 
@@ -42,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     """An uninterrupted run with one thread."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text.txt").write_text("hello world, hello all. " * 60)
-    (folder / "words").symlink_to(model)
+    (folder / "base").symlink_to(model)
     line = [sys.executable, "-m", "minigpt", "train", *NEW, "--steps", str(STEPS)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -130,7 +130,7 @@ def wait_for(path: Path, count: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def test_fine_tuning_starts_from_the_weights_of_a_model(run: Run, texts: Path, model: Path) -> None:
-    fine = ["text.txt", "--out", "fine", "-m", "words", "--context", "16", "--dtype", "f32"]
+    fine = ["text.txt", "--out", "fine", "-m", "base", "--context", "16", "--dtype", "f32"]
     done = run("train", *fine, "--steps", "1", "--lr", "1e-30", "--weight-decay", "0")
     assert (done.returncode, done.stderr) == (0, b"")
     before, after = open_checkpoint(model), open_checkpoint(texts / "fine")
@@ -156,12 +156,15 @@ def test_a_folder_that_holds_a_run(fails: Fails, run: Run, texts: Path) -> None:
     [
         ("'--out'", ["text.txt"]),
         ("'--resume'", ["text.txt", "--out", "run", "--resume", "run"]),
-        ("TEXT...", ["--out", "run", "--tokenizer", "words"]),
+        ("TEXT...", ["--out", "run", "--tokenizer", "base"]),
         ("'--lr' cannot be given with '--resume'", ["--resume", "run", "--lr", "1"]),
         ("'TEXT' cannot be given with '--resume'", ["text.txt", "--resume", "run"]),
         ("'--recompute' cannot be given", ["--resume", "run", "--recompute"]),
-        ("'--n-head' cannot be given with '--model'", [*NEW[:3], "-m", "words", "--n-head", "2"]),
-        ("'--preset' cannot be given with '--model'", [*NEW, "-m", "words"]),
+        (
+            "'--n-head' cannot be given with '--model'",
+            [*NEW[:3], "-m", "base", "--n-head", "2"],
+        ),
+        ("'--preset' cannot be given with '--model'", [*NEW, "-m", "base"]),
         ("not both", [*NEW, "--steps", "1", "--epochs", "1"]),
         ("--lr", [*NEW, "--lr", "0"]),
         ("'--lr': nan", [*NEW, "--lr", "nan"]),
@@ -206,9 +209,9 @@ def test_a_wrong_command_line(fails: Fails, texts: Path, word: str, line: list[s
         ("nowhere.txt", [*NEW, "--held-out", "nowhere.txt"]),
         ("nowhere", ["text.txt", "--out", "run", "--tokenizer", "nowhere"]),
         ("nowhere: holds no training run", ["--resume", "nowhere"]),
-        ("words: holds no training run", ["--resume", "words"]),
+        ("base: holds no training run", ["--resume", "base"]),
         ("context 9999: the text has", [*NEW, "--context", "9999"]),
-        ("context 2049: the model has 2048", [*NEW[:3], "-m", "words", "--context", "2049"]),
+        ("context 2049: the model has 2048", [*NEW[:3], "-m", "base", "--context", "2049"]),
     ],
 )
 def test_bad_files_and_data(fails: Fails, texts: Path, word: str, line: list[str]) -> None:

@@ -129,7 +129,7 @@ def test_a_folder_that_holds_a_run_is_named_first(run: Path) -> None:
     with pytest.raises(InputError, match="holds a training run; `minigpt train --resume"):
         create_run(run, "nowhere.txt")
     (run.parent / "other").mkdir()
-    (run.parent / "other" / "mine").write_text("kept")
+    (run.parent / "other" / "mine").write_text("text")
     with pytest.raises(CheckpointError, match="already exists"):
         create(run.parent / "other")
 
@@ -138,8 +138,8 @@ def test_a_folder_that_holds_a_run_is_named_first(run: Path) -> None:
     ("message", "options"),
     [
         ("texts: none", {"texts": []}),
-        ("texts 7: must be the name of a file", {"texts": 7}),
-        ("texts None: must be the name of a file", {"texts": ["0.txt", None]}),
+        ("texts: int; must be a file name or a list of file names", {"texts": 7}),
+        ("texts None: must be a file name", {"texts": ["0.txt", None]}),
         ("validation_texts: none", {"validation_texts": []}),
         ("config: dict; must be a TrainingConfig", {"config": {"lr": 1}}),
         ("threads 0: must be an integer from 1", {"threads": 0}),

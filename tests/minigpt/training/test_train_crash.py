@@ -35,11 +35,11 @@ def test_killed_before_each_file_operation(tmp_path: Path, what: str) -> None:
 
 
 def test_killed_while_saving_after_every_step(tmp_path: Path) -> None:
-    settings = replace(CONFIG, steps=30, save_every=1, eval_every=10)
-    create(tmp_path / "whole", settings)
+    config = replace(CONFIG, steps=30, save_every=1, eval_every=10)
+    create(tmp_path / "whole", config)
     resume(tmp_path / "whole")
     run = tmp_path / "run"
-    create(run, settings)
+    create(run, config)
     reached = 0
     for delay in (0.0, 0.017):
         process = subprocess.Popen(command("train", run), env=ENVIRONMENT)
