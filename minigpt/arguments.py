@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from .errors import InputError, short_repr
 from .kernels.layout import IGNORED
@@ -90,6 +91,20 @@ def checked_strings(name: str, value: object) -> list[str]:
     return strings
 
 
+def checked_text(name: str, value: object) -> str:
+    """A str that UTF-8 can encode: one without a lone surrogate."""
+    if not isinstance(value, str):
+        raise InputError(f"{name}: {type(value).__name__}; must be a str")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{name}: has {value[error.start]!a}, a lone surrogate, at {error.start}; "
+            "must consist of characters"
+        ) from None
+    return value
+
+
 def checked_threads(threads: object) -> int:
     """The number of threads: `threads`, or one for each processor of this process for None."""
     if threads is None:
@@ -105,6 +120,22 @@ def _processors() -> int:
 
 
 # ---- ids and targets -------------------------------------------------------------------------
+
+
+def checked_ids(ids: Any, vocab_size: int) -> npt.NDArray[np.int64]:
+    """`ids`, a flat sequence of any length of integers below `vocab_size`, as int64 [T]."""
+    try:
+        array = np.asarray(ids)
+    except (ValueError, OverflowError, TypeError):  # ragged, or no numbers at all
+        raise InputError("ids: must be a flat sequence of integers") from None
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise InputError(
+            f"ids: {array.dtype} of shape {list(array.shape)}; must be a flat sequence of integers"
+        )
+    for extreme in (int(array.min()), int(array.max())) if array.size else ():
+        if not 0 <= extreme < vocab_size:
+            raise InputError(f"ids: {extreme} is not a token; ids go from 0 to {vocab_size - 1}")
+    return array.astype(np.int64)
 
 
 def is_list_of_prompts(ids: object) -> bool:

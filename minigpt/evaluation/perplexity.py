@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from ..api import GPTModel
-from ..arguments import checked_integer
+from ..arguments import checked_ids, checked_integer
 from ..config import GPTConfig
 from ..errors import CheckpointError, InputError
 from ..tokenizer.tokenizer import GPTTokenizer
@@ -124,7 +124,7 @@ def perplexity(
     Raises InputError for an argument out of its range, CheckpointError for logits that are NaN or
     infinite.
     """
-    ids = checked_ids(ids, model.config)
+    ids = checked_text_ids(ids, model.config)
     text_bytes = checked_integer("text_bytes", text_bytes, 1)
     window, stride = _checked_window(model.config.n_positions, window, stride)
     warm_up(model, ids)
@@ -184,7 +184,7 @@ def compare(
             f"models of {a.config.vocab_size} and {b.config.vocab_size} tokens cannot be "
             "compared; both must have the same vocabulary"
         )
-    ids = checked_ids(ids, a.config)
+    ids = checked_text_ids(ids, a.config)
     n_positions = min(a.config.n_positions, b.config.n_positions)
     window, stride = _checked_window(n_positions, window, stride)
     for model in (a, b):
@@ -330,29 +330,13 @@ def _exp(nats_per_token: float) -> float:
 # ---- arguments ----
 
 
-def checked_ids(ids: Any, config: GPTConfig) -> np.ndarray:
-    """`ids` as int64 [T], T ≥ 2, every id below vocab_size; raises InputError.
-
-    T may exceed n_positions, unlike in `arguments.checked_prompt`.
-    """
-    try:
-        array = np.asarray(ids)
-    except (ValueError, OverflowError, TypeError):  # ragged, or no numbers at all
-        raise InputError("ids: must be a flat sequence of integers") from None
-    if array.ndim == 1 and array.size < 2:
-        count = "1 token" if array.size else "no tokens"
+def checked_text_ids(ids: Any, config: GPTConfig) -> np.ndarray:
+    """`ids` as int64 [T], T ≥ 2, every id below vocab_size; raises InputError."""
+    array = checked_ids(ids, config.vocab_size)
+    if len(array) < 2:
+        count = "1 token" if len(array) else "no tokens"
         raise InputError(f"ids: {count}; must be at least 2, as the first one is not scored")
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise InputError(
-            f"ids: {array.dtype} of shape {list(array.shape)}; must be a flat sequence of integers"
-        )
-    for extreme in (int(array.min()), int(array.max())):
-        if not 0 <= extreme < config.vocab_size:
-            raise InputError(
-                f"ids: {extreme} is not a token of the model; "
-                f"they go from 0 to {config.vocab_size - 1}"
-            )
-    return array.astype(np.int64)
+    return array
 
 
 def _checked_window(n_positions: int, window: int | None, stride: int | None) -> tuple[int, int]:

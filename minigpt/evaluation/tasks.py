@@ -27,10 +27,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..api import GPTModel
+from ..arguments import checked_ids
 from ..config import GPTConfig
 from ..errors import InputError
 from ..tokenizer.tokenizer import GPTTokenizer
-from .perplexity import MAX_LOGITS, Progress, check_finite, checked_ids, log_sum_exp, warm_up
+from .perplexity import MAX_LOGITS, Progress, check_finite, log_sum_exp, warm_up
 from .task_files import Choice, LastWord
 
 _CACHE_TOKENS = 1024  # capacity of a batch's KV cache: sequences × tokens of the longest
@@ -216,7 +217,7 @@ def make_continuation(
             f"{config.n_positions}; shorten it"
         )
     cut = max(0, len(ids) - 1 - config.n_positions)
-    array = checked_ids(ids[cut:], config)
+    array = checked_ids(ids[cut:], config.vocab_size)
     return Continuation(array[: begin - cut], array[begin - cut :])
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -19,9 +19,9 @@ from typing import Literal, overload
 import numpy as np
 import numpy.typing as npt
 
+from ..arguments import checked_choice, checked_ids, checked_text
 from ..bundled import BUNDLED_MODEL
 from ..checkpoint import resolve
-from ..errors import InputError
 from ..source import ModelSource
 from .bpe import BOUNDARY, PretokenIds, chunks, pretokenize, token_bytes
 from .files import read_vocabulary, write_vocabulary
@@ -99,9 +99,9 @@ class GPTTokenizer:
         The time is nearly linear in the length of the text. Raises InputError for a text that is
         not a str or holds a lone surrogate, and for another `return_tensors`.
         """
-        _check_text(text)
-        if return_tensors not in (None, "np"):
-            raise InputError(f"encode: return_tensors must be None or 'np', not {return_tensors!r}")
+        checked_text("text", text)
+        if return_tensors is not None:
+            checked_choice("return_tensors", return_tensors, ["np"])
         self._encoded += len(text)
         segments = map(self._segment_ids, self._split_at_added(text, allow_special))
         ids = np.concatenate([np.empty(0, np.int64), *segments])
@@ -120,7 +120,7 @@ class GPTTokenizer:
         return chunks(text, size, boundary)
 
     def decode(
-        self, ids: Iterable[int] | npt.NDArray[np.integer], skip_special_tokens: bool = True
+        self, ids: Sequence[int] | npt.NDArray[np.integer], skip_special_tokens: bool = True
     ) -> str:
         """The text of token ids.
 
@@ -188,12 +188,12 @@ class GPTTokenizer:
         return partial(encode, tables=tables, merges=merges)
 
     def _bytes_of(
-        self, ids: Iterable[int] | npt.NDArray[np.integer], skip_special_tokens: bool
+        self, ids: Sequence[int] | npt.NDArray[np.integer], skip_special_tokens: bool
     ) -> bytes:
-        checked = _checked_ids(ids, self.vocab_size)
+        token_ids: list[int] = checked_ids(ids, self.vocab_size).tolist()
         if skip_special_tokens:
-            checked = [i for i in checked if i not in self._special_ids]
-        return b"".join(map(self._token_bytes, checked))
+            token_ids = [i for i in token_ids if i not in self._special_ids]
+        return b"".join(map(self._token_bytes, token_ids))
 
     def _token_bytes(self, token_id: int) -> bytes:
         token = self._vocabulary.tokens[token_id]
@@ -252,37 +252,3 @@ def _any_of(contents: Iterable[str]) -> re.Pattern[str] | None:
     """
     longest_first = sorted(contents, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-
-
-# ---- arguments ----
-
-
-def _check_text(text: object) -> None:
-    if not isinstance(text, str):
-        raise InputError(f"encode: text must be a str, not {type(text).__name__}")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"encode: text[{error.start}] is {text[error.start]!a}, a lone surrogate: "
-            "text must be made of characters"
-        ) from None
-
-
-def _checked_ids(ids: Iterable[int] | npt.NDArray[np.integer], vocab_size: int) -> list[int]:
-    try:
-        array = np.asarray(ids)
-    except (ValueError, OverflowError, TypeError):  # ragged, or no numbers at all
-        raise InputError("decode: ids must be a flat sequence of integers") from None
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise InputError(
-            "decode: ids must be a flat sequence of integers, "
-            f"not {array.dtype} of shape {list(array.shape)}"
-        )
-    checked: list[int] = array.tolist()
-    for extreme in (min(checked), max(checked)) if checked else ():
-        if not 0 <= extreme < vocab_size:
-            raise InputError(
-                f"decode: id {extreme} is not in the vocabulary: ids are 0 to {vocab_size - 1}"
-            )
-    return checked

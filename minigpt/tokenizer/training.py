@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 from statistics import median_low
 
-from ..arguments import checked_integer
+from ..arguments import checked_integer, checked_text
 from ..errors import InputError
 from .bpe import Merges, byte_symbols, chunks, pretokenize
 from .tokenizer import GPTTokenizer
@@ -89,8 +89,7 @@ def count_pretokens(texts: Iterable[str]) -> Counter[str]:
         raise InputError("texts: a str, whose texts are characters; must be several, or [text]")
     counts: Counter[str] = Counter()
     for number, text in enumerate(texts):
-        _check_text(text, number)
-        for chunk in chunks(text, _CHUNK):
+        for chunk in chunks(checked_text(f"texts[{number}]", text), _CHUNK):
             counts.update(pretokenize(chunk))
             if len(counts) > MAX_PRETOKENS:
                 counts = _without_rarer_half(counts)
@@ -209,18 +208,6 @@ def _as_symbols(pretoken: str) -> list[str]:
 def _without_rarer_half(counts: Counter[str]) -> Counter[str]:
     median = median_low(counts.values())
     return Counter({pretoken: count for pretoken, count in counts.items() if count > median})
-
-
-def _check_text(text: object, number: int) -> None:
-    if not isinstance(text, str):
-        raise InputError(f"texts: number {number} is {type(text).__name__}; must be a str")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"texts: number {number} holds {text[error.start]!a}, a lone surrogate, at "
-            f"{error.start}: text must be made of characters"
-        ) from None
 
 
 # ---- files ----

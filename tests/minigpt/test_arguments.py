@@ -16,11 +16,13 @@ from minigpt.arguments import (
     as_float,
     checked_batch,
     checked_choice,
+    checked_ids,
     checked_integer,
     checked_number,
     checked_prompts,
     checked_strings,
     checked_targets,
+    checked_text,
     checked_threads,
     is_integer,
 )
@@ -127,6 +129,13 @@ def test_nothing_else_is_a_string(value: object) -> None:
     assert message(lambda: checked_strings("stop", value)).startswith("stop")
 
 
+def test_a_text_is_a_str_of_characters() -> None:
+    assert checked_text("text", "a \U0001f600") == "a \U0001f600"
+    assert message(lambda: checked_text("text", b"a")) == "text: bytes; must be a str"
+    surrogate = "text: has '\\udc80', a lone surrogate, at 2; must consist of characters"
+    assert message(lambda: checked_text("text", "ab\udc80")) == surrogate
+
+
 def test_threads_are_by_default_one_for_each_processor() -> None:
     assert 1 <= checked_threads(None) <= MAX_THREADS
     assert checked_threads(np.int64(3)) == 3
@@ -135,6 +144,30 @@ def test_threads_are_by_default_one_for_each_processor() -> None:
 
 
 # ---- ids and targets ----
+
+
+@pytest.mark.parametrize("ids", [[3, 9], (np.int8(3), 9), np.array([3, 9], np.uint64), []])
+def test_flat_ids_become_int64(ids) -> None:
+    array = checked_ids(ids, 10)
+    assert (array.tolist(), array.dtype) == (list(map(int, ids)), np.int64)
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([3, 10], "ids: 10 is not a token; ids go from 0 to 9"),
+        ([-1], "ids: -1 is not a token"),
+        ([[1], [2, 3]], "ids: must be a flat sequence of integers"),
+        ([[1]], "ids: int64 of shape [1, 1]; must be a flat sequence of integers"),
+        ([1.0], "ids: float64 of shape [1]; must be"),
+        ([True], "ids: bool of shape [1]; must be"),
+        ([ENDLESS], "ids: object of shape [1]; must be"),
+        ("12", "ids: <U2 of shape []; must be"),
+    ],
+    ids=short_repr,
+)
+def test_the_message_of_wrong_flat_ids(ids: object, expected: str) -> None:
+    assert message(lambda: checked_ids(ids, 10)).startswith(expected)
 
 
 def test_prompts_come_in_three_forms() -> None:
