@@ -137,6 +137,20 @@ def test_the_public_names_are_those_of_all() -> None:
     assert sorted(names) == sorted(minigpt.__all__)
 
 
+@pytest.mark.parametrize("part", ["where", "tensor"])
+def test_the_index_of_docs_names_what_exists(part: str) -> None:
+    """The names in a row or a step occur in the files that it links."""
+    text = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    text = between(text, f"<!-- {part} -->", f"<!-- end of {part} -->")
+    items = [item for item in re.split(r"\n(?=\|)|\n(?=\d\. )", text) if "](../" in item]
+    assert len(items) >= 6
+    for item in items:
+        files = [ROOT / path for path in re.findall(r"\]\(\.\./([^)]+)\)", item)]
+        source = "".join(file.read_text(encoding="utf-8") for file in files)
+        for name in re.findall(r"`(\w+)`", item):
+            assert re.search(rf"\b{name}\b", source), name
+
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
