@@ -1,9 +1,13 @@
-"""Running one kernel from Python: a team of one thread, or more, and working memory."""
+"""Fixtures: run one kernel from Python, a random generator, numerical gradients, a fresh Python."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -12,10 +16,18 @@ import pytest
 
 from minigpt.kernels.team import Team
 
+ROOT = Path(__file__).resolve().parents[2]
 
-@pytest.fixture(scope="session", params=[1, 3], ids=["1 thread", "3 threads"])
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(1, id="1 thread"),
+        pytest.param(3, id="3 threads", marks=pytest.mark.threads),
+    ],
+)
 def run(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """run(kernel, *arguments): the kernel with a team of 1 or of 3 threads before them."""
+    """run(kernel, *arguments): call a kernel in a team of 1 or 3 threads."""
     team = Team(request.param)
     scratch = np.full((request.param, 1 << 17), np.nan, np.float32)
     compiled = cache(_as_entry)
@@ -27,9 +39,9 @@ def run(request: pytest.FixtureRequest) -> Callable[..., None]:
 
 
 def _as_entry(kernel: Any) -> Any:
-    """A function that Python may call in every thread, for a kernel that compiled code calls."""
+    """An entry that calls a kernel which only compiled code can call."""
 
-    @numba.njit(nogil=True)  # not `entry`: what tests compile is not kept
+    @numba.njit(nogil=True)  # not `entry`: tests leave nothing in the cache
     def call(member, arguments):
         kernel(member, *arguments)
 
@@ -43,17 +55,34 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def derivatives() -> Callable[..., np.ndarray]:
-    """derivatives(f, x): ∂f/∂x of a number f(x) by central differences, x float64 of any shape."""
+    """derivatives(f, x): ∂f/∂x of a scalar f(x) by central differences; x is float64."""
 
     def derivatives(
         f: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-5
     ) -> np.ndarray:
-        found = np.empty_like(x)
-        for offset in np.ndindex(x.shape):
-            moved = [x.copy(), x.copy()]
-            moved[0][offset] += step
-            moved[1][offset] -= step
-            found[offset] = (f(moved[0]) - f(moved[1])) / (2 * step)
-        return found
+        result = np.empty_like(x)
+        for index in np.ndindex(x.shape):
+            above, below = x.copy(), x.copy()
+            above[index] += step
+            below[index] -= step
+            result[index] = (f(above) - f(below)) / (2 * step)
+        return result
 
     return derivatives
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """run_python(*arguments, **environment): a new Python process without a kernel cache."""
+
+    def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env={**os.environ, "MINIGPT_CACHE": "", **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run_python

@@ -11,6 +11,8 @@ from minigpt.kernels.simd import load, load_first, store, store_first
 from minigpt.kernels.team import barrier
 from minigpt.kernels.view import View
 
+pytestmark = pytest.mark.kernel
+
 TWINS = {
     activation.GELU: reference.gelu_forward,
     activation.GELU_TANH: reference.gelu_tanh_forward,

@@ -9,6 +9,8 @@ from minigpt.kernels import reference
 from minigpt.kernels.adamw import BLOCK_SIZE, AdamWFactors, adamw, sum_squares
 from minigpt.kernels.team import Team
 
+pytestmark = pytest.mark.kernel
+
 NUMBERS = {"lr": 0.01, "beta_1": 0.9, "beta_2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
 
 

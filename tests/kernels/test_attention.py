@@ -19,6 +19,10 @@ from minigpt.kernels.layout import KEY_BLOCK, bf16_to_f32, padded
 from minigpt.kernels.simd import BF16_PRODUCTS
 from minigpt.kernels.view import View
 
+pytestmark = pytest.mark.kernel
+
+DTYPES = [np.float32, pytest.param(np.uint16, marks=pytest.mark.amx)]  # of keys and values
+
 SLOTS = 3
 
 
@@ -86,7 +90,7 @@ def test_forward_is_reference(run, rng, T, NH, HS):
     np.testing.assert_allclose(result, sequence.expected(), rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_prompt_in_parts_has_the_bits_of_a_prompt_at_once(run, rng, dtype):
     """Also parts of one token, whose key blocks are tasks of their own."""
     T = 2 * KEY_BLOCK + 30
@@ -98,6 +102,7 @@ def test_a_prompt_in_parts_has_the_bits_of_a_prompt_at_once(run, rng, dtype):
     assert np.vstack(parts).tobytes() == at_once.tobytes()
 
 
+@pytest.mark.amx
 def test_bfloat16_keys_and_values(run, rng):
     sequence = Sequence(rng, 300, 2, 33, dtype=np.uint16)
     q, kv = np.split(sequence.qkv, [sequence.C], axis=1)
@@ -122,7 +127,7 @@ def test_other_slots_do_not_change(run, rng):
         assert array.reshape(SLOTS, -1).any(axis=1).tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("B", "T", "NH", "HS"), [(1, 1, 1, 1), (2, 5, 1, 3), (2, 64, 2, 32), (1, 150, 3, 33)]
 )

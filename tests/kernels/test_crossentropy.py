@@ -10,6 +10,8 @@ from minigpt.kernels.crossentropy import crossentropy_backward, crossentropy_for
 from minigpt.kernels.layout import IGNORED, padded
 from minigpt.kernels.view import View
 
+pytestmark = pytest.mark.kernel
+
 
 def forward(run, logits, targets):
     M, V = logits.shape

@@ -13,6 +13,8 @@ from minigpt.kernels.embedding import (
 )
 from minigpt.kernels.view import View
 
+pytestmark = pytest.mark.kernel
+
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16])
 def test_embedding_is_numpys(run, rng, dtype):

@@ -14,6 +14,8 @@ from minigpt.kernels.layernorm import (
 )
 from minigpt.kernels.view import View
 
+pytestmark = pytest.mark.kernel
+
 
 @pytest.mark.parametrize(("M", "C"), [(1, 1), (1, 16), (3, 5), (9, 17), (20, 64), (17, 100)])
 def test_is_numpys(run, rng, M, C):

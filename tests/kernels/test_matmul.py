@@ -23,6 +23,8 @@ from minigpt.kernels.matmul import (
 )
 from minigpt.kernels.view import View
 
+pytestmark = pytest.mark.kernel
+
 SHAPES = [
     (1, 1, 1),
     (1, 5, 3),
@@ -37,7 +39,11 @@ SHAPES = [
 ]
 
 
-DTYPES = ["f32 · f32", "f32 · bf16", "bf16 · bf16"]  # of x · w
+DTYPES = [  # of x · w
+    "f32 · f32",
+    pytest.param("f32 · bf16", marks=pytest.mark.amx),
+    pytest.param("bf16 · bf16", marks=pytest.mark.amx),
+]
 
 
 class Case:
@@ -122,6 +128,7 @@ def test_a_row_has_the_same_bits_alone(run, rng, M, K, N, dtypes):
         assert alone.run(run).tobytes() == together[m].tobytes()
 
 
+@pytest.mark.amx
 def test_bfloat16_weights_are_widened_exactly(run, rng):
     case = Case(rng, 10, 33, 50, "f32 · bf16")
     exact = Case(rng, 10, 33, 50)
@@ -131,6 +138,7 @@ def test_bfloat16_weights_are_widened_exactly(run, rng):
         assert case.run(run, M=rows).tobytes() == exact.run(run, M=rows).tobytes()
 
 
+@pytest.mark.amx
 def test_results_are_rounded_to_bfloat16(run, rng):
     M, K, N = 5, 20, 40
     case, y = Case(rng, M, K, N), np.zeros((M, N), np.uint16)
@@ -141,7 +149,7 @@ def test_results_are_rounded_to_bfloat16(run, rng):
     np.testing.assert_array_equal(y, reference.bfloat16(case.run(run)))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.uint16, marks=pytest.mark.amx)])
 def test_a_plain_layer_has_the_bits_of_a_packed_one(run, rng, dtype):
     M, K, N = 40, 33, 70
     case = Case(rng, M, K, N, "f32 · f32" if dtype == np.float32 else "f32 · bf16")
@@ -176,7 +184,11 @@ def test_an_activation_that_saves_its_input_has_the_bits_of_one_that_does_not(ru
 
 
 # the dtypes of A and B operands in linear_backward
-WORKSPACES = [(np.float32, np.float32), (np.float32, np.uint16), (np.uint16, np.uint16)]
+WORKSPACES = [
+    (np.float32, np.float32),
+    pytest.param(np.float32, np.uint16, marks=pytest.mark.amx),
+    pytest.param(np.uint16, np.uint16, marks=pytest.mark.amx),
+]
 
 
 @pytest.mark.parametrize(("a_dtype", "b_dtype"), WORKSPACES)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from minigpt.kernels.memory_read import CHUNK, read_forward
+
+pytestmark = pytest.mark.kernel
 
 
 def test_every_element_is_read_once(run, rng):

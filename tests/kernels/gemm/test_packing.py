@@ -9,6 +9,8 @@ from minigpt.kernels import reference
 from minigpt.kernels.gemm.packing import pack, pack_operand, transpose_rows
 from minigpt.kernels.layout import LANES, padded, panels_size, row_stride, unpack_panels
 
+pytestmark = pytest.mark.kernel
+
 SHAPES = [(1, 1), (2, 16), (3, 17), (64, 40), (65, 130), (129, 64)]
 TYPES = [np.float32, np.uint16]
 

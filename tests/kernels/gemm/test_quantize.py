@@ -17,6 +17,8 @@ from minigpt.kernels.layout import (
     scales_size,
 )
 
+pytestmark = pytest.mark.kernel
+
 SHAPES = [(1, 1), (2, 16), (QUANT_BLOCK, 40), (QUANT_BLOCK + 1, 130), (3 * QUANT_BLOCK, 17)]
 DTYPES = ["int8", "int4"]
 

@@ -30,6 +30,8 @@ from minigpt.kernels.matmul import (
 )
 from minigpt.kernels.view import View
 
+pytestmark = [pytest.mark.kernel, pytest.mark.amx]
+
 DTYPES = ["int8", "int4"]
 SHAPES = [
     (1, 1, 1),

@@ -1,7 +1,7 @@
-"""The emulator of amx.py against the arithmetic of Intel's manual, written with NumPy.
+"""The emulator of AMX against the arithmetic of Intel's manual, written with NumPy.
 
-What is named check_… runs in a process of its own, where Numba compiles for a processor with AMX.
-Where the processor has AMX itself, it is the processor that is checked.
+Functions named check_… are the tests. They run in a process of their own, in which Numba compiles
+for a processor with AMX. On a processor that has AMX they test the processor.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -31,13 +32,15 @@ from minigpt.kernels.amx_permission import amx_allowed
 HERE = Path(__file__).resolve()
 ROOT = HERE.parents[3]
 TINY = np.finfo(np.float32).smallest_normal
+CHECKS = 28  # check_… functions with their parameters, at least
 
 
 @pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64",
     reason="signals and registers as Linux on x86-64 has them",
 )
-def test_instructions_of_amx():
+def test_amx_instructions():
+    """All check_… functions of this file pass, in a process that compiles for AMX."""
     features = llvm.get_host_cpu_features().flatten() + ",+amx-tile,+amx-bf16,+amx-int8"
     pytest_quietly = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     process = subprocess.run(
@@ -49,11 +52,13 @@ def test_instructions_of_amx():
         check=False,
     )
     assert process.returncode == 0, process.stdout[-5000:] + process.stderr[-1000:]
+    (passed,) = re.findall(r"(\d+) passed", process.stdout.splitlines()[-1])
+    assert int(passed) >= CHECKS
 
 
 @pytest.fixture
 def tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
-    """AMX for one check, which must have used it: True where it is emulated."""
+    """AMX for one check, which must execute AMX instructions; True if they are emulated."""
     monkeypatch.syspath_prepend(HERE.parent)
     import amx_emulator
 
@@ -413,7 +418,7 @@ def check_addresses_of_rows(tiles, rng, operand, registers, first, step):
     np.testing.assert_array_equal(out, memory[100 + first + step * np.arange(16)])
 
 
-AUX_DTYPE = """ldtilecfg 1f(%rip)
+RIP_RELATIVE = """ldtilecfg 1f(%rip)
     jmp 2f
     1: .byte 1
     .zero 15
@@ -431,7 +436,7 @@ AUX_DTYPE = """ldtilecfg 1f(%rip)
         ("ldtilecfg 0($0)", "r13"),
         ("ldtilecfg (,$0,1)", "r15"),
         ("leaq -640($0), $0\n ldtilecfg 640($0)", "r10"),
-        (AUX_DTYPE, "rax"),
+        (RIP_RELATIVE, "rax"),
     ],
 )
 def check_addresses_of_configurations(tiles, line, register):

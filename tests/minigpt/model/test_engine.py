@@ -60,7 +60,10 @@ def forward(engine: Engine, passes: list[tuple[list[int], list[np.ndarray]]]) ->
     return [engine.forward(cache, slots, ids) for slots, ids in passes]
 
 
-@pytest.fixture(scope="module", params=["f32", "bf16", "int8", "int4"])
+@pytest.fixture(
+    scope="module",
+    params=["f32", *(pytest.param(d, marks=pytest.mark.amx) for d in ("bf16", "int8", "int4"))],
+)
 def engine(request: pytest.FixtureRequest) -> Engine:
     return Engine(CONFIG, random_weights(request.param), 2)
 
@@ -98,6 +101,7 @@ def test_a_batch_is_each_alone(engine, ids, whole):
     assert then.tobytes() == whole[[555, 199]].tobytes()
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("threads", [1, 3])
 def test_any_number_of_threads(engine, ids, whole, threads):
     other = Engine(CONFIG, engine.weights, threads)

@@ -117,7 +117,7 @@ def test_gradients_and_step_are_those_of_reference_gpt(rng, B, T, sizes):
 # ---- the same bits
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("dtype", ["f32", pytest.param("bf16", marks=pytest.mark.amx)])
 def test_threads_and_recompute_do_not_change_a_bit(rng, dtype):
     config = small_config(n_layer=3)
     ids, targets = batch(rng, config, 3, 30)
