@@ -1,10 +1,9 @@
-"""What AMX can do, and what it costs when its tiles do not begin with a cache line.
+"""The peak of AMX, and the cost of tiles that do not begin with a cache line.
 
     python bench/amx.py
 
-One thread, bfloat16: the instruction that multiplies alone, then with the four tiles that each four
-products need, read from L1, from where a cache line begins and from 16 bytes further on. Needs a
-processor with AMX.
+One thread, bfloat16: first the multiplications alone; then with the loads of four tiles from L1 for
+each four multiplications, aligned to cache lines, and 16 bytes off. Needs a processor with AMX.
 """
 
 from __future__ import annotations
@@ -30,12 +29,13 @@ from minigpt.kernels.simd.amx import (
 )
 
 K, ROUNDS = 256, 40_000
-FLOPS = 4 * 2 * AMX_ROWS * AMX_ROWS * AMX_K  # of the four products of a step
-SHIFT = 16 // 2  # bfloat16 in 16 bytes, which is how NumPy's own arrays lie
+FLOPS = 4 * 2 * AMX_ROWS * AMX_ROWS * AMX_K  # of four multiplications
+MISALIGNED = 16 // 2  # bfloat16 in 16 bytes, the alignment of NumPy's own arrays
 
 
 @entry
-def products_alone(a, b, start):
+def multiply_only(a, b, start):
+    """Multiply the tiles that are in registers."""
     amx_configure_tiles()
     for _ in range(ROUNDS * K // AMX_K):
         _amx_multiply(0, 0)
@@ -46,8 +46,8 @@ def products_alone(a, b, start):
 
 
 @entry
-def products_of_tiles(a, b, start):
-    """32 rows of `a`, K apart, times two panels: all of it 48 KiB or less."""
+def load_and_multiply(a, b, start):
+    """Multiply 32 rows of `a`, K + AMX_K apart, by two panels; all of it at most 48 KiB."""
     amx_configure_tiles()
     for _ in range(ROUNDS):
         for k in range(0, K, AMX_K):
@@ -63,10 +63,10 @@ def products_of_tiles(a, b, start):
 
 
 def flops_per_s(kernel: Callable[..., Any], start: int) -> float:
-    """The best of a few."""
-    room = CACHE_LINE // 2
-    a = aligned_zeros(2 * AMX_ROWS * (K + AMX_K) + room, np.uint16)
-    b = aligned_zeros(2 * AMX_ROWS * K + room, np.uint16)
+    """The best rate of five runs."""
+    extra = CACHE_LINE // 2
+    a = aligned_zeros(2 * AMX_ROWS * (K + AMX_K) + extra, np.uint16)
+    b = aligned_zeros(2 * AMX_ROWS * K + extra, np.uint16)
     kernel(a, b, np.int64(start))
     times = []
     for _ in range(5):
@@ -78,11 +78,11 @@ def flops_per_s(kernel: Callable[..., Any], start: int) -> float:
 
 def main() -> None:
     if not AMX:
-        sys.exit("this processor has no AMX, or the system does not give it")
+        sys.exit("bench/amx.py: this processor has no AMX, or the system does not permit it")
     for what, kernel, start in (
-        ("products alone", products_alone, 0),
-        ("with tiles that begin with a line", products_of_tiles, 0),
-        ("with tiles 16 bytes off", products_of_tiles, SHIFT),
+        ("multiplications alone", multiply_only, 0),
+        ("with aligned loads of tiles", load_and_multiply, 0),
+        ("with loads 16 bytes off", load_and_multiply, MISALIGNED),
     ):
         print(f"{what:36}{flops_per_s(kernel, start) / 1e9:8.0f} GFLOP/s", flush=True)
 

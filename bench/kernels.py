@@ -2,10 +2,10 @@
 
     python bench/kernels.py [--threads 2] [--pairs 7]
 
-needs minigpt and, to give NumPy the same number of threads, threadpoolctl; with torch installed
-it is compared, too. Ours and theirs take turns; the medians, and the median of the ratios of the
-pairs, are printed, a ratio above 1 being in our favour. Between the two the program sleeps: the
-others' threads spin for a while after their work, and would be in our way.
+It needs threadpoolctl, to limit NumPy's threads, and compares with torch where it is installed.
+Ours and theirs are measured in turns. A line shows both medians and the median of the ratios; above
+1 ours is faster. Between measurements the program sleeps, because the threads of other libraries
+keep spinning for a while after their work.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from minigpt.kernels.matmul import (
     matmul_forward,
 )
 from minigpt.kernels.memory_read import CHUNK, read_forward
-from minigpt.kernels.reference import bfloat16, codes, panels, quantized
+from minigpt.kernels.reference import bfloat16, panels, quantized, quantized_panels
 from minigpt.kernels.simd import BF16_PRODUCTS
 from minigpt.kernels.team import Team
 from minigpt.kernels.view import View
@@ -77,7 +77,7 @@ ROWS_OF_WEIGHTS = [(768, 768), (768, 3072), (3072, 768), (2048, 8192)]
 MEMORY_BYTES = 1 << 28
 TYPES = {"f32": np.float32, "bf16": np.uint16}
 QUANTIZED = ("int8", "int4")
-ONE = np.float32(1)
+ONE, NO_BIAS = np.float32(1), np.empty(0, np.float32)
 
 
 @entry
@@ -92,10 +92,7 @@ def quantized_linear(team, y, x, layer, buffer):
 
 @entry
 def quantized_linear_each(team, y, buffer, x, memory, bias, K, N, size, scales):
-    """As matmul_each, of quantized matrices: `size` bytes, then `scales` bfloat16, and so on.
-
-    Both alternate in one array, as in a model.
-    """
+    """As matmul_each for quantized matrices: `size` bytes, then `scales` bfloat16, of each."""
     step = size + 2 * scales
     for i in range(memory.size // step):
         qweight = memory[i * step : i * step + size]
@@ -105,7 +102,7 @@ def quantized_linear_each(team, y, buffer, x, memory, bias, K, N, size, scales):
 
 @entry
 def matmul_each(team, y, x, memory, bias, size):
-    """One row times each of the matrices that lie in memory one behind the other."""
+    """Multiply one row by each of the matrices in `memory`, which follow each other."""
     for i in range(memory.size // size):
         w = memory[i * size : (i + 1) * size]
         matmul_forward(team, y, x, w, bias, SET, NO_ACTIVATION, ONE)
@@ -127,7 +124,7 @@ def attend(team, out, qkv, cache, heads, query_blocks, partials):
 
 
 def seconds(call: Call, repetitions: int = 1) -> float:
-    """The time of one call, the shortest of a few."""
+    """The time of the fastest of some calls."""
     time.sleep(PAUSE)
     times = []
     for _ in range(repetitions):
@@ -138,28 +135,31 @@ def seconds(call: Call, repetitions: int = 1) -> float:
 
 
 def pairs(ours: Call, theirs: Call, count: int) -> list[tuple[float, float]]:
-    """(our seconds, their seconds), in turns."""
+    """`count` pairs (our seconds, their seconds), measured in turns."""
     seconds(ours), seconds(theirs)
     return [(seconds(ours, 3), seconds(theirs, 3)) for _ in range(count)]
 
 
 def line(what: str, work: float, times: list[tuple[float, float]], limit: float = 0) -> None:
-    """One line of a table: `work` per second of both, in billions; theirs does `limit` work."""
+    """Print a line of a table: 10⁹ units of work per second, ours and theirs, and the ratio.
+
+    limit  the work of one of their calls, if it is not `work`
+    """
     ours, theirs = (statistics.median(t) for t in zip(*times, strict=True))
     limit = limit or work
     ratio = statistics.median((work / a) / (limit / b) for a, b in times)
     print(f"{what:<28}{work / ours / 1e9:>8.1f}{limit / theirs / 1e9:>9.1f}{ratio:>8.2f}")
 
 
-def in_lines(array: np.ndarray) -> np.ndarray:
-    """A copy, flat, that begins with a cache line, as what kernels work on does in a model."""
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A 1-D copy that begins with a cache line, as all memory of a model does."""
     copy = aligned_zeros(array.size, array.dtype)
     copy[:] = array.ravel()
     return copy
 
 
 class Bench:
-    """A team, its working memory, and random numbers to work on."""
+    """A team, its scratch, 256 MiB to read, and random arrays."""
 
     def __init__(self, threads: int, count: int) -> None:
         self.count = count
@@ -167,7 +167,7 @@ class Bench:
         size = max(MATMUL_SCRATCH, attention_scratch(128))
         self.scratch = thread_scratch(threads, size)
         self.rng = np.random.default_rng(0)
-        self.memory = in_lines(np.ones(MEMORY_BYTES // 4, np.float32))
+        self.memory = aligned(np.ones(MEMORY_BYTES // 4, np.float32))
         self.sums = np.zeros(MEMORY_BYTES // 4 // CHUNK, np.float32)
 
     def random(self, *shape: int) -> np.ndarray:
@@ -180,17 +180,16 @@ class Bench:
         line(what, work, pairs(ours, theirs, self.count), limit)
 
     def matmul(self, x: np.ndarray, w: np.ndarray, dtype: str) -> Call:
-        """y = x · w by our kernel, with activations held as the model holds them."""
+        """A call of our y = x · w, with activations in the dtype that a model gives them."""
         (M, K), N = x.shape, w.shape[1]
         rows = np.zeros((padded(M, LANES), row_stride(K)), np.float32)
         rows[:M, :K] = x
         narrow = dtype == "bf16" and BF16_PRODUCTS
-        left = in_lines(bfloat16(rows) if narrow else rows)
+        a = aligned(bfloat16(rows) if narrow else rows)
         y = aligned_zeros(M * N, np.float32)
-        right = in_lines(panels(w, TYPES[dtype]))
-        nothing = np.empty(0, np.float32)
-        y_view, x_view = View(y, M, N, N), View(left, M, K, row_stride(K))
-        return partial(self.run, matmul, y_view, x_view, right, nothing)
+        b = aligned(panels(w, TYPES[dtype]))
+        y_view, x_view = View(y, M, N, N), View(a, M, K, row_stride(K))
+        return partial(self.run, matmul, y_view, x_view, b, NO_BIAS)
 
 
 def products(bench: Bench, torch: Any) -> None:
@@ -215,23 +214,23 @@ def products(bench: Bench, torch: Any) -> None:
         bench.compare(f"{M}, {K}, {N}", 2 * M * K * N, ours, theirs)
 
 
-def whole_products(bench: Bench) -> None:
-    """Many rows, weights of 8 and 4 bits against ours in bfloat16: GFLOP/s."""
+def quantized_products(bench: Bench) -> None:
+    """Many rows, weights of 8 and 4 bits against our bfloat16: GFLOP/s."""
     for dtype in QUANTIZED:
         print(f"\nx · w in {dtype}\n{'M, K, N':<28}{'ours':>8}{'bf16':>9}{'ratio':>8}   GFLOP/s")
         for M, K, N in SHAPES[1:-1]:
             x, w = bench.random(M, K), bench.random(K, N)
-            right = QuantizedMatrix(*map(in_lines, codes(*quantized(w, dtype))))
-            nothing, y = np.empty(0, np.float32), aligned_zeros(M * N, np.float32)
-            buffer, layer = make_quantized_activations(M, K), PackedLinear(right, nothing, K, N)
+            b = QuantizedMatrix(*map(aligned, quantized_panels(*quantized(w, dtype))))
+            y = aligned_zeros(M * N, np.float32)
+            buffer, layer = make_quantized_activations(M, K), PackedLinear(b, NO_BIAS, K, N)
             y_view, x_view = View(y, M, N, N), View(x.ravel(), M, K, K)
             ours = partial(bench.run, quantized_linear, y_view, x_view, layer, buffer)
             work = 2 * M * K * N
             bench.compare(f"{M}, {K}, {N}", work, ours, bench.matmul(x, w, "bf16"))
 
 
-def streams(bench: Bench) -> None:
-    """One row: GB/s of weights, against a plain read of memory."""
+def one_row(bench: Bench) -> None:
+    """One row: GB/s of weights against a plain read of memory."""
     print(f"\none row · w\n{'dtype, K, N':<28}{'ours':>8}{'read':>9}{'ratio':>8}   GB/s")
     plain = partial(bench.run, read_forward, bench.sums, bench.memory, 1)
     for dtype, kind in TYPES.items():
@@ -239,20 +238,20 @@ def streams(bench: Bench) -> None:
         narrow = dtype == "bf16" and BF16_PRODUCTS
         for K, N in ROWS_OF_WEIGHTS:
             x = np.ones(LANES * row_stride(K), np.uint16 if narrow else np.float32)
-            y, nothing, size = bench.random(N), np.empty(0, np.float32), panels_size(K, N)
+            y, size = bench.random(N), panels_size(K, N)
             y_view, x_view = View(y, 1, N, N), View(x, 1, K, row_stride(K))
-            ours = partial(bench.run, matmul_each, y_view, x_view, memory, nothing, size)
+            ours = partial(bench.run, matmul_each, y_view, x_view, memory, NO_BIAS, size)
             work = memory.size // size * size * memory.itemsize
             bench.compare(f"{dtype}, {K}, {N}", work, ours, plain, MEMORY_BYTES)
     for dtype in QUANTIZED:
         memory = bench.memory.view(STORAGE_DTYPE[dtype])
         for K, N in ROWS_OF_WEIGHTS:
-            x, y, nothing = np.ones(K, np.float32), bench.random(N), np.empty(0, np.float32)
+            x, y = np.ones(K, np.float32), bench.random(N)
             sizes = qweight_size(K, N, dtype), scales_size(K, N, dtype)
             buffer = make_quantized_activations(bench.team.size, K)
             y_view, x_view = View(y, 1, N, N), View(x, 1, K, K)
             ours = partial(
-                bench.run, quantized_linear_each, y_view, buffer, x_view, memory, nothing, K, N,
+                bench.run, quantized_linear_each, y_view, buffer, x_view, memory, NO_BIAS, K, N,
                 *sizes,
             )  # fmt: skip
             step = sizes[0] + 2 * sizes[1]
@@ -261,7 +260,7 @@ def streams(bench: Bench) -> None:
 
 
 def attention(bench: Bench, torch: Any) -> None:
-    """Attention over T tokens, whole (GFLOP/s) and for the last one alone (GB/s of the cache)."""
+    """Attention over T tokens (GFLOP/s), and of the last token alone (GB/s of the KV cache)."""
     print(f"\nattention in f32\n{'T, heads, size':<28}{'ours':>8}{'other':>9}{'ratio':>8}")
     plain = partial(bench.run, read_forward, bench.sums, bench.memory, 1)
     for T, NH, HS in ((512, 12, 64), (2048, 12, 64), (2048, 16, 128)):
@@ -287,15 +286,15 @@ def attention(bench: Bench, torch: Any) -> None:
             sdpa = partial(
                 torch.nn.functional.scaled_dot_product_attention, q, k, v, is_causal=True
             )  # fmt: skip
-            work = 2 * T * T * C  # half of the products of all with all
-            whole = attended(T, blocks, values)
-            bench.compare(f"{T}, {NH}, {HS}: torch", work, whole, sdpa)
+            work = 2 * T * T * C  # causal: half of all products
+            ours = attended(T, blocks, values)
+            bench.compare(f"{T}, {NH}, {HS}: torch", work, ours, sdpa)
         last = attended(1, [(0, 0, 1, T - 1)], values)
         bench.compare(f"{T}, {NH}, {HS}: last, read", 8 * T * C, last, plain, MEMORY_BYTES)
 
 
 def layernorm(bench: Bench, torch: Any) -> None:
-    """Layer normalisation: GB/s read and written, of data in the caches."""
+    """Layer normalization: GB/s read and written, of data in the caches."""
     if torch is None:
         return
     print(f"\nlayernorm\n{'M, C':<28}{'ours':>8}{'torch':>9}{'ratio':>8}   GB/s")
@@ -323,8 +322,8 @@ def main() -> None:
     bench = Bench(options.threads, options.pairs)
     with threadpool_limits(options.threads):
         products(bench, torch)
-        whole_products(bench)
-        streams(bench)
+        quantized_products(bench)
+        one_row(bench)
         attention(bench, torch)
         layernorm(bench, torch)
 

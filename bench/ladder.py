@@ -2,12 +2,13 @@
 
     python bench/ladder.py [--threads 2] [--rounds 5] [--json] [--chart docs/kernels.svg]
 
-Each step is a kernel that runs. Two ladders: many rows, y[M, N] = x[M, K] · w[K, N], bound by
-arithmetic; and one row of a large w, bound by memory. The steps take turns and each keeps its
-best round, since whatever disturbs a measurement only makes it slower. A chart needs matplotlib.
+Each step is a kernel that runs. There are two ladders: many rows, y[M, N] = x[M, K] · w[K, N],
+bound by arithmetic; and one row times a large w, bound by memory. In each round every step runs
+once. Its fastest round counts, because disturbances only make a measurement slower. A chart needs
+matplotlib.
 
-Arrays are flat. N is a multiple of N_BLOCK, and x and y have room for rows up to a multiple of
-every tile's, so that no loop of a step has to end early; those of minigpt.kernels do.
+Arrays are 1-D. N is a multiple of N_BLOCK, and x and y are padded to a multiple of every tile's
+rows, so that the loops of a step need no special case at the end; those of minigpt.kernels do.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ TOKEN = 1, 768, 50304  # a token through the head: 155 MB, more than any cache h
 ROW_UNIT = 12  # a multiple of every tile's rows
 ROWS = 192  # rows of a task
 K_BLOCK = 384  # rows of a panel that fit into an L1 cache of 32 KiB
-ZERO, ONE = np.float32([0, 1])  # typed numbers, as in matmul.py
+ZERO, ONE = np.float32([0, 1])  # in compiled code a Python 0.0 would be float64
 SLOW = 0.5  # seconds: a step that takes longer is measured once
 PAUSE = 0.02  # seconds between measurements
 REGISTERS, READ = "multiply-adds on registers", "a plain read"
@@ -169,12 +170,12 @@ def chunks(y, x, w, M, K, N):
 
 
 @entry
-def claimed(team, y, x, w, M, K, N):
-    groups = N // N_BLOCK
-    tasks = groups * ((M + ROWS - 1) // ROWS)
+def dynamic_tasks(team, y, x, w, M, K, N):
+    column_blocks = N // N_BLOCK
+    tasks = column_blocks * ((M + ROWS - 1) // ROWS)
     task = next_task(team)
     while task < tasks:
-        first, n = task // groups * ROWS, task % groups * N_BLOCK
+        first, n = task // column_blocks * ROWS, task % column_blocks * N_BLOCK
         one_task(y, x, w, first, min(ROWS, M - first), n, K, N)
         task = next_task(team)
     barrier(team)
@@ -187,7 +188,7 @@ def many_rows(team, y, x, w, M, K, N):
     )  # fmt: skip
 
 
-# ---- what comes after a product ------------------------------------------------------------
+# ---- bias and activation --------------------------------------------------------------------
 
 
 @entry
@@ -267,7 +268,7 @@ def one_row(team, y, x, w, K, N):
 
 @entry
 def registers_only(team, start, turns):
-    """Eight vectors that multiply and add themselves, in all threads: no memory, no waiting."""
+    """Multiply-adds of eight vectors in registers, in all threads: no memory access."""
     s0, s1, s2, s3 = load(start, 0), load(start, 16), load(start, 32), load(start, 48)
     s4, s5, s6, s7 = load(start, 64), load(start, 80), load(start, 96), load(start, 112)
     for _ in range(turns):
@@ -281,7 +282,11 @@ def registers_only(team, start, turns):
 
 
 class Step(NamedTuple):
-    """A rung: a kernel, how it wants w (`rows`, `panels`, `bf16`), and whether a team runs it."""
+    """A step of a ladder.
+
+    w     the layout of w that the kernel takes: `rows`, `panels`, or `bf16` panels
+    team  whether a team of threads runs the kernel
+    """
 
     name: str
     kernel: Any
@@ -298,7 +303,7 @@ MANY_ROWS = [
     Step("panels", panels, "panels"),
     Step("blocks of K", k_blocks, "panels"),
     Step("chunks of M", chunks, "panels"),
-    Step("tasks, claimed", claimed, "panels", team=True),
+    Step("dynamic tasks", dynamic_tasks, "panels", team=True),
     Step("the kernel", many_rows, "panels", team=True),
     Step("the kernel, bf16", many_rows, "bf16", team=True),
     Step("and GELU, two passes", two_passes, "panels", team=True),
@@ -315,7 +320,7 @@ ONE_ROW = [
 
 
 class Problem:
-    """Random factors of a product, w in every way that a step may want it, and room for y."""
+    """Random x, bias and w, with w in each layout that a step takes, and a buffer for y."""
 
     def __init__(self, M: int, K: int, N: int) -> None:
         rng = np.random.default_rng(0)
@@ -333,7 +338,7 @@ class Problem:
         }
 
     def arguments(self, step: Step) -> tuple[Any, ...]:
-        """What the step's kernel takes, after the team."""
+        """The arguments of the step's kernel, without the team."""
         bias = [self.bias] if step.kernel in (two_passes, one_pass) else []
         M = [self.M] if step in MANY_ROWS else []
         return self.y, self.x, self.w[step.w], *bias, *M, self.K, self.N
@@ -342,8 +347,8 @@ class Problem:
 # ---- measuring ------------------------------------------------------------------------------
 
 
-class Crew:
-    """A team and its working memory."""
+class Runner:
+    """A team and its scratch."""
 
     def __init__(self, threads: int) -> None:
         self.team = Team(threads)
@@ -354,7 +359,7 @@ class Crew:
 
 
 class Run(NamedTuple):
-    """Something to measure: `work` is what one call does, in flops or in bytes."""
+    """A measurement: `work` is the number of flops or bytes of one call."""
 
     name: str
     threads: int
@@ -362,49 +367,49 @@ class Run(NamedTuple):
     work: float
 
 
-Crews = dict[int, Crew]  # by the number of threads
+Runners = dict[int, Runner]  # by the number of threads
 Rates = dict[str, dict[int, float]]  # flops or bytes per second, by name and number of threads
 
 
-def runs(steps: list[Step], problem: Problem, crews: Crews) -> list[Run]:
-    """Each step with one thread, those of a team with as many as each crew has."""
-    found = []
+def runs(steps: list[Step], problem: Problem, runners: Runners) -> list[Run]:
+    """A Run of each step; one for each runner if a team runs it, else one with one thread."""
+    runs = []
     for step in steps:
         arguments = problem.arguments(step)
         work = 2.0 * problem.M * problem.K * problem.N
         if step in ONE_ROW:
             work = float(problem.w[step.w].nbytes)
         if not step.team:
-            found.append(Run(step.name, 1, partial(step.kernel, *arguments), work))
+            runs.append(Run(step.name, 1, partial(step.kernel, *arguments), work))
             continue
-        for threads, crew in crews.items():
-            call = partial(crew.run, step.kernel, *arguments)
-            found.append(Run(step.name, threads, call, work))
-    return found
+        for threads, runner in runners.items():
+            call = partial(runner.run, step.kernel, *arguments)
+            runs.append(Run(step.name, threads, call, work))
+    return runs
 
 
-def arithmetic_limit(crews: Crews) -> list[Run]:
-    """Multiply-adds on registers."""
+def arithmetic_limit(runners: Runners) -> list[Run]:
+    """A Run of multiply-adds in registers for each runner."""
     start, turns = np.zeros(8 * LANES, np.float32), 4_000_000
     work = 2.0 * start.size * turns
     return [
-        Run(REGISTERS, threads, partial(crew.run, registers_only, start, turns), work * threads)
-        for threads, crew in crews.items()
+        Run(REGISTERS, threads, partial(runner.run, registers_only, start, turns), work * threads)
+        for threads, runner in runners.items()
     ]
 
 
-def memory_limit(w: np.ndarray, crews: Crews) -> list[Run]:
-    """A plain read of `w`."""
+def memory_limit(w: np.ndarray, runners: Runners) -> list[Run]:
+    """A Run of a plain read of `w` for each runner."""
     sums = np.zeros(w.size // CHUNK, np.float32)
     data = w[: sums.size * CHUNK]
     return [
-        Run(READ, threads, partial(crew.run, read_forward, sums, data, np.int64(1)), data.nbytes)
-        for threads, crew in crews.items()
+        Run(READ, threads, partial(runner.run, read_forward, sums, data, np.int64(1)), data.nbytes)
+        for threads, runner in runners.items()
     ]
 
 
 def rates(runs: list[Run], rounds: int) -> Rates:
-    """The best of some rounds, in which all take turns."""
+    """The best rate of each run, over rounds in which all runs take turns."""
     seconds = [np.inf] * len(runs)
     for _ in range(rounds):
         for i, run in enumerate(runs):
@@ -414,47 +419,50 @@ def rates(runs: list[Run], rounds: int) -> Rates:
             start = time.perf_counter()
             run.call()
             seconds[i] = min(seconds[i], time.perf_counter() - start)
-    found: Rates = {}
+    result: Rates = {}
     for run, best in zip(runs, seconds, strict=True):
-        found.setdefault(run.name, {})[run.threads] = run.work / best
-    return found
+        result.setdefault(run.name, {})[run.threads] = run.work / best
+    return result
 
 
-def compile_all(crews: Crews) -> None:
-    """Run everything once, on little data."""
+def compile_all(runners: Runners) -> None:
+    """Run everything once on little data."""
     small = Problem(1, N_BLOCK, N_BLOCK)
-    limits = arithmetic_limit(crews) + memory_limit(np.zeros(CHUNK, np.float32), crews)
-    for run in limits + runs(MANY_ROWS + ONE_ROW, small, crews):
+    limits = arithmetic_limit(runners) + memory_limit(np.zeros(CHUNK, np.float32), runners)
+    for run in limits + runs(MANY_ROWS + ONE_ROW, small, runners):
         run.call()
 
 
 def measure(threads: int, rounds: int) -> dict[str, Any]:
-    """Both ladders; ready for JSON."""
-    crews = {n: Crew(n) for n in sorted({1, threads})}
-    compile_all(crews)
+    """Measure both ladders; the result can be written as JSON."""
+    runners = {n: Runner(n) for n in sorted({1, threads})}
+    compile_all(runners)
     problem = Problem(*PROMPT)
-    many = rates(arithmetic_limit(crews) + runs(MANY_ROWS, problem, crews), rounds)
+    many = rates(arithmetic_limit(runners) + runs(MANY_ROWS, problem, runners), rounds)
     problem = Problem(*TOKEN)
-    one = rates(memory_limit(problem.w["panels"], crews) + runs(ONE_ROW, problem, crews), rounds)
+    limit = memory_limit(problem.w["panels"], runners)
+    one = rates(limit + runs(ONE_ROW, problem, runners), rounds)
     return {"machine": machine(), "flops_per_s": many, "bytes_per_s": one}
 
 
-# ---- showing --------------------------------------------------------------------------------
+# ---- output ---------------------------------------------------------------------------------
 
 
-def table(title: str, found: Rates) -> str:
-    """A line for each step: 10⁹ per second and the part of the limit, which is the first line,
-    for each number of threads."""
-    limit = next(iter(found.values()))
+def table(title: str, ladder: Rates) -> str:
+    """A table: for each step and number of threads, 10⁹ per second and the fraction of the limit.
+
+    The first entry of `ladder` is the limit.
+    """
+    limit = next(iter(ladder.values()))
     lines = [title, f"{'threads':28}" + "".join(f"{n:<18}" for n in limit)]
-    for name, speeds in found.items():
+    for name, speeds in ladder.items():
         cells = (f"{speed / 1e9:>8.1f}{speed / limit[n]:>6.2f}    " for n, speed in speeds.items())
         lines.append(f"{name:26}" + "".join(cells))
     return "\n".join(lines)
 
 
 def chart(report: dict[str, Any], path: Path) -> None:
-    """Both ladders as horizontal bars from zero; an SVG file."""
+    """Write both ladders as bar charts to an SVG file."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -465,24 +473,26 @@ def chart(report: dict[str, Any], path: Path) -> None:
         "one row, GB/s of weights": report["bytes_per_s"],
     }
     with mpl.rc_context(STYLE):
-        heights = [sum(len(speeds) for speeds in found.values()) for found in ladders.values()]
+        heights = [sum(len(speeds) for speeds in ladder.values()) for ladder in ladders.values()]
         figure, axes = plt.subplots(
             len(ladders),
             figsize=(8, 0.21 * sum(heights) + 1),
             height_ratios=heights,
             layout="constrained",
         )
-        for axis, (title, found) in zip(axes, ladders.items(), strict=True):
-            draw(axis, found)
+        for axis, (title, ladder) in zip(axes, ladders.items(), strict=True):
+            draw(axis, ladder)
             axis.set_title(title, loc="left", fontsize=9)
         figure.savefig(path, metadata={"Date": None}, facecolor="white")
         plt.close(figure)
 
 
-def draw(axis: Any, found: Rates) -> None:
-    """One ladder: a bar for each step and number of threads; the limit, which is first, in grey."""
-    bars = [(name, n, speed / 1e9) for name, speeds in found.items() for n, speed in speeds.items()]
-    limits = len(next(iter(found.values())))
+def draw(axis: Any, ladder: Rates) -> None:
+    """Draw a ladder: a bar for each step and number of threads; the limit, the first, in grey."""
+    bars = [
+        (name, n, speed / 1e9) for name, speeds in ladder.items() for n, speed in speeds.items()
+    ]
+    limits = len(next(iter(ladder.values())))
     colours = [GREY] * limits + [BLUE if n == 1 else DARK for _, n, _ in bars[limits:]]
     drawn = axis.barh(range(len(bars)), [speed for *_, speed in bars], color=colours, height=0.75)
     axis.bar_label(drawn, [f"{speed:.3g}" for *_, speed in bars], padding=3, fontsize=8)
@@ -498,10 +508,10 @@ def draw(axis: Any, found: Rates) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2, help="of a team (default 2)")
+    parser.add_argument("--rounds", type=int, default=5, help="the fastest counts (default 5)")
     parser.add_argument("--json", action="store_true", help="print the figures as one object")
-    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw them, too, as SVG")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="also draw them, as SVG")
     options = parser.parse_args()
     report = measure(options.threads, options.rounds)
     if options.json:

@@ -1,12 +1,12 @@
-"""Where the coefficients in kernels/activation.py come from. Run it: it prints them.
+"""Compute and print the polynomial coefficients in kernels/activation.py.
 
 exp    on r in [−ln2/2, ln2/2]:  exp(r) ≈ 1 + r + r² · p(r)
 Φ(−t)  for t ≥ 0, the normal distribution's tail: Φ(−t) = exp(−t²/2) · g(t) with
-       g(t) = erfcx(t/√2) / 2, which falls smoothly from 1/2 like 1/(t·√2π). The substitution
-       q = (t − 3) / (t + 3) maps [0, ∞) to [−1, 1), and (1 + t) · g(t) is nearly a straight
-       line in q, so a polynomial in q fits it to float32 precision for every t.
+       g(t) = erfcx(t/√2) / 2, which falls smoothly from 1/2 and like 1/(t·√2π) for large t. The
+       substitution q = (t − 3) / (t + 3) maps [0, ∞) to [−1, 1), and (1 + t) · g(t) is nearly
+       linear in q, so a polynomial in q fits it to float32 precision for every t.
 
-Both are fitted at Chebyshev nodes in float64, weighted for the relative error. There the
+Both are fitted at Chebyshev nodes in float64, weighted by the relative error. At these nodes the
 interpolating polynomial is within a small factor of the best one (Trefethen, Approximation
 Theory and Approximation Practice, 2013, chapter 16).
 """
@@ -20,19 +20,19 @@ from numpy.polynomial import Polynomial, chebyshev
 
 
 def nodes(low: float, high: float, count: int) -> np.ndarray:
-    """`count` Chebyshev nodes of [low, high]."""
+    """`count` Chebyshev nodes in [low, high]."""
     return (low + high) / 2 + (high - low) / 2 * chebyshev.chebpts1(count)
 
 
 def fit(x: np.ndarray, y: np.ndarray, weight: np.ndarray, degree: int) -> np.ndarray:
-    """Coefficients, lowest power first, of the weighted least-squares polynomial, as float32."""
+    """The float32 coefficients of the weighted least-squares polynomial, lowest power first."""
     powers = np.vander(x, degree + 1, increasing=True)
     solution = np.linalg.lstsq(powers * weight[:, None], y * weight, rcond=None)[0]
     return solution.astype(np.float32)
 
 
 def scaled_tail(t: float) -> float:
-    """(1 + t) · exp(t²/2) · Φ(−t): by erfc, and where that underflows by its asymptotics."""
+    """(1 + t) · exp(t²/2) · Φ(−t), by erfc; by its asymptotic series where erfc underflows."""
     if t < 35:
         return (1 + t) * math.exp(t * t / 2) * math.erfc(t / math.sqrt(2)) / 2
     series = 1 - 1 / t**2 + 3 / t**4 - 15 / t**6
@@ -40,7 +40,7 @@ def scaled_tail(t: float) -> float:
 
 
 def show(name: str, coefficients: np.ndarray, error: float) -> None:
-    print(f"{name}: largest relative error {error:.1e}")
+    print(f"{name}: maximum relative error {error:.1e}")
     for power, value in enumerate(coefficients):
         print(f"    {value:>16.9g}  # power {power}")
 

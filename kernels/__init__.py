@@ -1,7 +1,20 @@
-"""The mathematics, compiled by Numba. Nothing here imports anything of minigpt.
+"""The kernels of a GPT, compiled by Numba. Nothing here imports minigpt.
 
-Reading order: reference.py (every formula in plain NumPy), jit.py (how functions are compiled),
-simd/ (vectors and tiles), team.py (threads), then the kernels: embedding, layernorm, matmul,
-codes, activation, attention, crossentropy, adamw. Apart from these, splitting and merging make ids
-of a text.
+Reading order:
+
+    reference.py     every formula in plain NumPy, forward beside backward
+    layout.py        how weights and activations are stored in memory
+    jit.py           how functions are compiled and cached
+    team.py          threads: tasks and barriers
+    simd/            vectors and register tiles; the only folder that knows instructions
+    gemm/            matrix products over tiles; packing and quantizing their operands
+    embedding.py layernorm.py matmul.py activation.py attention.py kv_cache.py
+                     the kernels of a forward pass, each beside its backward
+    crossentropy.py adamw.py
+                     the kernels of training
+    bpe/             byte-pair encoding of long texts
+    memory_read.py   a plain read of memory, to measure its speed
+
+and, small: cache_dir.py (the user's cache folder), amx_permission.py. docs/kernels.md derives the
+matrix product step by step.
 """

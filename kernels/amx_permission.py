@@ -1,4 +1,4 @@
-"""What a process must ask its system for before it may use some of the processor's registers."""
+"""Ask the operating system for permission to use AMX."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from functools import cache
 
 # Linux, x86-64: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA); see the kernel's
-# Documentation/arch/x86/xstate.rst. Threads started later inherit the permission.
+# Documentation/arch/x86/xstate.rst. Threads that start later inherit the permission.
 _SYS_ARCH_PRCTL = 158
 _ARCH_REQ_XCOMP_PERM = 0x1023
 _XFEATURE_XTILEDATA = 18
@@ -16,9 +16,10 @@ _XFEATURE_XTILEDATA = 18
 
 @cache
 def amx_allowed() -> bool:
-    """Ask for AMX's tiles; False where the system does not give them, or is none we can ask.
+    """Whether this process may use AMX's tiles; asks the system for them at the first call.
 
-    Nothing is executed that could fail: a processor or a system without them only says no.
+    False on systems other than Linux on x86-64. Asking is safe: where there is no AMX, the system
+    call returns an error.
     """
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return False

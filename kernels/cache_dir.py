@@ -1,4 +1,4 @@
-"""The user's own folder for what takes time to make, and can be made again."""
+"""The user's private cache folder."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 
 
 def private_folder(name: str) -> Path | None:
-    """The folder `name` in minigpt's cache, made private to the user; None where there is none.
+    """The folder `name` in minigpt's cache, created if necessary; None if there is no cache.
 
-    Private, as code is kept in it, and what is loaded as code is run. It is never in the
-    installed package, which may be read-only, and absent rather than fatal when nothing can be
-    written. `MINIGPT_CACHE` names another cache; the empty string turns it off.
+    It is private to the user because machine code is loaded from it and run. It is never inside the
+    installed package, which may be read-only. If nothing can be written there is no cache, which is
+    no error. The environment variable MINIGPT_CACHE names another cache folder; empty, it turns
+    the cache off.
     """
     chosen = os.environ.get("MINIGPT_CACHE")
     if chosen == "":
@@ -26,18 +27,18 @@ def private_folder(name: str) -> Path | None:
 
 
 def _user_cache() -> Path:
-    """Where this system keeps what a user's programs can make again."""
+    """This system's cache folder of the user."""
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches"
     chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return chosen if chosen.is_absolute() else Path.home() / ".cache"  # by XDG's own rule
+    return chosen if chosen.is_absolute() else Path.home() / ".cache"  # XDG ignores relative paths
 
 
 def _is_private(folder: Path) -> bool:
-    """No other user can put code there: it is ours, and only we can write."""
-    if sys.platform == "win32":  # a profile folder is private by its access list
+    """Whether the folder belongs to this user and nobody else can write to it."""
+    if sys.platform == "win32":  # access lists keep profile folders private
         return True
     status = folder.stat()
     return status.st_uid == os.getuid() and not status.st_mode & 0o022

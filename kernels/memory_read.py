@@ -1,7 +1,7 @@
-"""A plain read of memory by a team: the limit of everything that reads each weight once.
+"""A plain read of memory by a team: the speed limit of a kernel that reads each weight once.
 
-Nothing is computed that could take longer than the reading. Four sums that do not wait for each
-other keep the loads coming; a sum is what the compiler cannot leave out.
+It adds up what it reads, so that the compiler cannot remove the loads, in four independent sums, so
+that the additions take less time than the loads.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from .layout import LANES
 from .simd import load, reduce_sum, splat
 from .team import barrier, next_task
 
-CHUNK = 1 << 18  # float32 that one thread reads at a time: 1 MiB
+CHUNK = 1 << 18  # float32 elements of a task: 1 MiB
 
 
 @entry
 def read_forward(team, sums, data, passes):
-    """Read `data` from end to end, `passes` times: sums[i] = Σ data[i · CHUNK + 0 … CHUNK − 1].
+    """Read `data` `passes` times: sums[i] = Σ data[i · CHUNK : (i + 1) · CHUNK].
 
     sums  float32 [n]
     data  float32 [n · CHUNK]
@@ -33,6 +33,7 @@ def read_forward(team, sums, data, passes):
 
 @jit
 def _chunk_sum(data, start):
+    """Σ data[start : start + CHUNK]"""
     a = b = c = d = splat(np.float32(0))
     for i in range(start, start + CHUNK, 4 * LANES):
         a = a + load(data, i)

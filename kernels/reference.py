@@ -4,8 +4,8 @@ Functions take and return ordinary arrays and compute in the float type of their
 axes are free: [..., C] is [M, C] or [B, T, C]. In `x_backward`, dy is the gradient of the loss with
 respect to the result of `x_forward`; it returns the gradients with respect to the arguments.
 
-minigpt/reference_gpt.py puts these parts together into a GPT. The kernels are tested against them.
-Below the formulas: how weights and activations are packed and quantized.
+minigpt/reference_gpt.py puts these parts together into a GPT, and the tests compare the kernels
+with them. Packing and quantization of operands follow at the end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def embedding_forward(
     ids: Array, positions: Array, wte: Array, wpe: Array, scale: float = 1.0
 ) -> Array:
     """ids [..., T], positions [T], wte [V, C], wpe [n_positions, C] → [..., T, C]"""
-    return (wte[ids] + wpe[positions]) * scale
+    y: Array = (wte[ids] + wpe[positions]) * scale
+    return y
 
 
 def embedding_backward(
@@ -43,7 +44,8 @@ def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float) -> Array
     """x [..., C], weight [C], bias [C] → [..., C]"""
     mean = x.mean(-1, keepdims=True)
     variance = ((x - mean) ** 2).mean(-1, keepdims=True)
-    return (x - mean) / np.sqrt(variance + eps) * weight + bias
+    y: Array = (x - mean) / np.sqrt(variance + eps) * weight + bias
+    return y
 
 
 def layernorm_backward(
@@ -59,7 +61,8 @@ def layernorm_backward(
 
 def matmul_forward(x: Array, w: Array, bias: Array | float) -> Array:
     """x [..., K], w [K, N], bias [N] → [..., N]"""
-    return x @ w + bias
+    y: Array = x @ w + bias
+    return y
 
 
 def matmul_backward(dy: Array, x: Array, w: Array) -> tuple[Array, Array, Array]:
@@ -68,19 +71,22 @@ def matmul_backward(dy: Array, x: Array, w: Array) -> tuple[Array, Array, Array]
 
 
 def softmax_forward(x: Array) -> Array:
-    """p = e^x / Σ e^x over the last axis; the maximum is subtracted first; e^x stays finite"""
+    """p = e^x / Σ e^x over the last axis; subtracts the maximum first, so that e^x stays finite"""
     e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
+    p: Array = e / e.sum(-1, keepdims=True)
+    return p
 
 
 def softmax_backward(dp: Array, p: Array) -> Array:
     """→ dx, from p = softmax_forward(x)"""
-    return p * (dp - (dp * p).sum(-1, keepdims=True))
+    dx: Array = p * (dp - (dp * p).sum(-1, keepdims=True))
+    return dx
 
 
 def attention_forward(q: Array, k: Array, v: Array, scale: float) -> Array:
     """q [..., T, HS]; k, v [..., S, HS], S ≥ T: query t is at position S − T + t → [..., T, HS]"""
-    return _attention_weights(q, k, scale) @ v
+    y: Array = _attention_weights(q, k, scale) @ v
+    return y
 
 
 def attention_backward(
@@ -101,53 +107,61 @@ def _attention_weights(q: Array, k: Array, scale: float) -> Array:
 
 def gelu_forward(x: Array) -> Array:
     """x · Φ(x), exact, by erf"""
-    return (0.5 * x * (1 + _erf(x / math.sqrt(2)))).astype(x.dtype)
+    y: Array = (0.5 * x * (1 + _erf(x / math.sqrt(2)))).astype(x.dtype)
+    return y
 
 
 def gelu_backward(dy: Array, x: Array) -> Array:
     """dy · (Φ(x) + x · φ(x))"""
     Phi = 0.5 * (1 + _erf(x / math.sqrt(2)))
     phi = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
-    return (dy * (Phi + x * phi)).astype(x.dtype)
+    dx: Array = (dy * (Phi + x * phi)).astype(x.dtype)
+    return dx
 
 
 def gelu_tanh_forward(x: Array) -> Array:
     """x · Φ(x), where a tanh approximates Φ"""
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    y: Array = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return y
 
 
 def gelu_tanh_backward(dy: Array, x: Array) -> Array:
     """dy · the derivative of gelu_tanh_forward"""
     t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
     dt = (1 - t**2) * math.sqrt(2 / math.pi) * (1 + 0.134145 * x**2)
-    return dy * (0.5 * (1 + t) + 0.5 * x * dt)
+    dx: Array = dy * (0.5 * (1 + t) + 0.5 * x * dt)
+    return dx
 
 
 def relu_forward(x: Array) -> Array:
     """max(x, 0)"""
-    return np.maximum(x, 0)
+    y: Array = np.maximum(x, 0)
+    return y
 
 
 def relu_backward(dy: Array, x: Array) -> Array:
     """dy where x > 0, else 0"""
-    return dy * (x > 0)
+    dx: Array = dy * (x > 0)
+    return dx
 
 
 def silu_forward(x: Array) -> Array:
     """x · σ(x)"""
-    return x / (1 + np.exp(-x))
+    y: Array = x / (1 + np.exp(-x))
+    return y
 
 
 def silu_backward(dy: Array, x: Array) -> Array:
     """dy · σ(x) · (1 + x · (1 − σ(x)))"""
     s = 1 / (1 + np.exp(-x))
-    return dy * s * (1 + x * (1 - s))
+    dx: Array = dy * s * (1 + x * (1 - s))
+    return dx
 
 
 def crossentropy_forward(logits: Array, targets: Array) -> Array:
     """logits [..., V], targets [...] → −log p[target] in nats [...]; 0 where a target is IGNORED"""
-    largest = logits.max(-1)
-    lse = largest + np.log(np.exp(logits - largest[..., None]).sum(-1))
+    maximum = logits.max(-1)
+    lse = maximum + np.log(np.exp(logits - maximum[..., None]).sum(-1))
     target_logits = np.take_along_axis(logits, np.maximum(targets, 0)[..., None], -1)[..., 0]
     return np.where(targets == IGNORED, 0, lse - target_logits)
 
@@ -183,72 +197,72 @@ def _transposed(x: Array) -> Array:
 # ---- packing and quantization: layout.py in plain NumPy ------------------------------------------
 
 
-def panels(w, dtype):
-    """[K, N] → the same in panels (layout.py), flat: float32, or the bits of bfloat16 in uint16"""
+def panels(w: Array, dtype: type) -> Array:
+    """[K, N] → its panels (layout.py), 1-D: np.float32, or the bits of bfloat16 in np.uint16"""
     K, N = w.shape
-    whole = np.zeros((padded(K), padded(N, N_BLOCK)), np.float32)
-    whole[:K, :N] = w
+    matrix = np.zeros((padded(K), padded(N, N_BLOCK)), np.float32)
+    matrix[:K, :N] = w
     if dtype == np.float32:
-        return whole.reshape(len(whole), -1, LANES).transpose(1, 0, 2).ravel()
-    pairs = bfloat16(whole).reshape(len(whole) // 2, 2, -1, LANES)
+        return matrix.reshape(len(matrix), -1, LANES).transpose(1, 0, 2).ravel()
+    pairs = bfloat16(matrix).reshape(len(matrix) // 2, 2, -1, LANES)
     return pairs.transpose(2, 0, 3, 1).ravel()
 
 
-def bfloat16(x):
-    """float32 → the upper halves of its bits, rounded to the nearest, halves to even (no NaN)"""
+def bfloat16(x: Array) -> Array:
+    """float32 → the bits of bfloat16, rounded to nearest, ties to even (NaN is not supported)"""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
-def quantized(w, dtype):
-    """[K, N] → whole numbers [K, N] and scales (in int4: scales, offsets), each [K / QUANT_BLOCK,
-    N];
-    "int8": the largest of a block and column is 127; "int4": least and greatest are 0 and 15"""
+def quantized(w: Array, dtype: str) -> tuple[Array, ...]:
+    """[K, N] → integers [K, N] and scales (int4: scales, offsets), each [K / QUANT_BLOCK, N]
+
+    "int8" maps the maximum |w| of a block to 127, "int4" its minimum and maximum to 0 and 15.
+    """
     K, N = w.shape
     blocks = np.zeros((padded(K, QUANT_BLOCK) // QUANT_BLOCK, QUANT_BLOCK, N), np.float32)
     blocks.reshape(-1, N)[:K] = w
     if dtype == "int8":
-        least, most, offset = -127, 127, np.zeros((len(blocks), N), np.float32)
+        low, high, offset = -127, 127, np.zeros((len(blocks), N), np.float32)
         scale = bf16_to_f32(bfloat16(np.abs(blocks).max(1) / np.float32(127)))
     else:
-        least, most, offset = 0, 15, bf16_to_f32(bfloat16(blocks.min(1)))
+        low, high, offset = 0, 15, bf16_to_f32(bfloat16(blocks.min(1)))
         scale = bf16_to_f32(bfloat16((blocks.max(1) - blocks.min(1)) / np.float32(15)))
-    q = (blocks - offset[:, None]) / np.where(scale == 0, 1, scale)[:, None]
-    q = np.clip(np.rint(q), least, most).reshape(-1, N)[:K].astype(np.int64)
+    exact = (blocks - offset[:, None]) / np.where(scale == 0, 1, scale)[:, None]
+    q = np.clip(np.rint(exact), low, high).reshape(-1, N)[:K].astype(np.int64)
     return (q, scale) if dtype == "int8" else (q, scale, offset)
 
 
-def codes(q, scale, offset=None):
-    """What `quantized` returns → numbers and scales as layout.py tells, flat"""
+def quantized_panels(q: Array, scale: Array, offset: Array | None = None) -> tuple[Array, Array]:
+    """The result of `quantized` → qweight and scales of layout.py, 1-D"""
     K, N = q.shape
-    whole = np.zeros((padded(K, QUANT_BLOCK), padded(N, N_BLOCK)), np.int64)
-    whole[:K, :N] = q
+    matrix = np.zeros((padded(K, QUANT_BLOCK), padded(N, N_BLOCK)), np.int64)
+    matrix[:K, :N] = q
     parts = [scale] if offset is None else [scale, offset]
-    wide = np.zeros((len(parts), len(whole) // QUANT_BLOCK, padded(N, N_BLOCK)), np.float32)
+    wide = np.zeros((len(parts), len(matrix) // QUANT_BLOCK, padded(N, N_BLOCK)), np.float32)
     wide[:, :, :N] = parts
-    scales = wide.reshape(*wide.shape[:2], -1, LANES).transpose(2, 1, 0, 3)
+    scales = bfloat16(wide.reshape(*wide.shape[:2], -1, LANES).transpose(2, 1, 0, 3)).ravel()
     if offset is None:
-        lines = whole.reshape(-1, 4, whole.shape[1] // LANES, LANES)
-        return lines.transpose(2, 0, 3, 1).astype(np.int8).ravel(), bfloat16(scales).ravel()
-    lines = whole.reshape(-1, 2, 4, whole.shape[1] // LANES, LANES)
-    pairs = lines[:, 0] + 16 * lines[:, 1]
-    return pairs.transpose(2, 0, 3, 1).astype(np.uint8).ravel(), bfloat16(scales).ravel()
+        lines = matrix.reshape(-1, 4, matrix.shape[1] // LANES, LANES)
+        return lines.transpose(2, 0, 3, 1).astype(np.int8).ravel(), scales
+    halves = matrix.reshape(-1, 2, 4, matrix.shape[1] // LANES, LANES)
+    lines = halves[:, 0] + 16 * halves[:, 1]
+    return lines.transpose(2, 0, 3, 1).astype(np.uint8).ravel(), scales
 
 
-def dequantize_panels(q, scale, offset=None):
-    """What `quantized` returns → the weights [K, N] that they stand for"""
+def dequantized(q: Array, scale: Array, offset: Array | None = None) -> Array:
+    """The result of `quantized` → the weights [K, N] that it represents"""
     rows = np.arange(len(q)) // QUANT_BLOCK
-    return q * scale[rows] + (0 if offset is None else offset[rows])
+    w: Array = q * scale[rows] + (0 if offset is None else offset[rows])
+    return w
 
 
-def quantized_rows(x):
-    """[M, K] → whole numbers [M, K] and what 1 of each is worth [M, K / QUANT_BLOCK]; the largest
-    of a
-    row's block is 127"""
+def quantized_activations(x: Array) -> tuple[Array, Array]:
+    """[M, K] → integers [M, K] and scales [M, K / QUANT_BLOCK]; a block's maximum |x| is 127"""
     M, K = x.shape
     blocks = np.zeros((M, padded(K, QUANT_BLOCK) // QUANT_BLOCK, QUANT_BLOCK), np.float32)
     blocks.reshape(M, -1)[:, :K] = x
-    span = np.abs(blocks).max(-1)
-    per_unit = np.where(span > 0, np.float32(127) / np.where(span > 0, span, 1), 0)
-    p = np.clip(np.rint(blocks * per_unit.astype(np.float32)[..., None]), -127, 127)
-    return p.reshape(M, -1)[:, :K].astype(np.int64), span / np.float32(127)
+    absmax = np.abs(blocks).max(-1)
+    inverse_scale = np.where(absmax > 0, np.float32(127) / np.where(absmax > 0, absmax, 1), 0)
+    p = np.clip(np.rint(blocks * inverse_scale.astype(np.float32)[..., None]), -127, 127)
+    return p.reshape(M, -1)[:, :K].astype(np.int64), absmax / np.float32(127)

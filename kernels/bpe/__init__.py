@@ -1,1 +1,1 @@
-"""Byte-pair encoding, compiled: pre-tokens of UTF-8 bytes, and their merges."""
+"""Byte-pair encoding, compiled: pre-tokenization of UTF-8 bytes, and merges."""

@@ -1,8 +1,9 @@
-"""Byte-pair encoding, compiled: from UTF-8 bytes to ids. minigpt/bpe.py tells the algorithm.
+"""The merges of byte-pair encoding, from UTF-8 bytes to ids (see minigpt/tokenizer/bpe.py).
 
-Most words of a text have stood in it before. `seen` holds, by a hash of its bytes, where a word
-last stood in the text, and where its ids are: four numbers, however long it is. Words of one hash
-drive each other out, and are then merged again; that is all that a crafted text can bring about.
+Most pre-tokens of a text occur in it many times. The memo is a hash table of those merged so far:
+where one last occurred in the text and where its ids are, four integers whatever its length. A
+pre-token overwrites another with the same hash, which is merged again when it next occurs: a text
+made of collisions is encoded slower, but not wrong.
 """
 
 from __future__ import annotations
@@ -14,32 +15,32 @@ import numpy as np
 from ..jit import entry, inline, jit
 from .pretokenize import pretoken_end
 
-LONGEST = 1024  # bytes of a word that is merged here: the time grows with their square
+MAX_PRETOKEN = 1024  # bytes; longer pre-tokens are left to Python: the time grows with the square
 NO_PAIR = -1
 NO_RANK = np.iinfo(np.int32).max
 
 
 class Tables(NamedTuple):
-    """What a vocabulary says, and Unicode.
+    """A vocabulary and Unicode's character kinds, for compiled code.
 
-    kinds     uint8 [CODE_POINTS], see splitting.py
+    kinds     uint8 [CODE_POINTS], see pretokenize.py
     byte_ids  int32 [256], the ids of single bytes
-    pairs     int64 [2^k], a hash table, at most half full, of neighbours that are joined:
+    pairs     int64 [2^k], a hash table, at most half full, of the pairs of ids that merge:
               left << 32 | right, or NO_PAIR in an empty slot
     ranks     int32 [2^k], the rank of the pair in the slot; NO_RANK in an empty one
-    joined    int32 [R], rank → the id of the two joined
+    merged    int32 [R], the id that the pair of each rank merges to
     """
 
     kinds: np.ndarray
     byte_ids: np.ndarray
     pairs: np.ndarray
     ranks: np.ndarray
-    joined: np.ndarray
+    merged: np.ndarray
 
 
 @entry
-def enter_pairs(tables, pairs):
-    """Enter `pairs`, int64 [R], by rank and each once, into tables that hold none."""
+def insert_pairs(tables, pairs):
+    """Insert `pairs`, int64 [R], distinct and in the order of their ranks, into empty tables."""
     for rank in range(pairs.size):
         slot = _slot(tables, pairs[rank])
         tables.pairs[slot] = pairs[rank]
@@ -47,28 +48,29 @@ def enter_pairs(tables, pairs):
 
 
 @entry
-def encode_pretokens(ids, count, text, start, tables, seen, work):
-    """Encode the words of text[start:], up to one that is longer than LONGEST, or to the end.
+def encode_pretokens(ids, count, text, start, tables, memo, workspace):
+    """Encode the pre-tokens of text[start:], up to the first longer than MAX_PRETOKEN.
 
-    ids    int32 [N], of which `count` are there; those of the words follow
-    text   uint8 [N], UTF-8 without flaw
-    seen   int64 [2^k, 4], zero before the first call for a text: first byte and end of a word,
-           first and end of its ids
-    work   int32 [2, LONGEST], working memory
+    ids        int32 [N], of which the first `count` are written; new ids follow them
+    text       uint8 [N], valid UTF-8
+    memo       int64 [2^k, 4], zero before the first call for a text: start and end of a pre-token
+               in the text, start and end of its ids
+    workspace  int32 [2, MAX_PRETOKEN]
 
-    returns  where it stopped, the end of the word there, and the new count of ids
+    Returns (start, end, count): the pre-token where it stopped, empty at the end of the text, and
+    the new number of ids.
     """
     end = start
-    while start < text.size and end - start <= LONGEST:
+    while start < text.size and end - start <= MAX_PRETOKEN:
         end = pretoken_end(text, start, tables.kinds)
-        if end - start <= LONGEST:
-            slot = _hash(text, start, end) & (len(seen) - 1)
-            if _same(text, start, end, seen[slot, 0], seen[slot, 1]):
-                n = _copy(ids, count, seen[slot, 2], seen[slot, 3])
+        if end - start <= MAX_PRETOKEN:
+            slot = _hash(text, start, end) & (len(memo) - 1)
+            if _same(text, start, end, memo[slot, 0], memo[slot, 1]):
+                n = _copy(ids, count, memo[slot, 2], memo[slot, 3])
             else:
-                n = _merge(ids, count, text, start, end, tables, work)
-                seen[slot, 0], seen[slot, 1] = start, end
-                seen[slot, 2], seen[slot, 3] = count, count + n
+                n = _merge(ids, count, text, start, end, tables, workspace)
+                memo[slot, 0], memo[slot, 1] = start, end
+                memo[slot, 2], memo[slot, 3] = count, count + n
             start = end
             count += n
     return start, end, count
@@ -76,7 +78,7 @@ def encode_pretokens(ids, count, text, start, tables, seen, work):
 
 @jit
 def _hash(text, start, end):
-    """FNV-1a (Fowler, Noll, Vo) of text[start:end], its high bits folded into the low ones."""
+    """FNV-1a (Fowler, Noll, Vo) of text[start:end], with the high bits folded into the low ones."""
     h = 0x4BF29CE484222325
     for i in range(start, end):
         h = (h ^ text[i]) * 0x100000001B3
@@ -96,20 +98,20 @@ def _same(text, start, end, other_start, other_end):
 
 @jit
 def _copy(ids, count, first, end):
-    """ids[first:end] once more, from ids[count] on; returns how many."""
+    """Append ids[first:end] at ids[count]; returns their number."""
     for i in range(end - first):
         ids[count + i] = ids[first + i]
     return end - first
 
 
 @jit
-def _merge(ids, count, text, start, end, tables, work):
-    """The ids of the word text[start:end], from ids[count] on; returns how many.
+def _merge(ids, count, text, start, end, tables, workspace):
+    """Append the ids of the pre-token text[start:end] at ids[count]; returns their number.
 
-    Each round merges every place where the pair of lowest rank stands, from left to right.
-    ranks[i] is that of symbols[i] and symbols[i + 1].
+    Each round merges all occurrences of the pair with the lowest rank, from left to right. ranks[i]
+    is the rank of the pair (symbols[i], symbols[i + 1]).
     """
-    symbols, ranks = work[0], work[1]
+    symbols, ranks = workspace[0], workspace[1]
     n = end - start
     for i in range(n):
         symbols[i] = tables.byte_ids[text[start + i]]
@@ -118,7 +120,7 @@ def _merge(ids, count, text, start, end, tables, work):
     ranks[n - 1] = NO_RANK
     lowest = _lowest(ranks, n)
     while lowest != NO_RANK:
-        n = _round(symbols, ranks, n, lowest, tables)
+        n = _merge_round(symbols, ranks, n, lowest, tables)
         lowest = _lowest(ranks, n)
     for i in range(n):
         ids[count + i] = symbols[i]
@@ -126,24 +128,25 @@ def _merge(ids, count, text, start, end, tables, work):
 
 
 @jit
-def _round(symbols, ranks, n, lowest, tables):
-    """Merges the pairs of rank `lowest`; what is left moves up. Returns how many that is."""
-    i, kept, beside = 0, 0, False
+def _merge_round(symbols, ranks, n, lowest, tables):
+    """Merge the pairs of rank `lowest` among n symbols, in place; returns the number left."""
+    i, left, after_merge = 0, 0, False
     while i < n:
-        merged = ranks[i] == lowest
-        symbols[kept] = tables.joined[lowest] if merged else symbols[i]
-        if kept > 0 and (merged or beside):  # else the two were neighbours before
-            ranks[kept - 1] = _rank(tables, symbols[kept - 1], symbols[kept])
-        ranks[kept] = ranks[i]
-        i += 2 if merged else 1
-        kept += 1
-        beside = merged
-    ranks[kept - 1] = NO_RANK
-    return kept
+        merge = ranks[i] == lowest
+        symbols[left] = tables.merged[lowest] if merge else symbols[i]
+        if left > 0 and (merge or after_merge):  # otherwise the pair and its rank are unchanged
+            ranks[left - 1] = _rank(tables, symbols[left - 1], symbols[left])
+        ranks[left] = ranks[i]
+        i += 2 if merge else 1
+        left += 1
+        after_merge = merge
+    ranks[left - 1] = NO_RANK
+    return left
 
 
 @jit
 def _lowest(ranks, n):
+    """The lowest of the first n ranks."""
     lowest = NO_RANK
     for i in range(n):
         lowest = min(lowest, ranks[i])
@@ -152,13 +155,13 @@ def _lowest(ranks, n):
 
 @inline
 def _rank(tables, left, right):
-    """The rank of two neighbours; NO_RANK where they are not joined."""
+    """The rank of a pair; NO_RANK if it does not merge."""
     return tables.ranks[_slot(tables, np.int64(left) << 32 | np.int64(right))]
 
 
 @inline
 def _slot(tables, pair):
-    """Where `pair` is in the table, or would be: multiplicative hashing, linear probing."""
+    """The slot of `pair` in the hash table, or the empty one for it: linear probing."""
     last = tables.pairs.size - 1
     slot = (pair * 0x1E3779B97F4A7C15) >> 32 & last
     while tables.pairs[slot] != pair and tables.pairs[slot] != NO_PAIR:

@@ -1,13 +1,14 @@
-"""GPT-2's words, found in UTF-8 bytes.
+"""GPT-2's pre-tokenization of UTF-8 bytes.
 
-What minigpt/bpe.py says as a regular expression, one word at a time: an English contraction's tail;
-letters, digits, or other signs, each with at most one space before; or white space. A run of white
-space leaves its last character to what follows: a space joins the word, another stands alone.
+The regular expression of minigpt/tokenizer/bpe.py by hand, one pre-token at a time: the suffix of
+an English contraction; letters, digits, or other characters, each with at most one space before; or
+white space. A run of white space leaves its last character to the next pre-token, which takes it if
+it is a space; otherwise it is a pre-token of its own.
 
-Each character is read once, in a run of white space twice: the time is linear in the text.
+Each character is read once, white space twice: the time is linear in the length of the text.
 
-No function here returns in two places, or uses an array for the last time in a branch: Numba would
-count the references to it for every word, and atomically, which is slow.
+No function here has two returns, or uses an array for the last time inside a branch: Numba would
+count references to it for every pre-token, atomically, which is slow.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ import numpy as np
 
 from ..jit import inline
 
-# The kinds of characters, as `kinds` holds them for each of Unicode's CODE_POINTS.
+# Kinds of characters: the values of `kinds` for each of Unicode's CODE_POINTS.
 OTHER, LETTER, DIGIT, WHITE = range(4)
 CODE_POINTS = 0x110000
 
 
 @inline
 def pretoken_end(text, start, kinds):
-    """Where the word that starts at text[start] ends.
+    """The end of the pre-token that starts at text[start].
 
-    text   uint8 [N], UTF-8 without flaw
+    text   uint8 [N], valid UTF-8
     start  < N, the first byte of a character
     kinds  uint8 [CODE_POINTS]
     """
@@ -33,15 +34,15 @@ def pretoken_end(text, start, kinds):
     if text[start] == ord(" ") and start + 1 < text.size:
         first += 1
     kind = _kind(text, first, kinds)
-    end = _end_of_run(text, first, kind, kinds)
+    end = _run_end(text, first, kind, kinds)
     if kind == WHITE and end < text.size:
         end = _without_last(text, start, end)
-    return max(end, start + _contraction(text, start))  # else its sign would stand alone
+    return max(end, start + _contraction(text, start))  # not the apostrophe alone
 
 
 @inline
 def _contraction(text, start):
-    """The bytes of 's 't 'd 'm 're 've 'll, where one of them starts at text[start]; else 0."""
+    """The length of the 's 't 'd 'm 're 've 'll that starts at text[start]; 0 if none does."""
     last = text.size - 1
     a, b = text[min(start + 1, last)], text[min(start + 2, last)]
     short = (a == ord("s")) | (a == ord("t")) | (a == ord("d")) | (a == ord("m"))
@@ -51,8 +52,8 @@ def _contraction(text, start):
 
 
 @inline
-def _end_of_run(text, end, kind, kinds):
-    """The first place from text[end] on where a character of another kind stands."""
+def _run_end(text, end, kind, kinds):
+    """The offset of the first character from text[end] on that has another kind."""
     while end < text.size and _kind(text, end, kinds) == kind:
         if text[end] < 0x80:
             end += 1
@@ -63,9 +64,9 @@ def _end_of_run(text, end, kind, kinds):
 
 @inline
 def _without_last(text, start, end):
-    """Before the last character of text[start:end], unless it is the only one."""
+    """The offset of the last character of text[start:end]; `end` if it is the only one."""
     last = end - 1
-    while text[last] & 0xC0 == 0x80:  # not the first byte of a character
+    while text[last] & 0xC0 == 0x80:  # a continuation byte
         last -= 1
     return last if last > start else end
 
@@ -88,5 +89,5 @@ def _kind(text, i, kinds):
 
 @inline
 def _low(text, i):
-    """The six bits that a byte after the first adds to its character."""
+    """The six bits of a code point in a continuation byte."""
     return text[i] & 0x3F

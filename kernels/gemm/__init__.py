@@ -1,1 +1,1 @@
-"""Matrix products: packing, quantized operands, and the loop nest over register tiles."""
+"""Matrix products: packing and quantizing operands, and the loop nest over register tiles."""

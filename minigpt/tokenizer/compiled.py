@@ -10,7 +10,14 @@ from functools import cache
 import numpy as np
 import regex
 
-from ..kernels.bpe.merge import LONGEST, NO_PAIR, NO_RANK, Tables, encode_pretokens, enter_pairs
+from ..kernels.bpe.merge import (
+    MAX_PRETOKEN,
+    NO_PAIR,
+    NO_RANK,
+    Tables,
+    encode_pretokens,
+    insert_pairs,
+)
 from ..kernels.bpe.pretokenize import CODE_POINTS, DIGIT, LETTER, WHITE
 from .bpe import Merges, merge
 
@@ -28,11 +35,11 @@ def make_tables(byte_ids: list[int], merges: Merges) -> Tables:
         byte_ids=np.array(byte_ids, np.int32),
         pairs=np.full(slots, NO_PAIR, np.int64),
         ranks=np.full(slots, NO_RANK, np.int32),
-        joined=np.array(merges.merged, np.int32),
+        merged=np.array(merges.merged, np.int32),
     )
     pairs = np.fromiter(merges.ranks, np.int64)
     ranks = np.fromiter(merges.ranks.values(), np.int64)
-    enter_pairs(tables, pairs[np.argsort(ranks)])
+    insert_pairs(tables, pairs[np.argsort(ranks)])
     return tables
 
 
@@ -55,13 +62,13 @@ def encode(text: str, tables: Tables, merges: Merges) -> np.ndarray:
 
     tables  made of `merges` by `make_tables`
 
-    Pre-tokens longer than LONGEST, which no language has, are left to `bpe.merge`, whose time is
-    nearly linear in their length. Raises UnicodeEncodeError for a lone surrogate.
+    Pre-tokens longer than MAX_PRETOKEN bytes, which no language has, are left to `bpe.merge`, whose
+    time is nearly linear in their length. Raises UnicodeEncodeError for a lone surrogate.
     """
     data = np.frombuffer(text.encode("utf-8"), np.uint8)
     ids = np.empty(data.size, np.int32)  # at most one a byte
     memo = np.zeros((min(MAX_MEMO, 1 << data.size.bit_length()), 4), np.int64)
-    workspace = np.empty((2, LONGEST), np.int32)
+    workspace = np.empty((2, MAX_PRETOKEN), np.int32)
     start = count = 0
     while start < data.size:
         start, end, count = encode_pretokens(ids, count, data, start, tables, memo, workspace)

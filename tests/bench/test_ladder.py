@@ -1,4 +1,4 @@
-"""The steps of bench/ladder.py compute products, and docs/kernels.md shows these very steps."""
+"""Every step of bench/ladder.py computes the product, and docs/kernels.md shows its code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "kernels.md"
 
 
 def load_ladder() -> ModuleType:
-    """bench/ladder.py, which is no part of a package: it imports its neighbours by their names."""
+    """Import bench/ladder.py, which is in no package and imports its neighbours by name."""
     spec = importlib.util.spec_from_file_location("ladder", SOURCE)
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(SOURCE.parent))
@@ -37,17 +37,17 @@ STEPS = [(name, step) for name in ("MANY_ROWS", "ONE_ROW") for step in getattr(l
 
 @pytest.fixture(scope="module")
 def problem():
-    """Dims that no tile, block, chunk or group divides."""
+    """Sizes that are no multiple of a tile, of ROWS, of K_BLOCK or of N_BLOCK."""
     return ladder.Problem(ladder.ROWS + 7, ladder.K_BLOCK + 5, 70)
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 thread", "2 threads"])
-def crews(request):
-    return {request.param: ladder.Crew(request.param)}
+def runners(request):
+    return {request.param: ladder.Runner(request.param)}
 
 
 def product(problem, step):
-    """What NumPy makes of the factors as this step holds them, in float64, [M or 1, N]."""
+    """The product in float64, of the w that this step takes; [M or 1, N]."""
     K, N = problem.K, problem.N
     w = problem.w["rows"].reshape(K, N)
     if step.w == "bf16":
@@ -61,8 +61,8 @@ def product(problem, step):
 @pytest.mark.parametrize(
     "step", [step for _, step in STEPS], ids=[f"{name}: {step.name}" for name, step in STEPS]
 )
-def test_every_step_computes_the_product(step, problem, crews):
-    for run in ladder.runs([step], problem, crews):
+def test_every_step_computes_the_product(step, problem, runners):
+    for run in ladder.runs([step], problem, runners):
         problem.y[:] = np.nan
         run.call()
         expected = product(problem, step)
@@ -70,8 +70,7 @@ def test_every_step_computes_the_product(step, problem, crews):
         np.testing.assert_allclose(y, expected, rtol=0, atol=3e-5 * np.abs(expected).max())
 
 
-def test_the_kernel_gives_the_same_bits_for_any_number_of_threads_and_rows(problem):
-    """What the page says that the fixed order of sums is for."""
+def test_a_row_has_the_same_bits_for_any_number_of_threads_and_rows(problem):
     many, one = (
         next(step for step in steps if step.name == "the kernel")
         for steps in (ladder.MANY_ROWS, ladder.ONE_ROW)
@@ -79,13 +78,13 @@ def test_the_kernel_gives_the_same_bits_for_any_number_of_threads_and_rows(probl
     results = []
     for threads in (1, 3):
         for step in (many, one):
-            ladder.Crew(threads).run(step.kernel, *problem.arguments(step))
+            ladder.Runner(threads).run(step.kernel, *problem.arguments(step))
             results.append(problem.y[: problem.N].copy())
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
 
 
-def test_rates_keep_the_best_round_and_do_not_repeat_what_is_slow(monkeypatch):
+def test_rates_are_the_best_round_and_slow_runs_are_not_repeated(monkeypatch):
     now, calls = [0.0], []
     monkeypatch.setattr(ladder.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(ladder.time, "sleep", lambda seconds: None)
@@ -102,7 +101,7 @@ def test_rates_keep_the_best_round_and_do_not_repeat_what_is_slow(monkeypatch):
     assert calls == ["quick", "slow", "quick", "quick"]
 
 
-def test_the_table_sets_each_step_against_the_limit_for_its_threads():
+def test_the_table_compares_each_step_with_the_limit_for_its_threads():
     found = {"limit": {1: 4e9, 2: 8e9}, "alone": {1: 1e9}, "together": {1: 2e9, 2: 6e9}}
     lines = [re.sub(" +", " ", line).strip() for line in ladder.table("title", found).splitlines()]
     assert lines == [
@@ -114,8 +113,8 @@ def test_the_table_sets_each_step_against_the_limit_for_its_threads():
     ]
 
 
-def test_the_page_shows_code_that_runs():
-    """Every block of Python in it is a piece of bench/ladder.py, letter for letter."""
+def test_the_page_shows_code_of_the_ladder():
+    """Every Python block of the page is contained in bench/ladder.py, letter for letter."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     source = SOURCE.read_text(encoding="utf-8")
     assert len(blocks) > 10
@@ -124,5 +123,5 @@ def test_the_page_shows_code_that_runs():
 
 
 @pytest.mark.parametrize("name", [step.name for _, step in STEPS])
-def test_the_page_tells_the_figure_of_every_step(name):
+def test_the_page_has_the_figure_of_every_step(name):
     assert f"| {name} |" in PAGE.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The plain read of memory reads all of it."""
+"""The plain read of memory reads every element once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.kernel
 
 
 def test_every_element_is_read_once(run, rng):
-    """Sums of small whole numbers are exact: one element left out, or read twice, would show."""
+    """Sums of small integers are exact, so an element left out or read twice changes one."""
     data = rng.integers(1, 16, (5, CHUNK)).astype(np.float32)
     sums = np.full(5, np.nan, np.float32)
     run(read_forward, sums, data.ravel(), 2)

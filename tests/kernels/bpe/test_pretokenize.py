@@ -1,4 +1,4 @@
-"""The split into words over bytes: that of GPT-2's regular expression, for all of Unicode."""
+"""Pre-tokens of UTF-8 bytes are those of GPT-2's regular expression, for all of Unicode."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from minigpt.tokenizer.compiled import character_kinds
 GPT2 = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 EVERY_CHARACTER = [chr(c) for c in range(CODE_POINTS) if not 0xD800 <= c < 0xE000]
 CHARACTERS = st.characters(exclude_categories=["Cs"])
-# One or two of each kind and of each length in bytes, and all that the expression names.
-TELLING = [
+# One or two of each kind and of each length in bytes, and every character in the expression.
+ALPHABET = [
     *"strevmld'' \n\t\r\v\fZ7!_\x00\x1c\x7f",
     *"\x85\xa0éª²\u0301\u1680ا٣\u200b\u2028\u3000中〇😀𝐀𝟏",
 ]
 
 
-@numba.njit  # not `entry`: what tests compile is not kept
+@numba.njit  # not `entry`: tests leave nothing in the cache
 def all_ends(ends, text, kinds):
     start = count = 0
     while start < text.size:
@@ -38,7 +38,7 @@ def kinds() -> np.ndarray:
     return character_kinds()
 
 
-def words(text: str, kinds: np.ndarray) -> list[str]:
+def pretokens(text: str, kinds: np.ndarray) -> list[str]:
     data = text.encode("utf-8")
     ends = np.zeros(len(data), np.int64)
     count = all_ends(ends, np.frombuffer(data, np.uint8), kinds)
@@ -50,26 +50,26 @@ def words(text: str, kinds: np.ndarray) -> list[str]:
     ("kind", "pattern"),
     [(OTHER, r"[^\s\p{L}\p{N}]"), (LETTER, r"\p{L}"), (DIGIT, r"\p{N}"), (WHITE, r"\s")],
 )
-def test_every_character_is_of_the_kind_that_regex_gives_it(kinds, kind, pattern):
+def test_the_kind_of_every_character_is_that_of_regex(kinds, kind, pattern):
     characters = "".join(map(chr, range(CODE_POINTS)))
     expected = [ord(c) for c in regex.findall(pattern, characters)]
     assert np.flatnonzero(kinds == kind).tolist() == expected
 
 
-@pytest.mark.parametrize("beside", ["", " "])
-def test_every_character_is_read_right(kinds, beside):
-    text = beside.join(EVERY_CHARACTER)
-    assert words(text, kinds) == GPT2.findall(text)
+@pytest.mark.parametrize("separator", ["", " "])
+def test_every_character_is_decoded(kinds, separator):
+    text = separator.join(EVERY_CHARACTER)
+    assert pretokens(text, kinds) == GPT2.findall(text)
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.text(st.sampled_from(TELLING) | CHARACTERS, min_size=1))
-def test_words_are_those_of_the_expression(kinds, text):
-    assert words(text, kinds) == GPT2.findall(text)
+@given(st.text(st.sampled_from(ALPHABET) | CHARACTERS, min_size=1))
+def test_pretokens_are_those_of_the_expression(kinds, text):
+    assert pretokens(text, kinds) == GPT2.findall(text)
 
 
-def test_what_ends_where_the_text_does(kinds):
-    """Half a contraction, a space alone, white space of several bytes: nothing is read beyond."""
+def test_pretokens_at_the_end_of_a_text(kinds):
+    """Half a contraction, a single space, multi-byte white space: nothing is read beyond."""
     for end in ("'", "'r", "'l", "a'", " ", " '", "\u3000", " \u3000", "'s", "'re", "x ", " \n"):
         for text in (end, "word" + end):
-            assert words(text, kinds) == GPT2.findall(text)
+            assert pretokens(text, kinds) == GPT2.findall(text)

@@ -1,4 +1,4 @@
-"""Weights to panels, against the twin: both types, both orders, all edges, in pieces."""
+"""Packing against the reference: both dtypes, both orders, all edges, in parts."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from minigpt.kernels.layout import LANES, padded, panels_size, row_stride, unpac
 pytestmark = pytest.mark.kernel
 
 SHAPES = [(1, 1), (2, 16), (3, 17), (64, 40), (65, 130), (129, 64)]
-TYPES = [np.float32, np.uint16]
+DTYPES = [np.float32, np.uint16]
 
 
 def packed(run, stored, transposed, dtype, cut):
-    """`stored` in two pieces, cut along its rows."""
+    """The panels of `stored`, packed in two parts, split before row `cut`."""
     K, N = stored.shape[::-1] if transposed else stored.shape
     panels = np.zeros(panels_size(K, N), dtype)
     cut = min(cut, len(stored))
-    for first, piece in ((0, stored[:cut]), (cut, stored[cut:])):
-        rows, columns = piece.shape
+    for first, part in ((0, stored[:cut]), (cut, stored[cut:])):
+        rows, columns = part.shape
         if transposed:
             sizes = 0, first, K, rows, padded(K), 1, columns
         else:
             sizes = first, 0, rows, N, padded(K), columns, 1
-        run(pack, panels, piece.reshape(-1), *sizes)
+        run(pack, panels, part.reshape(-1), *sizes)
     return panels
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("stored_as", TYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stored_dtype", DTYPES)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(("K", "N"), SHAPES)
-def test_pack_is_the_twin(run, rng, K, N, transposed, stored_as, dtype):
+def test_pack_equals_the_reference(run, rng, K, N, transposed, stored_dtype, dtype):
     w = rng.standard_normal((K, N)).astype(np.float32)
     stored = w
-    if stored_as == np.uint16:
+    if stored_dtype == np.uint16:
         stored = reference.bfloat16(w)
         w = (stored.astype(np.uint32) << 16).view(np.float32)
     stored = np.ascontiguousarray(stored.T) if transposed else stored
@@ -45,26 +45,25 @@ def test_pack_is_the_twin(run, rng, K, N, transposed, stored_as, dtype):
     np.testing.assert_array_equal(panels, reference.panels(w, dtype))
 
 
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("K", "N"), SHAPES)
-def test_unpacked_is_the_way_back(rng, K, N, dtype):
+def test_unpack_panels_inverts_packing(rng, K, N, dtype):
     w = rng.standard_normal((K, N)).astype(np.float32)
     expected = w if dtype == np.float32 else reference.bfloat16(w)
     np.testing.assert_array_equal(unpack_panels(reference.panels(w, dtype), K, N), expected)
 
 
 def test_nan_stays_nan_in_bfloat16(run):
-    odd = np.array([np.nan, np.inf, -np.inf, 3.4e38], np.float32)
-    odd.view(np.uint32)[0] = 0x7FFFFFFF  # all ones: adding to round would carry into the sign
-    panels = packed(run, odd.reshape(1, 4), False, np.uint16, 1)
-    found = unpack_panels(panels, 1, 4)[0]
-    assert found.tolist() == [0x7FC0, 0x7F80, 0xFF80, 0x7F80]
+    w = np.array([np.nan, np.inf, -np.inf, 3.4e38], np.float32)
+    w.view(np.uint32)[0] = 0x7FFFFFFF  # all ones: rounding up would carry into the sign
+    panels = packed(run, w.reshape(1, 4), False, np.uint16, 1)
+    assert unpack_panels(panels, 1, 4)[0].tolist() == [0x7FC0, 0x7F80, 0xFF80, 0x7F80]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("K", "N"), [(1, 1), (5, 17), (33, 64), (130, 40)])
-def test_a_factor_of_the_moment(run, rng, K, N, dtype):
-    """From rows that lie apart, and transposed; over what an earlier, larger one left behind."""
+def test_pack_operand_overwrites_an_earlier_operand(run, rng, K, N, dtype):
+    """From rows with a stride, and transposed."""
     w = rng.standard_normal((K, N + 3)).astype(np.float32)
     truth = unpack_panels(reference.panels(w[:, :N], dtype), padded(K), N)
     for matrix, strides in ((w, (N + 3, 1)), (np.ascontiguousarray(w.T), (1, K))):
@@ -75,9 +74,9 @@ def test_a_factor_of_the_moment(run, rng, K, N, dtype):
         np.testing.assert_array_equal(unpack_panels(panels, padded(K), N), truth)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("M", "N"), [(1, 1), (3, 20), (16, 16), (50, 33)])
-def test_transposed_rows_end_in_zeros(run, rng, M, N, dtype):
+def test_transposed_rows_are_padded_with_zeros(run, rng, M, N, dtype):
     x = rng.standard_normal((M, N + 2)).astype(np.float32)
     y = np.full((N, row_stride(M)), 7, dtype)
     run(transpose_rows, y.reshape(-1), row_stride(M), x.ravel(), N + 2, M, N)

@@ -1,4 +1,4 @@
-"""Weights to whole numbers: the layout, the error, all edges, in pieces and transposed."""
+"""Quantizing weights: the layout, the error, all edges, in parts and transposed."""
 
 from __future__ import annotations
 
@@ -24,50 +24,51 @@ DTYPES = ["int8", "int4"]
 
 
 def quantized(run, w, dtype, transposed=False, cut=None, importance=None):
-    """(numbers, scales) of w [K, N], which lies in two pieces, cut along its rows."""
+    """(qweight, scales) of w [K, N], quantized in two parts, split before row `cut`."""
     K, N = w.shape
-    numbers = np.zeros(qweight_size(K, N, dtype), STORAGE_DTYPE[dtype])
+    qweight = np.zeros(qweight_size(K, N, dtype), STORAGE_DTYPE[dtype])
     scales = np.zeros(scales_size(K, N, dtype), np.uint16)
     if importance is None:
         importance = np.ones(K, np.float32)
     stored = np.ascontiguousarray(w.T if transposed else w)
     cut = len(stored) if cut is None else min(cut, len(stored))
-    for first, piece in ((0, stored[:cut]), (cut, stored[cut:])):
-        rows, columns = piece.shape
+    for first, part in ((0, stored[:cut]), (cut, stored[cut:])):
+        rows, columns = part.shape
         if transposed:
             sizes = 0, first, K, rows, padded(K, QUANT_BLOCK) // QUANT_BLOCK, 1, columns
         else:
             sizes = first, 0, rows, N, padded(K, QUANT_BLOCK) // QUANT_BLOCK, columns, 1
-        run(quantize, numbers, scales, piece.reshape(-1), importance, *sizes)
-    return numbers, scales
+        run(quantize, qweight, scales, part.reshape(-1), importance, *sizes)
+    return qweight, scales
 
 
-@pytest.mark.parametrize("stored_as", [np.float32, np.uint16])
+@pytest.mark.parametrize("stored_dtype", [np.float32, np.uint16])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(("K", "N"), SHAPES)
-def test_int8_is_the_twin(run, rng, K, N, transposed, stored_as):
+def test_int8_equals_the_reference(run, rng, K, N, transposed, stored_dtype):
     w = rng.standard_normal((K, N)).astype(np.float32)
     stored = w
-    if stored_as == np.uint16:
+    if stored_dtype == np.uint16:
         stored = reference.bfloat16(w)
         w = reference.bf16_to_f32(stored)
-    held = quantized(run, stored, "int8", transposed, QUANT_BLOCK)
-    for found, expected in zip(held, reference.codes(*reference.quantized(w, "int8")), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    result = quantized(run, stored, "int8", transposed, QUANT_BLOCK)
+    expected = reference.quantized_panels(*reference.quantized(w, "int8"))
+    for found, truth in zip(result, expected, strict=True):
+        np.testing.assert_array_equal(found, truth)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("K", "N"), SHAPES)
-def test_pieces_and_transposes_are_the_same(run, rng, K, N, dtype):
+def test_parts_and_transposes_give_the_same_bits(run, rng, K, N, dtype):
     w = rng.standard_normal((K, N)).astype(np.float32)
-    whole = quantized(run, w, dtype)
+    at_once = quantized(run, w, dtype)
     for transposed in (False, True):
-        cut = quantized(run, w, dtype, transposed, QUANT_BLOCK)
-        assert all(a.tobytes() == b.tobytes() for a, b in zip(whole, cut, strict=True))
+        parts = quantized(run, w, dtype, transposed, QUANT_BLOCK)
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(at_once, parts, strict=True))
 
 
 @pytest.mark.parametrize("spread", ["normal", "heavy", "shifted"])
-def test_int4_is_better_than_rounding_to_the_nearest(run, rng, spread):
+def test_int4_has_a_smaller_error_than_the_full_range(run, rng, spread):
     K, N = 4 * QUANT_BLOCK, 48
     w = rng.standard_normal((K, N)).astype(np.float32)
     if spread == "heavy":
@@ -78,13 +79,13 @@ def test_int4_is_better_than_rounding_to_the_nearest(run, rng, spread):
         np.square(found - w).mean()
         for found in (
             dequantize_panels(*quantized(run, w, "int4"), K, N),
-            reference.dequantize_panels(*reference.quantized(w, "int4")),
+            reference.dequantized(*reference.quantized(w, "int4")),
         )
     ]
     assert errors[0] < 0.93 * errors[1]
 
 
-def test_importance_moves_the_error_to_where_it_counts_less(run, rng):
+def test_importance_reduces_the_error_of_important_rows(run, rng):
     K, N = 2 * QUANT_BLOCK, 32
     w = rng.standard_normal((K, N)).astype(np.float32)
     importance = np.where(np.arange(K) % 4 == 0, 100, 1).astype(np.float32)
@@ -96,8 +97,8 @@ def test_importance_moves_the_error_to_where_it_counts_less(run, rng):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_a_scale_can_hold_is_exact(run, dtype):
-    """Columns of zeros, of one value, of whole multiples of a scale."""
+def test_columns_that_a_scale_can_represent_are_exact(run, dtype):
+    """Columns of zeros, of one value, and of integral multiples of a scale."""
     w = np.zeros((QUANT_BLOCK, LANES), np.float32)
     w[:, 1] = 0.5
     w[:, 2] = -3
@@ -110,19 +111,19 @@ def test_what_a_scale_can_hold_is_exact(run, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("flaw", [np.nan, np.inf, -np.inf])
-def test_what_is_no_finite_number_shows_in_the_scale(run, rng, dtype, flaw):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_the_scale_of_a_block_that_is_not_finite_is_nan(run, rng, dtype, value):
     w = rng.standard_normal((QUANT_BLOCK, 20)).astype(np.float32)
-    w[5, 18] = flaw
+    w[5, 18] = value
     _, scales = quantized(run, w, dtype)
-    bad = (scales & 0x7F80 == 0x7F80).reshape(4, 2 if dtype == "int4" else 1, LANES)
-    assert bad[1, 0].tolist() == [lane == 2 for lane in range(LANES)]
-    assert not bad[[0, 2, 3], 0].any()
+    not_finite = (scales & 0x7F80 == 0x7F80).reshape(4, 2 if dtype == "int4" else 1, LANES)
+    assert not_finite[1, 0].tolist() == [lane == 2 for lane in range(LANES)]
+    assert not not_finite[[0, 2, 3], 0].any()
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30, 3e38])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_sizes_at_the_ends_of_float32(run, rng, dtype, scale):
+def test_magnitudes_near_the_limits_of_float32(run, rng, dtype, scale):
     w = (rng.random((QUANT_BLOCK, LANES)).astype(np.float32) - np.float32(0.5)) * np.float32(scale)
     found = dequantize_panels(*quantized(run, w, dtype), *w.shape)
     assert np.abs(found - w).max() <= scale * (0.05 if dtype == "int4" else 0.003)

@@ -39,6 +39,7 @@ CHECKS = 28  # check_… functions with their parameters, at least
     sys.platform != "linux" or platform.machine() != "x86_64",
     reason="signals and registers as Linux on x86-64 has them",
 )
+@pytest.mark.slow
 def test_amx_instructions():
     """All check_… functions of this file pass, in a process that compiles for AMX."""
     features = llvm.get_host_cpu_features().flatten() + ",+amx-tile,+amx-bf16,+amx-int8"

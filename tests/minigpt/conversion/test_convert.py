@@ -116,7 +116,7 @@ def test_docs_format_tells_how_to_read_them(dtype: str, tmp_path: Path) -> None:
     for name in weights.scales:
         scales = bf16_to_f32(stored[f"transformer.{name}.scales"])
         K, N = 64 * scales.shape[1], 16 * scales.shape[0]
-        names = {"np": np, "numbers": stored[f"transformer.{name}"], "scales": scales}
+        names = {"np": np, "qweight": stored[f"transformer.{name}"], "scales": scales}
         exec(program, names | {"K": K, "N": N}, found := {})
         expected = weights.tensor(name)
         w = found["w"].T if name == "wte.weight" else found["w"]

@@ -35,7 +35,9 @@ def random_weights(dtype: str, rounded: bool = False) -> Weights:
             tensor = bf16_to_f32(f32_to_bf16(tensor))
         if dtype in QUANTIZED and is_packed(name, shape):
             factor = tensor.T if is_transposed(name) else tensor
-            held[name], scales[name] = reference.codes(*reference.quantized(factor, dtype))
+            held[name], scales[name] = reference.quantized_panels(
+                *reference.quantized(factor, dtype)
+            )
         else:
             held[name] = _held(name, tensor, np.float32 if dtype == "f32" else np.uint16)
     return Weights(held, scales, shapes, dtype, "")

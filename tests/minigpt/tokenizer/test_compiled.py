@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.kernels.bpe.merge import LONGEST
+from minigpt.kernels.bpe.merge import MAX_PRETOKEN
 from minigpt.tokenizer import compiled as compiled_bpe
 from minigpt.tokenizer import tokenizer
 from minigpt.tokenizer.bpe import Merges, PretokenIds, merge, pretokenize
@@ -93,7 +93,9 @@ def test_any_merges_in_any_order_give_the_ids_of_bpe(data: st.DataObject) -> Non
     assert encode(word, make_tables(byte_ids, merges), merges).tolist() == expected
 
 
-@pytest.mark.parametrize("length", [LONGEST - 1, LONGEST, LONGEST + 1, 3 * LONGEST])
+@pytest.mark.parametrize(
+    "length", [MAX_PRETOKEN - 1, MAX_PRETOKEN, MAX_PRETOKEN + 1, 3 * MAX_PRETOKEN]
+)
 def test_pretokens_longer_than_compiled_code_merges(both, length: int) -> None:
     word = "".join(random.Random(length).choices("abcdeé", k=length))[:length]
     for text in (word, f"a {word}", f"{word} {word}", f"{word}! a {word} b"):
@@ -122,7 +124,7 @@ def test_time_is_nearly_linear(both, unit: str) -> None:
 def test_the_longest_compiled_pretokens_take_seconds_at_most(gpt2: Vocabulary) -> None:
     """The worst case: a second or two for a MiB."""
     tables = make_tables(gpt2.byte_ids, gpt2.merges)
-    word = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz", k=LONGEST - 4))
+    word = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz", k=MAX_PRETOKEN - 4))
     text = "".join(f" {i % 100:02}{word}" for i in range(1000))
     began = time.process_time()
     encode(text, tables, gpt2.merges)
