@@ -21,7 +21,7 @@ class Checkpoint:
     path     the model's folder, or its GGUF file
     files    the files of weights that were opened, first to last
     tensors  {stored name: what the headers say of the tensor}
-    stored   {stored name: the tensor's place in its file}
+    stored   {stored name: the tensor in its file}
     """
 
     path: Path

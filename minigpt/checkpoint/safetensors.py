@@ -153,7 +153,8 @@ def write_tensors(
         file.write(len(text).to_bytes(8, "little") + text)
         for info in infos:
             for part in arrays(info):
-                array = np.ascontiguousarray(part, NUMPY_DTYPE[info.dtype])
+                dtype = NUMPY_DTYPE[info.dtype]  # of the part already, but for the byte order
+                array = part.astype(dtype, order="C", casting="equiv", copy=False)
                 file.write(array.reshape(-1).view(np.uint8).data)
 
 

@@ -31,7 +31,7 @@ def read_json_object(path: Path, max_bytes: int, error: type[SourceError]) -> di
 def parse_json_object(data: bytes, where: str, error: type[SourceError]) -> dict[str, Any]:
     """The JSON object in `data`, UTF-8; an `error` begins with `where`."""
     if sum(data.count(mark) for mark in (b",", b"[", b"{")) > _MAX_VALUES:
-        raise error(f"{where}: holds more than {_MAX_VALUES} values, far more than such a file has")
+        raise error(f"{where}: has more than {_MAX_VALUES} values, the limit for such a file")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as cause:

@@ -1,4 +1,4 @@
-"""Tensors in mapped files: their description, their place, and the array that reading returns."""
+"""Tensors in mapped files: their description, their position, and reading them as arrays."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class MappedFile:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor and its place in a file: `offset` in bytes from the start, strides in elements."""
+    """A tensor and its position in a file: `offset` in bytes from the start, strides in elements."""
 
     info: TensorInfo
     file: MappedFile

@@ -151,7 +151,7 @@ def _state_dict(value: Any, where: str) -> dict[str, Any]:
 def _locate(
     file: MappedFile, name: str, tensor: Tensor, spans: dict[str, tuple[int, int]]
 ) -> StoredTensor:
-    """The place of a tensor in the file, checked: its elements are inside its storage."""
+    """The position of a tensor in the file, checked: its elements are inside its storage."""
     where = f"{file.path}: tensor {short_repr(name)}"
     storage = tensor.storage
     itemsize = NUMPY_DTYPE[storage.dtype].itemsize

@@ -296,7 +296,7 @@ def _reduce(machine: _Machine) -> Any:
     """The result of "calling" a name with a tuple of arguments."""
     arguments, function = machine.pop(), machine.pop()
     if type(function) is not Name or type(arguments) is not tuple:
-        raise machine.error("what is called is not a name with a tuple of arguments")
+        raise machine.error("a call needs a name and a tuple of arguments")
     match function.module, function.attribute, arguments:
         case "collections", "OrderedDict", ():
             return {}

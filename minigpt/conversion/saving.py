@@ -45,7 +45,7 @@ def save_model(
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError for a zero byte in its name
         reason = getattr(error, "strerror", None) or error
-        raise SourceError(f"{folder}: cannot be made: {reason}") from None
+        raise SourceError(f"{folder}: cannot be created: {reason}") from None
     write_tensors(
         folder / "model.safetensors",
         by_width(float_infos(weights.shapes, dtype)),
