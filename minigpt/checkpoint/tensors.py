@@ -55,7 +55,7 @@ class MappedFile:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor and its position in a file: `offset` in bytes from the start, strides in elements."""
+    """A tensor and its position in a file: `offset` in bytes, strides in elements."""
 
     info: TensorInfo
     file: MappedFile

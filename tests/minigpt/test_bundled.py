@@ -1,4 +1,4 @@
-"""The model in the box: it is there, it is small, and it knows how stories go."""
+"""The bundled model: it ships with the package, is small, and predicts stories well."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from minigpt import GPTModel, GPTTokenizer
 from minigpt.bundled import BUNDLED_MODEL
 from minigpt.evaluation.perplexity import perplexity
 
-# Mrs. Molesworth, "The Cuckoo Clock" (1877), which it has not read
+# Mrs. Molesworth, "The Cuckoo Clock" (1877), which is not in its training data
 UNSEEN = (
     "Griselda obediently wished her aunts good-night, and went quietly upstairs. But once out of "
     "sight, at the first landing, she changed her pace. She turned to the left instead of to the "
@@ -38,25 +38,25 @@ def test_it_is_small() -> None:
     assert sum(file.stat().st_size for file in BUNDLED_MODEL.iterdir()) < 12e6
 
 
-def test_its_files_go_with_the_package() -> None:
+def test_setup_cfg_lists_its_files() -> None:
     setup = (Path(__file__).resolve().parents[2] / "setup.cfg").read_text(encoding="utf-8")
     assert f"{BUNDLED_MODEL.name}/*" in setup
 
 
-def test_it_is_whole_numbers_and_knows_its_end(model: GPTModel, tokenizer: GPTTokenizer) -> None:
+def test_it_is_int8_and_fits_its_tokenizer(model: GPTModel, tokenizer: GPTTokenizer) -> None:
     assert model.dtype == "int8"
     assert model.config.vocab_size == tokenizer.vocab_size
     assert model.config.eos_token_id == tokenizer.eos_token_id
 
 
-def test_it_knows_how_a_story_goes_on(model: GPTModel, tokenizer: GPTTokenizer) -> None:
-    """Far better than a model of letters alone, which takes more than two bits for each."""
+def test_it_predicts_an_unseen_story(model: GPTModel, tokenizer: GPTTokenizer) -> None:
+    """A model of single letters needs more than two bits per byte."""
     found = perplexity(model, tokenizer.encode(UNSEEN), len(UNSEEN.encode()))
     assert found.bits_per_byte < 1.6
 
 
 def test_it_writes_words(model: GPTModel, tokenizer: GPTTokenizer) -> None:
-    """Nearly all words of a story are of the thousand that texts like these consist of."""
+    """Function words are frequent in any English text."""
     ids = tokenizer.encode("Once upon a time there was a little girl", return_tensors="np")
     text = tokenizer.decode(model.generate(ids, max_new_tokens=60, temperature=0.7, seed=1)[0])
     words = text.lower().replace(",", " ").replace(".", " ").split()

@@ -1,4 +1,4 @@
-"""config.json: what real ones hold is read, what is missing has its default, the rest refused."""
+"""config.json: real configs, defaults of missing keys, and errors for wrong values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from minigpt.config import GPTConfig
 from minigpt.errors import ConfigError
 
-# All that config.json of Cerebras-GPT 111M to 6.7B holds.
+# The config.json of Cerebras-GPT 111M; 256M to 6.7B have the same keys.
 SHORT: dict[str, Any] = {
     "model_type": "gpt2",
     "n_embd": 768,
@@ -68,7 +68,7 @@ def test_missing_values_have_hugging_face_s_defaults() -> None:
     assert config(n_inner=None).n_inner == 32
 
 
-def test_n_ctx_stands_in_for_n_positions() -> None:
+def test_n_ctx_is_used_without_n_positions() -> None:
     assert config(n_positions=None, n_ctx=7).n_positions == 7
     assert config(n_positions=16, n_ctx=7).n_positions == 16
 
@@ -165,7 +165,7 @@ def test_a_wrong_value_is_one_line_that_names_file_and_key(key: str, value: obje
     assert len(message) < 300
 
 
-def test_an_unknown_activation_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_activation_lists_the_known_ones() -> None:
     with pytest.raises(
         ConfigError, match="gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, relu, silu"
     ):
@@ -193,7 +193,7 @@ KEYS = sorted({*SHORT, *config(model_type="btlm").to_dict(), "add_cross_attentio
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(KEYS), JSON_VALUES))
-def test_whatever_the_values_a_config_or_a_config_error(changes: dict[str, Any]) -> None:
+def test_any_values_give_a_config_or_a_config_error(changes: dict[str, Any]) -> None:
     try:
         read = config(**changes)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Files in memory, and builders of the two formats that can also build them wrong."""
+"""Files in memory, and builders of safetensors and ZIP files that can also build wrong ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def mapped() -> Callable[[bytes], MappedFile]:
 
 @pytest.fixture(scope="session")
 def safetensors_bytes() -> Callable[..., bytes]:
-    """A safetensors file of a header (an object or raw bytes) and the bytes of its tensors."""
+    """Builds a safetensors file from a header (an object or raw bytes) and the bytes of tensors."""
 
     def build(header: object, data: bytes = b"", length: int | None = None) -> bytes:
         text = header if isinstance(header, bytes) else json.dumps(header).encode()
@@ -38,7 +38,7 @@ def safetensors_bytes() -> Callable[..., bytes]:
 
 @pytest.fixture(scope="session")
 def zip_bytes() -> Callable[..., bytes]:
-    """A ZIP archive of stored entries; `change` may spoil the fields of an entry by its name."""
+    """Builds a ZIP archive of stored entries; `change` overwrites header fields of entries."""
 
     def build(
         entries: Mapping[str, bytes],
@@ -59,19 +59,19 @@ def zip_bytes() -> Callable[..., bytes]:
                 **(change or {}).get(name, {}),
             }
             extra = b""
-            short_repr = (field["stored"], field["size"], field["header"])
+            narrow = (field["stored"], field["size"], field["header"])
             if wide:
                 values = (field["size"], field["stored"], field["header"])
                 extra = struct.pack("<HHQQQ", 1, 24, *values)
-                short_repr = (0xFFFFFFFF,) * 3
+                narrow = (0xFFFFFFFF,) * 3
             local = (b"PK\3\4", 20, field["flags"], field["method"], 0, 0, 0)
             body += struct.pack("<4sHHHHHIIIHH", *local, len(data), len(data), len(raw), 0)
             body += raw + data
             directory += struct.pack(
                 "<4sHHHHHHIIIHHHHHII",
                 *(b"PK\1\2", 20, 20, field["flags"], field["method"], 0, 0, 0),
-                *short_repr[:2],
-                *(len(raw), len(extra), 0, field["disk"], 0, 0, short_repr[2]),
+                *narrow[:2],
+                *(len(raw), len(extra), 0, field["disk"], 0, 0, narrow[2]),
             )
             directory += raw + extra
         count, size, start = len(entries), len(directory), len(body)
@@ -89,5 +89,5 @@ def zip_bytes() -> Callable[..., bytes]:
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """The folder of files that torch has written."""
+    """The folder of files that torch wrote."""
     return Path(__file__).resolve().parents[2] / "golden" / "torch"

@@ -1,4 +1,4 @@
-"""The numbers of GGUF files against the arithmetic of llama.cpp's own package, bit for bit."""
+"""The encodings of GGUF files, compared bit for bit with those of llama.cpp's Python package."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = {encoding.name: encoding for encoding in ENCODINGS.values()}
 
 
 def random_blocks(encoding: Encoding, lines: int, length: int) -> np.ndarray:
-    """Blocks of arbitrary bits under ordinary scales; small numbers where there are no blocks."""
+    """Blocks of random bits with ordinary scales; small integers for encodings without blocks."""
     rng = np.random.default_rng(encoding.type)
     count = lines * length // encoding.length
     if encoding.decode is None:
@@ -37,7 +37,7 @@ def random_blocks(encoding: Encoding, lines: int, length: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=NAMES)
-def test_types_and_sizes_are_llama_cpps(encoding: Encoding) -> None:
+def test_types_and_sizes_equal_llama_cpps(encoding: Encoding) -> None:
     theirs = GGMLQuantizationType[encoding.name]
     assert encoding.type == theirs
     assert (encoding.length, encoding.block.itemsize) == GGML_QUANT_SIZES[theirs]
@@ -66,14 +66,14 @@ def test_q8_0_is_rounded_as_llama_cpp_rounds_it() -> None:
     assert not Q8_0.decode(ours[:4]).any()  # type: ignore[misc]
 
 
-def test_f16_and_f32_are_numpys() -> None:
+def test_f16_and_f32_equal_numpys() -> None:
     numbers = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
     assert encode(numbers, F16).tobytes() == numbers.astype("<f2").tobytes()
     assert encode(numbers, F32).tobytes() == numbers.tobytes()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
-def test_what_16_bits_cannot_hold_is_noticed(bad: float) -> None:
+def test_all_finite_notices_nan_infinity_and_overflow(bad: float) -> None:
     numbers = np.ones((1, 32), np.float32)
     assert all_finite(encode(numbers, F16))
     assert all_finite(encode(numbers, Q8_0))
@@ -83,7 +83,7 @@ def test_what_16_bits_cannot_hold_is_noticed(bad: float) -> None:
 
 
 def stored(mapped, encoding: Encoding, lines: int, length: int, transposed: bool) -> EncodedTensor:
-    """A matrix in a file, at an odd byte: aligned for nothing."""
+    """A matrix at an odd byte of a file, which is aligned for no type."""
     blocks = random_blocks(encoding, lines, length)
     shape = (length, lines) if transposed else (lines, length)
     info = TensorInfo("x", encoding.name, shape, blocks.nbytes)
@@ -92,25 +92,25 @@ def stored(mapped, encoding: Encoding, lines: int, length: int, transposed: bool
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=NAMES)
-def test_pieces_make_up_the_whole(encoding: Encoding, transposed: bool, mapped) -> None:
+def test_chunks_cover_the_matrix(encoding: Encoding, transposed: bool, mapped) -> None:
     tensor = stored(mapped, encoding, 200, 256, transposed)
-    whole = tensor.read()
-    assert whole.shape == tensor.info.shape
-    assert whole.flags.aligned
+    matrix = tensor.read()
+    assert matrix.shape == tensor.info.shape
+    assert matrix.flags.aligned
     expected = {F16: np.float16, BF16: np.uint16}.get(encoding, np.float32)
-    assert whole.dtype == expected
-    put_together = np.zeros_like(whole)
-    pieces = list(tensor.chunks(64 * 256 * whole.itemsize))
-    for row, column, part in pieces:
-        assert (part.T if transposed else part).flags.c_contiguous
-        put_together[row : row + len(part), column : column + part.shape[1]] += part
-    assert [(row, column) for row, column, _ in pieces] == [
+    assert matrix.dtype == expected
+    assembled = np.zeros_like(matrix)
+    chunks = list(tensor.chunks(64 * 256 * matrix.itemsize))
+    for row, column, chunk in chunks:
+        assert (chunk.T if transposed else chunk).flags.c_contiguous
+        assembled[row : row + len(chunk), column : column + chunk.shape[1]] += chunk
+    assert [(row, column) for row, column, _ in chunks] == [
         (0, first) if transposed else (first, 0) for first in (0, 64, 128, 192)
     ]
-    assert np.array_equal(put_together, whole)
+    assert np.array_equal(assembled, matrix)
 
 
-def test_a_plain_matrix_is_a_view(mapped) -> None:
+def test_a_float_matrix_is_a_view(mapped) -> None:
     numbers = np.arange(6, dtype=np.float32)
     tensor = EncodedTensor(TensorInfo("x", "F32", (3, 2), 24), mapped(numbers.tobytes()), 0, F32)
     assert not tensor.read().flags.owndata
@@ -118,7 +118,7 @@ def test_a_plain_matrix_is_a_view(mapped) -> None:
     assert np.array_equal(transposed.read(), numbers.reshape(2, 3).T)
 
 
-def test_a_scale_that_is_no_number_warns_of_nothing(mapped) -> None:
+def test_an_infinite_scale_gives_nan_without_a_warning(mapped) -> None:
     blocks = random_blocks(Q8_0, 1, 32)
     blocks["d"] = np.inf
     blocks["q"][0, 0] = 0

@@ -1,4 +1,4 @@
-"""Opening what may be anything, strict JSON, and files that change whole or not at all."""
+"""Safe opening of files, strict JSON, and atomic writes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_small_file_and_its_limit(tmp_path: Path) -> None:
         read_small_file(tmp_path / "x", 4, ConfigError)
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_a_missing_or_empty_file_or_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     with pytest.raises(CheckpointError, match="is a folder"):
         map_file(tmp_path)
@@ -40,7 +40,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 
 
 @POSIX
-def test_a_pipe_or_device_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_pipe_or_device_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(CheckpointError, match="pipe or device"):
@@ -52,7 +52,7 @@ def test_a_file_larger_than_memory_maps(tmp_path: Path) -> None:
     path = tmp_path / "sparse"
     with path.open("wb") as file:
         try:
-            file.truncate(2**37)  # 128 GiB, of which nothing takes a place on the disk
+            file.truncate(2**37)  # 128 GiB, of which nothing is on the disk
         except OSError:
             pytest.skip("this file system has no such large files")
     with map_file(path) as data:
@@ -60,7 +60,7 @@ def test_a_file_larger_than_memory_maps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "flaw"),
+    ("data", "message"),
     [
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
@@ -81,8 +81,8 @@ def test_a_file_larger_than_memory_maps(tmp_path: Path) -> None:
         (b'{"a": [' + b"[]," * 2_000_001 + b"]}", "more than 2000000 values"),
     ],
 )
-def test_json_that_is_not_strict(data: bytes, flaw: str) -> None:
-    with pytest.raises(ConfigError, match=flaw) as caught:
+def test_json_that_is_not_strict(data: bytes, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
         parse_json_object(data, "config.json", ConfigError)
     assert str(caught.value).startswith("config.json: ")
     assert "\n" not in str(caught.value)
@@ -99,7 +99,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_appears_whole_or_stays_as_it_was(tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x"
     write_file(path, b"old")
     with pytest.raises(KeyboardInterrupt), replacing(path) as file:
@@ -134,12 +134,14 @@ def test_a_full_disk_leaves_the_old_file() -> None:
     assert run_python(program) == "left as it was\n"
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be written"):
         write_file(tmp_path / "absent" / "x", b"")
 
 
-def test_what_a_killed_process_left_is_swept_and_what_another_writes_is_not(tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_process_are_removed(
+    tmp_path: Path,
+) -> None:
     stale = tmp_path / ".x.00000000.tmp"
     stale.write_bytes(b"half")
     bystander = tmp_path / ".y.00000000.tmp"

@@ -1,4 +1,4 @@
-"""Which files of a folder are read, and that an index cannot lead out of it."""
+"""The files of a folder that are read; an index cannot point outside it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def save_index(folder: Path, weight_map: object, name: str = "model.safetensors"
     (folder / f"{name}.index.json").write_text(text, encoding="utf-8")
 
 
-def test_the_order_in_which_files_win(tmp_path: Path, golden: Path) -> None:
+def test_the_precedence_of_files(tmp_path: Path, golden: Path) -> None:
     shutil.copy(golden / "module.bin", tmp_path / "shard.bin")
     save_index(tmp_path, {"weight": "shard.bin", "bias": "shard.bin"}, "pytorch_model.bin")
     assert open_checkpoint(tmp_path).files == (tmp_path / "shard.bin",)
@@ -63,7 +63,7 @@ def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
         None,
     ],
 )
-def test_an_index_leads_nowhere_else(shard: object, tmp_path: Path) -> None:
+def test_an_index_cannot_point_outside_the_folder(shard: object, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     save(tmp_path / "x.safetensors", a=1)
@@ -80,7 +80,7 @@ def test_an_index_without_a_map(weight_map: object, tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_shards_that_do_not_agree_with_the_index(tmp_path: Path) -> None:
+def test_shards_that_contradict_the_index(tmp_path: Path) -> None:
     save(tmp_path / "1.safetensors", a=1)
     save_index(tmp_path, {"a": "1.safetensors", "b": "2.safetensors"})
     with pytest.raises(CheckpointError, match=r"2\.safetensors: is missing"):
@@ -103,7 +103,7 @@ def test_a_folder_without_weights_says_what_is_needed(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "absent")
 
 
-def test_a_git_lfs_pointer_is_told_as_such(tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_is_recognised(tmp_path: Path) -> None:
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     (tmp_path / "pytorch_model.bin").write_bytes(pointer)
     with pytest.raises(CheckpointError, match="git lfs pull"):
@@ -111,7 +111,7 @@ def test_a_git_lfs_pointer_is_told_as_such(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
-def test_links_of_the_folder_are_followed_as_the_hub_s_cache_needs(tmp_path: Path) -> None:
+def test_symbolic_links_are_followed_as_in_the_hub_s_cache(tmp_path: Path) -> None:
     save(tmp_path / "blob", a=1)
     folder = tmp_path / "snapshot"
     folder.mkdir()

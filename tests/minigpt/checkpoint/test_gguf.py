@@ -1,4 +1,4 @@
-"""GGUF files: read as llama.cpp's package reads them, and every lie is one line in little time."""
+"""GGUF files: read and written as by llama.cpp's Python package; wrong ones refused quickly."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def file_of(
     tensor_count: int | None = None,
     alignment: int = 32,
 ) -> bytes:
-    """A GGUF file, which may be built wrong."""
+    """Builds a GGUF file, also a wrong one."""
     values, tensors = list(values), list(tensors)
     counts = (
         len(tensors) if tensor_count is None else tensor_count,
@@ -68,7 +68,7 @@ def file_of(
     return head + bytes(-len(head) % alignment) + data
 
 
-# ---- what is right is read ----
+# ---- reading and writing ----
 
 
 def test_every_type_of_value(mapped) -> None:
@@ -113,7 +113,7 @@ def test_versions(version: int, mapped) -> None:
 
 
 def test_a_file_of_llama_cpps_package(tmp_path: Path, mapped) -> None:
-    """Values, names, shapes and contents of what its writer wrote."""
+    """Values, names, shapes and contents are those given to its writer."""
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "gpt2")
     writer.add_context_length(77)
@@ -158,14 +158,14 @@ def written(path: Path) -> Path:
     ]
 
     def blocks(new: NewTensor) -> list[np.ndarray]:
-        whole = np.zeros(new.nbytes // new.encoding.block.itemsize, new.encoding.block)
-        return [whole[:1], whole[1:]]
+        zeros = np.zeros(new.nbytes // new.encoding.block.itemsize, new.encoding.block)
+        return [zeros[:1], zeros[1:]]
 
     write_gguf(path, values, tensors, blocks)
     return path
 
 
-def test_llama_cpps_package_reads_what_is_written(tmp_path: Path) -> None:
+def test_llama_cpps_package_reads_our_files(tmp_path: Path) -> None:
     read = gguf.GGUFReader(written(tmp_path / "x.gguf"))
     found = {name: field.contents() for name, field in read.fields.items()}
     assert found["n"] == 7
@@ -192,11 +192,11 @@ def test_a_failure_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-# ---- what is wrong is refused, in one line, with little time and memory ----
+# ---- wrong files are refused, with one line, in little time and memory ----
 
 MANY = b"".join(text(f"{n}") + struct.pack("<IB", U8, 0) for n in range(10_001))
 
-LIES = {
+WRONG_FILES = {
     "magic": (file_of(magic=b"PK\3\4"), "is not a GGUF file"),
     "empty": (b"GGU", "cut short"),
     "version 1": (file_of(version=b"\1\0\0\0"), "version 1"),
@@ -247,12 +247,12 @@ LIES = {
     "offset huge": (file_of(tensors=[tensor(offset=2**64 - 32)]), "there are 0"),
     "offset askew": (file_of(tensors=[tensor(offset=4)]), "must be a multiple of 32"),
     "overlap": (file_of(tensors=[tensor("x", (9,)), tensor("y", (4,), offset=32)]), "overlaps"),
-    "same place": (file_of(tensors=[tensor("x"), tensor("y")]), "overlaps"),
+    "same offset": (file_of(tensors=[tensor("x"), tensor("y")]), "overlaps"),
 }
 
 
-@pytest.mark.parametrize(("data", "flaw"), LIES.values(), ids=LIES)
-def test_a_lie(data: bytes, flaw: str, mapped) -> None:
+@pytest.mark.parametrize(("data", "problem"), WRONG_FILES.values(), ids=WRONG_FILES)
+def test_a_wrong_file(data: bytes, problem: str, mapped) -> None:
     file = mapped(data)
     tracemalloc.start()
     start = time.perf_counter()
@@ -261,7 +261,7 @@ def test_a_lie(data: bytes, flaw: str, mapped) -> None:
     seconds, (_, peak) = time.perf_counter() - start, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     message = str(caught.value)
-    assert flaw in message
+    assert problem in message
     assert message.startswith(str(Path("folder/weights")))
     assert "\n" not in message
     assert len(message) < 400
@@ -270,20 +270,20 @@ def test_a_lie(data: bytes, flaw: str, mapped) -> None:
 
 
 def test_truncated_anywhere(tmp_path: Path, mapped) -> None:
-    whole = written(tmp_path / "x.gguf").read_bytes()
-    assert len(read_gguf(mapped(whole)).tensors) == 3
-    last_byte = len(whole) - 28  # the last tensor takes 4 · 34 bytes, the rest is padding
+    data = written(tmp_path / "x.gguf").read_bytes()
+    assert len(read_gguf(mapped(data)).tensors) == 3
+    last_byte = len(data) - 28  # the last tensor takes 4 · 34 bytes, the rest is padding
     for length in range(1, last_byte + 1):
         try:
-            read_gguf(mapped(whole[:length]))
+            read_gguf(mapped(data[:length]))
         except CheckpointError as error:
             assert "\n" not in str(error)
         else:
-            assert length == len(whole) - 24
+            assert length == len(data) - 24
 
 
 def test_an_array_is_not_read_until_asked_for(mapped) -> None:
-    """A file of ten megabytes that is one array takes no memory of ours."""
+    """Parsing a file that is one array of ten megabytes takes little memory."""
     file = mapped(file_of([array("bytes", U8, bytes(10_000_000), 10_000_000)]))
     tracemalloc.start()
     read_gguf(file)
@@ -299,13 +299,13 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_whatever_bytes_change_it_reads_or_is_refused(
+def test_a_file_with_changed_bytes_is_read_or_refused(
     data: st.DataObject, valid: bytes, mapped: Callable
 ) -> None:
     changed = bytearray(valid)
-    places = st.integers(0, len(changed) - 1)
-    for place, byte in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), max_size=8)):
-        changed[place] = byte
+    offsets = st.integers(0, len(changed) - 1)
+    for offset, byte in data.draw(st.lists(st.tuples(offsets, st.integers(0, 255)), max_size=8)):
+        changed[offset] = byte
     try:
         read = read_gguf(mapped(bytes(changed)))
         for stored in read.tensors.values():

@@ -1,7 +1,6 @@
-"""Sources: folders, and hub ids fetched from a small hub on this machine.
+"""Sources: folders, and hub ids downloaded from a small hub on this machine.
 
-The hub's answers are those that huggingface_hub asks for; it reads HF_ENDPOINT when imported,
-so fetching happens in a process of its own.
+huggingface_hub reads HF_ENDPOINT when it is imported, so each download runs in its own process.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ def test_without_huggingface_hub_it_says_how_to_get_it(monkeypatch) -> None:
 
 
 class Hub(http.server.ThreadingHTTPServer):
-    """Models by id, each a dict of its files; `requests` are the paths asked for."""
+    """Models by id, each a dict of its files; `requests` are the requested paths."""
 
     models: dict[str, dict[str, bytes]]
     requests: list[str]
@@ -161,8 +160,8 @@ except SourceError as error:
 
 
 def fetch(hub: Hub, model: str, cache: Path, **environment: str) -> str:
-    """What resolve(model) gives in a process whose hub is `hub`; stderr must stay empty."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    """The result of resolve(model) in a process whose hub is `hub`; its stderr must be empty."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     ours = {
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
         "HF_HOME": str(cache),
@@ -171,7 +170,7 @@ def fetch(hub: Hub, model: str, cache: Path, **environment: str) -> str:
     }
     done = subprocess.run(
         [sys.executable, "-c", FETCH, model],
-        env={**kept, **ours, **environment},
+        env={**others, **ours, **environment},
         cwd=cache,
         capture_output=True,
         text=True,
@@ -192,7 +191,7 @@ BIN_MODEL = {
 }
 
 
-def test_a_model_is_fetched_once_and_then_found_offline(hub: Hub, tmp_path: Path) -> None:
+def test_a_model_is_downloaded_once_and_then_found_offline(hub: Hub, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     hub.models["owner/name"] = BIN_MODEL
     folder = Path(fetch(hub, "owner/name", tmp_path))
@@ -209,7 +208,7 @@ def test_a_model_is_fetched_once_and_then_found_offline(hub: Hub, tmp_path: Path
     assert gone == str(folder)
 
 
-def test_of_several_kinds_of_weights_one_is_fetched(hub: Hub, tmp_path: Path) -> None:
+def test_one_of_several_formats_is_downloaded(hub: Hub, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     hub.models["owner/name"] = {
         **BIN_MODEL,
@@ -227,7 +226,7 @@ def test_of_several_kinds_of_weights_one_is_fetched(hub: Hub, tmp_path: Path) ->
     }
 
 
-def test_an_interrupted_download_goes_on(hub: Hub, tmp_path: Path) -> None:
+def test_an_interrupted_download_continues(hub: Hub, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     weights = bytes(range(256)) * 100_000  # huggingface_hub keeps pieces of 10 MB
     hub.models["owner/name"] = {"config.json": b"{}", "pytorch_model.bin": weights}
@@ -239,7 +238,7 @@ def test_an_interrupted_download_goes_on(hub: Hub, tmp_path: Path) -> None:
     assert any(int(start) >= 10_000_000 for start in starts)
 
 
-def test_what_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:
+def test_a_model_that_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     answer = fetch(hub, "owner/absent", tmp_path)
     assert answer.startswith("SourceError owner/absent: no such folder, and the hub has no such")
@@ -255,7 +254,7 @@ def test_what_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:
     assert answer.count("\n") == 0
 
 
-def test_names_that_lead_out_of_the_cache_are_not_fetched(hub: Hub, tmp_path: Path) -> None:
+def test_names_that_point_outside_the_cache_are_not_downloaded(hub: Hub, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     cache = tmp_path / "a" / "cache"
     cache.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""safetensors: read without copying, every rule of the format kept, written whole or not at all."""
+"""safetensors: read without copying, checked by every rule of the format, written atomically."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ARRAYS = {
 F32_PAIR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 
-def test_what_is_written_reads_back(tmp_path: Path) -> None:
+def test_written_tensors_are_read_back(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "model.safetensors", ARRAYS)
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.tensors.keys() == ARRAYS.keys()
@@ -53,7 +53,7 @@ def test_reading_is_a_writable_view_and_never_changes_the_file(tmp_path: Path) -
     assert path.read_bytes() == before
 
 
-def test_a_misaligned_tensor_is_copied_to_where_it_is_aligned(mapped, safetensors_bytes) -> None:
+def test_a_misaligned_tensor_is_copied(mapped, safetensors_bytes) -> None:
     header = b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
     header += b" " * (1 + -len(header) % 4)
     file = mapped(safetensors_bytes(header, struct.pack("<2f", 1, 2)))
@@ -77,7 +77,7 @@ def two(first: list[int], second: list[int]) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("header", "flaw"),
+    ("header", "problem"),
     [
         (b"", "does not begin with {"),
         (b" {}", "does not begin with {"),
@@ -117,11 +117,11 @@ def two(first: list[int], second: list[int]) -> dict[str, object]:
         ({**entry(), "__metadata__": "pt"}, "__metadata__"),
     ],
 )
-def test_a_file_that_breaks_a_rule(header, flaw, mapped, safetensors_bytes) -> None:
+def test_a_file_that_violates_the_format(header, problem, mapped, safetensors_bytes) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_safetensors(mapped(safetensors_bytes(header, bytes(8))))
     message = str(caught.value)
-    assert flaw in message
+    assert problem in message
     assert message.startswith(str(Path("folder/weights")))
     assert "\n" not in message
     assert len(message) < 400
@@ -139,24 +139,24 @@ def small_file(folder: Path) -> bytes:
 
 
 def test_truncated_anywhere(tmp_path: Path, mapped) -> None:
-    whole = small_file(tmp_path)
-    assert len(read_safetensors(mapped(whole))) == 2
-    for length in range(1, len(whole)):
+    data = small_file(tmp_path)
+    assert len(read_safetensors(mapped(data))) == 2
+    for length in range(1, len(data)):
         with pytest.raises(CheckpointError):
-            read_safetensors(mapped(whole[:length]))
+            read_safetensors(mapped(data[:length]))
     with pytest.raises(CheckpointError):
-        read_safetensors(mapped(whole + b"\0"))
+        read_safetensors(mapped(data + b"\0"))
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_whatever_bytes_change_it_reads_or_is_refused(
+def test_a_file_with_changed_bytes_is_read_or_refused(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory, mapped: Callable
 ) -> None:
     changed = bytearray(small_file(tmp_path_factory.getbasetemp()))
-    places = st.integers(0, len(changed) - 1)
-    for place, value in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), max_size=8)):
-        changed[place] = value
+    offsets = st.integers(0, len(changed) - 1)
+    for offset, value in data.draw(st.lists(st.tuples(offsets, st.integers(0, 255)), max_size=8)):
+        changed[offset] = value
     try:
         for tensor in read_safetensors(mapped(bytes(changed))).values():
             assert tensor.read().dtype == NUMPY_DTYPE[tensor.info.dtype]

@@ -1,4 +1,4 @@
-"""pytorch_model.bin: files that torch wrote are read right; damaged and hostile ones refused."""
+"""pytorch_model.bin: files of torch are read exactly; damaged and hostile ones are refused."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_an_archive_by_hand(wide: bool, mapped, zip_bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entries", "change", "flaw"),
+    ("entries", "change", "problem"),
     [
         ({"m/byteorder": b"big"}, {}, "byte order"),
         ({"m/data/0": DATA[:-1]}, {}, "23 bytes"),
@@ -106,27 +106,27 @@ def test_an_archive_by_hand(wide: bool, mapped, zip_bytes) -> None:
         ({}, {"m/data/0": {"disk": 1}}, "another disk"),
     ],
 )
-def test_a_hostile_archive(entries, change, flaw, mapped, zip_bytes) -> None:
+def test_a_hostile_archive(entries, change, problem, mapped, zip_bytes) -> None:
     merged = {**ENTRIES, **entries}
-    kept = {name: data for name, data in merged.items() if data is not None}
-    refused(mapped(zip_bytes(kept, change)), flaw)
+    present = {name: data for name, data in merged.items() if data is not None}
+    refused(mapped(zip_bytes(present, change)), problem)
 
 
-def refused(file, flaw: str) -> None:
-    with pytest.raises(CheckpointError, match=flaw) as caught:
+def refused(file, problem: str) -> None:
+    with pytest.raises(CheckpointError, match=problem) as caught:
         read_torch_bin(file)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
 
 
-def test_tricks_at_the_end_of_an_archive(mapped, zip_bytes) -> None:
+def test_hostile_ends_of_an_archive(mapped, zip_bytes) -> None:
     refused(mapped(zip_bytes(ENTRIES, comment=b"comment")), "end is missing")
     # A comment that is itself an end: the outer one is not the last, the inner one is a lie.
-    whole = zip_bytes(ENTRIES)
-    refused(mapped(zip_bytes(ENTRIES, comment=whole[-22:])), "directory is not where")
-    refused(mapped(b"PK\3\4" + whole), "directory is not where")
-    numbers = bytearray(whole)
-    struct.pack_into("<HH", numbers, len(whole) - 14, 0xFFFF, 0xFFFF)
+    archive = zip_bytes(ENTRIES)
+    refused(mapped(zip_bytes(ENTRIES, comment=archive[-22:])), "directory is not where")
+    refused(mapped(b"PK\3\4" + archive), "directory is not where")
+    numbers = bytearray(archive)
+    struct.pack_into("<HH", numbers, len(archive) - 14, 0xFFFF, 0xFFFF)
     refused(mapped(bytes(numbers)), "cut short")
     wide = bytearray(zip_bytes(ENTRIES, wide=True))
     struct.pack_into("<H", wide, len(wide) - 12, 2)
@@ -151,7 +151,7 @@ def test_a_legacy_file_by_hand(mapped) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "flaw"),
+    ("changes", "problem"),
     [
         ({"magic": b"K\1."}, "not one of torch.save"),
         ({"magic": b"}."}, "not one of torch.save"),
@@ -170,8 +170,8 @@ def test_a_legacy_file_by_hand(mapped) -> None:
         ({"storages": b""}, "cut short or damaged"),
     ],
 )
-def test_a_hostile_legacy_file(changes: dict[str, bytes], flaw: str, mapped) -> None:
-    refused(mapped(legacy(**changes)), flaw)
+def test_a_hostile_legacy_file(changes: dict[str, bytes], problem: str, mapped) -> None:
+    refused(mapped(legacy(**changes)), problem)
 
 
 @pytest.mark.parametrize("stride", [b"K\0", b"\x8a\x08" + b"\0" * 7 + b"\x40"], ids=["0", "2**62"])
@@ -195,23 +195,23 @@ def test_other_files(mapped) -> None:
 
 
 def test_truncated_anywhere(golden: Path, mapped) -> None:
-    for whole in ((golden / "module.bin").read_bytes(), legacy()):
-        for length in range(1, len(whole)):
+    for data in ((golden / "module.bin").read_bytes(), legacy()):
+        for length in range(1, len(data)):
             with pytest.raises(CheckpointError):
-                read_torch_bin(mapped(whole[:length]))
+                read_torch_bin(mapped(data[:length]))
 
 
 @pytest.mark.parametrize("form", FORMS)
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_whatever_bytes_change_it_reads_or_is_refused(
+def test_a_file_with_changed_bytes_is_read_or_refused(
     form: str, data: st.DataObject, golden: Path, mapped: Callable
 ) -> None:
     changed = bytearray((golden / form).read_bytes())
-    places = st.integers(0, len(changed) - 1)
-    edits = st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=8)
-    for place, value in data.draw(edits):
-        changed[place] = value
+    offsets = st.integers(0, len(changed) - 1)
+    edits = st.lists(st.tuples(offsets, st.integers(0, 255)), min_size=1, max_size=8)
+    for offset, value in data.draw(edits):
+        changed[offset] = value
     try:
         for tensor in read_torch_bin(mapped(bytes(changed))).values():
             assert tensor.read().dtype == NUMPY_DTYPE[tensor.info.dtype]

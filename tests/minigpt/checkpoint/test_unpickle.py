@@ -1,4 +1,4 @@
-"""The data-only pickle machine: state dicts read, nothing called, hostile pickles refused."""
+"""The data-only pickle machine reads state dicts, calls nothing, and refuses hostile pickles."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_nothing_runs(tmp_path: Path) -> None:
         b"N" + b"\x94" * 30_000 + b".",  # memo entries
     ],
 )
-def test_depth_and_self_reference_do_no_harm(program: bytes) -> None:
+def test_depth_and_cycles_do_no_harm(program: bytes) -> None:
     value = read(b"\x80\2" + program)
     assert type(value) in (tuple, list, dict, type(None))
     # As arguments, as a key, as a storage: refused without being walked.
@@ -179,7 +179,7 @@ def test_depth_and_self_reference_do_no_harm(program: bytes) -> None:
 @given(
     st.lists(st.sampled_from([*HOSTILE.values(), TENSOR, STORAGE, ORDERED, b"}", b"(", b"\x86"]))
 )
-def test_any_run_of_instructions_is_read_or_refused(parts: list[bytes]) -> None:
+def test_any_sequence_of_instructions_is_read_or_refused(parts: list[bytes]) -> None:
     try:
         read_pickle(b"\x80\2" + b"".join(part.rstrip(b".") for part in parts) + b".", 0, "weights")
     except CheckpointError as error:

@@ -1,4 +1,4 @@
-"""Calibration's pass in NumPy against the engine's, and what it does to the fit."""
+"""Calibration: the importance of rows, compared with the activations of the engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def found(source: str, ids: list[int]) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_every_matrix_has_one_number_for_each_row(source: str) -> None:
+def test_every_packed_matrix_has_an_importance_for_each_row(source: str) -> None:
     config = GPTConfig.from_file(GOLDEN / source / "config.json")
     result = found(source, [1, 2, 3, 4, 5])
     shapes = {n: s for n, s in tensor_shapes(config).items() if is_packed(n, s)}
@@ -36,8 +36,8 @@ def test_every_matrix_has_one_number_for_each_row(source: str) -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_the_last_is_what_the_head_is_multiplied_with(source: str) -> None:
-    """The whole pass is in it. Σ_v logit² = xᵀ·W·Wᵀ·x tells x well enough through the head."""
+def test_the_importance_of_the_head_is_the_mean_square_of_its_inputs(source: str) -> None:
+    """It depends on all layers. Inputs x are the least-squares solution of x · headᵀ = logits."""
     model = GPTModel.from_pretrained(GOLDEN / source)
     ids = [3, 1, 4, 1, 5, 9, 2, 6]
     logits = model(np.array([ids])).logits[0].astype(np.float64)
@@ -54,7 +54,7 @@ def test_the_last_is_what_the_head_is_multiplied_with(source: str) -> None:
     )
 
 
-def test_long_texts_are_cut() -> None:
+def test_long_texts_are_truncated() -> None:
     ids = list(np.random.default_rng(0).integers(0, 50, MAX_TOKENS + 100))
     a, b = (found("cerebras", [int(i) for i in ids[:n]]) for n in (MAX_TOKENS, MAX_TOKENS + 100))
     for name in a:
@@ -62,11 +62,11 @@ def test_long_texts_are_cut() -> None:
 
 
 @pytest.mark.parametrize("ids", [[], [-1], [10**9]])
-def test_tokens_that_are_none(ids: list[int]) -> None:
+def test_ids_that_the_model_does_not_have(ids: list[int]) -> None:
     with pytest.raises(InputError, match="calibrate"):
         found("cerebras", ids)
 
 
-def test_only_int4_takes_a_text(tmp_path: Path) -> None:
+def test_only_int4_can_be_calibrated(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="int4"):
         convert(GOLDEN / "cerebras", tmp_path / "new", "int8", calibration="text")

@@ -1,4 +1,4 @@
-"""Converted folders: the same weights as held otherwise, whole or not there, refused if damaged."""
+"""Conversion: the weights are those of loading, the folder appears at once, damage is refused."""
 
 from __future__ import annotations
 
@@ -44,12 +44,14 @@ def logits(folder: Path, dtype: str = "auto") -> np.ndarray:
     return GPTModel.from_pretrained(folder, dtype, 2)(IDS).logits
 
 
-# ---- what is in them ----
+# ---- the weights ----
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", *QUANTIZED])
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_converted_folder_is_the_source_held_so(source: str, dtype: str, tmp_path: Path) -> None:
+def test_a_converted_folder_has_the_logits_of_its_source(
+    source: str, dtype: str, tmp_path: Path
+) -> None:
     convert(GOLDEN / source, tmp_path / "new", dtype, threads=2)
     model = GPTModel.from_pretrained(tmp_path / "new", threads=1)
     assert model.dtype == dtype
@@ -57,21 +59,21 @@ def test_a_converted_folder_is_the_source_held_so(source: str, dtype: str, tmp_p
 
 
 @pytest.mark.parametrize("dtype", QUANTIZED)
-def test_what_is_mapped_is_what_loading_makes(dtype: str, tmp_path: Path) -> None:
+def test_mapped_weights_equal_those_quantized_by_loading(dtype: str, tmp_path: Path) -> None:
     convert(GOLDEN / "cerebras", tmp_path / "new", dtype)
-    mapped, made = (
+    mapped, loaded = (
         GPTModel.from_pretrained(folder, dtype).engine.weights
         for folder in (tmp_path / "new", GOLDEN / "cerebras")
     )
-    for name in made.tensors:
-        assert mapped.tensors[name].tobytes() == made.tensors[name].tobytes()
-    for name in made.scales:
-        assert mapped.scales[name].tobytes() == made.scales[name].tobytes()
+    for name in loaded.tensors:
+        assert mapped.tensors[name].tobytes() == loaded.tensors[name].tobytes()
+    for name in loaded.scales:
+        assert mapped.scales[name].tobytes() == loaded.scales[name].tobytes()
         for array in (mapped.tensors[name], mapped.scales[name]):
             assert array.ctypes.data % 64 == 0  # a cache line
 
 
-def test_f32_and_bf16_are_the_sources_numbers(tmp_path: Path) -> None:
+def test_f32_equals_the_source_and_bf16_is_rounded(tmp_path: Path) -> None:
     convert(GOLDEN / "cerebras", tmp_path / "f32", "f32")
     convert(GOLDEN / "cerebras", tmp_path / "bf16", "bf16")
     source, wide, narrow = (
@@ -85,28 +87,28 @@ def test_f32_and_bf16_are_the_sources_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", QUANTIZED)
 @pytest.mark.parametrize("source", ["cerebras", "unscaled-inverse-untied"])
-def test_whole_numbers_become_floats_again(source: str, dtype: str, tmp_path: Path) -> None:
-    convert(GOLDEN / source, tmp_path / "whole", dtype)
-    convert(tmp_path / "whole", tmp_path / "wide", "f32")
-    weights = GPTModel.from_pretrained(tmp_path / "whole").engine.weights
+def test_a_quantized_folder_is_dequantized(source: str, dtype: str, tmp_path: Path) -> None:
+    convert(GOLDEN / source, tmp_path / "int8", dtype)
+    convert(tmp_path / "int8", tmp_path / "wide", "f32")
+    weights = GPTModel.from_pretrained(tmp_path / "int8").engine.weights
     wide = tensors_of(tmp_path / "wide")
     assert len(wide) == len(weights.tensors)
     for stored, tensor in wide.items():
-        held = weights.tensor(stored.removeprefix("transformer."))
-        expected = bf16_to_f32(held) if held.dtype == np.uint16 else held
+        loaded = weights.tensor(stored.removeprefix("transformer."))
+        expected = bf16_to_f32(loaded) if loaded.dtype == np.uint16 else loaded
         np.testing.assert_array_equal(tensor, expected)
 
 
-def test_saving_a_model_of_whole_numbers(tmp_path: Path) -> None:
-    convert(GOLDEN / "cerebras", tmp_path / "whole", "int8")
-    convert(tmp_path / "whole", tmp_path / "wide", "f32")
-    GPTModel.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "saved")
+def test_saving_a_quantized_model(tmp_path: Path) -> None:
+    convert(GOLDEN / "cerebras", tmp_path / "int8", "int8")
+    convert(tmp_path / "int8", tmp_path / "wide", "f32")
+    GPTModel.from_pretrained(tmp_path / "int8").save_pretrained(tmp_path / "saved")
     assert logits(tmp_path / "saved").tobytes() == logits(tmp_path / "wide").tobytes()
 
 
 @pytest.mark.parametrize("dtype", QUANTIZED)
-def test_docs_format_tells_how_to_read_them(dtype: str, tmp_path: Path) -> None:
-    """By the very lines of docs/format.md."""
+def test_the_code_in_docs_format_dequantizes_them(dtype: str, tmp_path: Path) -> None:
+    """By the lines of docs/format.md themselves."""
     page = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
     programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     program = programs[QUANTIZED.index(dtype)]
@@ -124,37 +126,37 @@ def test_docs_format_tells_how_to_read_them(dtype: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(w[:rows, :columns], expected)
 
 
-def test_the_config_says_what_it_is(tmp_path: Path) -> None:
+def test_the_config_says_that_it_is_quantized(tmp_path: Path) -> None:
     convert(GOLDEN / "cerebras", tmp_path / "new", "int4")
     config = json.loads((tmp_path / "new" / "config.json").read_text())
     assert config["quantization_config"] == {"quant_method": "minigpt", "bits": 4, "block": 64}
     assert config["activation_function"] == "gelu"
 
 
-def test_progress_ends_with_all(tmp_path: Path) -> None:
-    told: list[Progress] = []
-    convert(GOLDEN / "cerebras", tmp_path / "new", "int8", progress=told.append)
-    last = told[-1]
+def test_progress_ends_at_the_total(tmp_path: Path) -> None:
+    reports: list[Progress] = []
+    convert(GOLDEN / "cerebras", tmp_path / "new", "int8", progress=reports.append)
+    last = reports[-1]
     assert (last.tensors, last.nbytes) == (last.all_tensors, last.all_nbytes)
-    assert [p.nbytes for p in told] == sorted({p.nbytes for p in told})
+    assert [p.nbytes for p in reports] == sorted({p.nbytes for p in reports})
     assert last.nbytes == sum(t.nbytes for t in tensors_of(tmp_path / "new").values())
 
 
-# ---- whole or not there ----
+# ---- the folder appears complete or not at all ----
 
 
-def left_in(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_is_there_already_stays(tmp_path: Path) -> None:
+def test_an_existing_folder_or_file_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("kept")
     (tmp_path / "file").write_text("kept")
     for name in ("full", "file", "full/mine"):
         with pytest.raises(CheckpointError, match="already exists"):
             convert(GOLDEN / "cerebras", tmp_path / name)
-    assert left_in(tmp_path) == ["file", "full"]
+    assert names_in(tmp_path) == ["file", "full"]
     assert (tmp_path / "full" / "mine").read_text() == "kept"
 
 
@@ -172,11 +174,11 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         convert(GOLDEN / "cerebras", tmp_path / "new", progress=interrupt)
-    assert left_in(tmp_path) == []
+    assert names_in(tmp_path) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-def test_after_a_kill_another_run_succeeds_and_sweeps(tmp_path: Path) -> None:
+def test_after_a_kill_the_next_conversion_cleans_up(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"
         "from minigpt.conversion.convert import convert\n"
@@ -189,15 +191,15 @@ def test_after_a_kill_another_run_succeeds_and_sweeps(tmp_path: Path) -> None:
         cwd=ROOT, check=False,
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL
-    assert left_in(tmp_path) != []
+    assert names_in(tmp_path) != []
     assert not (tmp_path / "new").exists()
     convert(GOLDEN / "cerebras", tmp_path / "new")
-    assert left_in(tmp_path) == ["new"]
+    assert names_in(tmp_path) == ["new"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-def test_memory_holds_a_tensor_and_not_the_model(tmp_path: Path) -> None:
-    """Of zeros in a sparse file: 0.4 GB of float32, no tensor larger than 16 MB."""
+def test_memory_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
+    """The model is 0.4 GB of zeros in a sparse file; its largest tensor has 4 MB."""
     sizes = {"n_layer": 32, "n_head": 4, "n_embd": 512, "n_positions": 64, "vocab_size": 500}
     config = GPTConfig.from_dict(sizes, "config")
     header, end = {}, 0
@@ -231,25 +233,25 @@ def test_memory_holds_a_tensor_and_not_the_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["auto", "int2", 8, None])
-def test_a_dtype_that_is_none(dtype: object, tmp_path: Path) -> None:
+def test_an_unknown_dtype(dtype: object, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="f32, bf16, int8, int4"):
         convert(GOLDEN / "cerebras", tmp_path / "new", dtype)  # type: ignore[arg-type]
-    assert left_in(tmp_path) == []
+    assert names_in(tmp_path) == []
 
 
-def test_a_source_that_is_none(tmp_path: Path) -> None:
+def test_a_missing_source(tmp_path: Path) -> None:
     with pytest.raises(SourceError):
         convert(tmp_path / "nowhere", tmp_path / "new")
-    assert left_in(tmp_path) == []
+    assert names_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("dtype", QUANTIZED)
-@pytest.mark.parametrize("flaw", [np.nan, np.inf])
-def test_weights_that_are_no_finite_numbers(flaw: float, dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_weights_that_are_not_finite(number: float, dtype: str, tmp_path: Path) -> None:
     tensors = tensors_of(GOLDEN / "cerebras")
     name = next(name for name in tensors if name.endswith("h.1.mlp.c_fc.weight"))
     tensors[name] = tensors[name].copy()
-    tensors[name][3, 2] = flaw
+    tensors[name][3, 2] = number
     (tmp_path / "source").mkdir()
     write_safetensors(tmp_path / "source" / "model.safetensors", tensors)
     (tmp_path / "source" / "config.json").write_bytes(
@@ -257,16 +259,16 @@ def test_weights_that_are_no_finite_numbers(flaw: float, dtype: str, tmp_path: P
     )
     with pytest.raises(CheckpointError, match=r"h\.1\.mlp\.c_fc\.weight holds NaN or infinite"):
         convert(tmp_path / "source", tmp_path / "new", dtype)
-    assert left_in(tmp_path) == ["source"]
+    assert names_in(tmp_path) == ["source"]
 
 
 @pytest.mark.parametrize("dtype", QUANTIZED)
-def test_a_converted_folder_is_not_made_whole_again(dtype: str, tmp_path: Path) -> None:
-    convert(GOLDEN / "cerebras", tmp_path / "whole", "int8")
+def test_a_quantized_folder_is_not_quantized_again(dtype: str, tmp_path: Path) -> None:
+    convert(GOLDEN / "cerebras", tmp_path / "int8", "int8")
     with pytest.raises(InputError, match="convert the original"):
-        convert(tmp_path / "whole", tmp_path / "new", dtype)
+        convert(tmp_path / "int8", tmp_path / "new", dtype)
     with pytest.raises(InputError, match="was quantized to int8"):
-        GPTModel.from_pretrained(tmp_path / "whole", "f32")
+        GPTModel.from_pretrained(tmp_path / "int8", "f32")
 
 
 WTE = "transformer.wte.weight"
@@ -278,14 +280,14 @@ def without(tensors: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
 
 
 DAMAGES = {
-    "a scale missing": lambda t: without(t, C_FC + ".scales"),
-    "numbers missing": lambda t: without(t, C_FC),
+    "scales missing": lambda t: without(t, C_FC + ".scales"),
+    "qweight missing": lambda t: without(t, C_FC),
     "a vector missing": lambda t: without(t, "transformer.ln_f.bias"),
     "fewer scales": lambda t: t | {C_FC + ".scales": t[C_FC + ".scales"][:-1]},
     "scales of f32": lambda t: t | {C_FC + ".scales": t[C_FC + ".scales"].astype(np.float32)},
-    "other numbers": lambda t: t | {C_FC: t[C_FC].astype(np.int16)},
-    "fewer numbers": lambda t: t | {C_FC: t[C_FC][:, :-1]},
-    "flat numbers": lambda t: t | {WTE: t[WTE].reshape(-1)},
+    "qweight of int16": lambda t: t | {C_FC: t[C_FC].astype(np.int16)},
+    "a smaller qweight": lambda t: t | {C_FC: t[C_FC][:, :-1]},
+    "a flat qweight": lambda t: t | {WTE: t[WTE].reshape(-1)},
     "a matrix of floats": lambda t: t | {WTE: t[WTE].astype(np.float32)},
     "wpe of f32": lambda t: t | {"transformer.wpe.weight": np.zeros((4, 4), np.float32)},
 }
@@ -301,7 +303,7 @@ def test_a_damaged_folder(damage: str, dtype: str, tmp_path: Path) -> None:
         GPTModel.from_pretrained(tmp_path / "new")
 
 
-def test_a_folder_cut_short(tmp_path: Path) -> None:
+def test_a_truncated_file(tmp_path: Path) -> None:
     convert(GOLDEN / "cerebras", tmp_path / "new", "int8")
     file = tmp_path / "new" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])

@@ -1,7 +1,7 @@
-"""Models as GGUF files: ours and those of llama.cpp's package, read and written.
+"""Models as GGUF files: written by minigpt and by llama.cpp's Python package, and read back.
 
-What a file holds is compared with the folder it came from; that llama.cpp itself runs the files,
-with the same tokens, cannot be tested without it.
+Files are compared with the folders they were written from. llama.cpp itself is not needed, and not
+tested: that it generates the same tokens from a file.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def write_model(
     tensors: dict[str, np.ndarray] | None = None,
     **config: Any,
 ) -> Path:
-    """A folder with a random model; `change` makes the tensors what the file holds of them."""
+    """Writes a folder with a random model; `change` converts each tensor before it is stored."""
     data = CONFIG | config
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
@@ -88,16 +88,16 @@ def saved(folder: Path, path: Path, dtype: str = "f32") -> Path:
 
 
 def logits(source: Path) -> np.ndarray:
-    """Of a batch of ids, the matrices held as float32."""
+    """Of a batch of ids, in f32."""
     ids = np.random.default_rng(1).integers(0, 257, (2, 11))
     return GPTModel.from_pretrained(source, "f32", threads=1)(ids).logits
 
 
-# ---- there and back ----
+# ---- writing and reading back ----
 
 
-def test_logits_of_a_golden_model_are_those_of_its_folder(tmp_path: Path) -> None:
-    """The one whose vocabulary has room for the bytes and a merge; its states are torch's."""
+def test_a_golden_model_has_the_logits_of_its_folder(tmp_path: Path) -> None:
+    """The model whose vocabulary is large enough for the bytes and a merge."""
     folder = tmp_path / "gelu-new"
     shutil.copytree(GOLDEN / "gelu-new", folder)
     write_tokenizer(folder, [*byte_symbols(), "he"], ["h e"])
@@ -113,7 +113,7 @@ def test_logits_of_a_golden_model_are_those_of_its_folder(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "change", [np.asarray, f32_to_bf16, np.float64], ids=["f32", "bf16", "f64"]
 )
-def test_f32_is_the_folder_exactly(
+def test_f32_has_exactly_the_logits_of_the_folder(
     change: Callable[[np.ndarray], np.ndarray], own_head: bool, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(2)
@@ -133,8 +133,8 @@ def test_a_head_that_equals_wte_is_not_written_twice(model: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "q8_0"])
-def test_tensors_are_what_llama_cpps_package_finds(dtype: str, model: Path, tmp_path: Path) -> None:
-    """Matrices are [out, in] and of that type, rounded as it rounds; vectors and wpe are f32."""
+def test_llama_cpps_package_reads_the_same_tensors(dtype: str, model: Path, tmp_path: Path) -> None:
+    """Matrices are [out, in] in the chosen dtype, with its rounding; vectors and wpe are f32."""
     path = saved(model, tmp_path / "x.gguf", dtype)
     source, ours = open_checkpoint(model), open_checkpoint(path)
     found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
@@ -154,16 +154,16 @@ def test_tensors_are_what_llama_cpps_package_finds(dtype: str, model: Path, tmp_
         exact = source.read(f"transformer.{name}")
         expected = exact.T if ".c_" in name and exact.ndim == 2 else exact
         is_matrix = expected.ndim == 2 and "wpe" not in name
-        held = kind if is_matrix else gguf.GGMLQuantizationType.F32
-        assert found[theirs].tensor_type == held
-        stored = gguf.quants.quantize(np.ascontiguousarray(expected), held)
+        expected_type = kind if is_matrix else gguf.GGMLQuantizationType.F32
+        assert found[theirs].tensor_type == expected_type
+        stored = gguf.quants.quantize(np.ascontiguousarray(expected), expected_type)
         assert found[theirs].data.tobytes() == stored.tobytes()
-        decoded = gguf.quants.dequantize(stored, held).reshape(expected.shape)
+        decoded = gguf.quants.dequantize(stored, expected_type).reshape(expected.shape)
         assert np.array_equal(ours.read(name), decoded.T if expected is not exact else decoded)
     assert len(found) == len(ours.tensors) == 28
 
 
-def test_what_blocks_do_not_fill_is_f16(tmp_path: Path) -> None:
+def test_rows_that_are_not_a_multiple_of_a_block_are_f16(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m", n_embd=32, n_inner=40)
     ours = open_checkpoint(saved(folder, tmp_path / "x.gguf", "q8_0"))
     assert ours.tensors["h.0.mlp.c_proj.weight"].dtype == "F16"
@@ -171,8 +171,8 @@ def test_what_blocks_do_not_fill_is_f16(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("f16", 2e-3), ("q8_0", 3e-2)])
-def test_narrow_files_run(dtype: str, error: float, model: Path, tmp_path: Path) -> None:
-    """And hold what they say: their logits are those of a folder of their own tensors, exactly."""
+def test_f16_and_q8_0_files_run(dtype: str, error: float, model: Path, tmp_path: Path) -> None:
+    """Their logits equal exactly those of a folder with the decoded tensors."""
     path = saved(model, tmp_path / "x.gguf", dtype)
     exact = logits(model)
     assert 0 < abs(logits(path) - exact).max() / abs(exact).max() < error
@@ -181,7 +181,7 @@ def test_narrow_files_run(dtype: str, error: float, model: Path, tmp_path: Path)
     assert np.array_equal(logits(path), logits(write_model(tmp_path / "m", tensors=decoded)))
 
 
-def test_a_file_goes_back_to_a_folder(model: Path, tmp_path: Path) -> None:
+def test_a_file_becomes_a_folder_again(model: Path, tmp_path: Path) -> None:
     path = saved(model, tmp_path / "x.gguf")
     GPTModel.from_pretrained(path).save_pretrained(tmp_path / "back")
     assert np.array_equal(logits(tmp_path / "back"), logits(model))
@@ -201,14 +201,14 @@ def test_a_file_can_be_written_from_a_file(model: Path, tmp_path: Path) -> None:
 
 
 def test_progress_and_memory(tmp_path: Path) -> None:
-    """Progress ends at all there is; 30 MB are written with a few at a time in memory."""
+    """Progress ends at the total; 30 MB are written with a few MB in memory."""
     folder = write_model(tmp_path / "m", n_embd=512, n_inner=2048, n_layer=3)
     size = (folder / "model.safetensors").stat().st_size
     assert size > 30 << 20
     steps: list[Progress] = []
 
     def note(step: Progress) -> None:
-        if not steps:  # reading the tokenizer is not what is measured
+        if not steps:  # reading the tokenizer is not measured
             tracemalloc.reset_peak()
         steps.append(step)
 
@@ -223,10 +223,10 @@ def test_progress_and_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4"])
-def test_converting_a_file_is_converting_its_folder(
+def test_converting_a_file_equals_converting_its_folder(
     dtype: str, model: Path, tmp_path: Path
 ) -> None:
-    """And holding it so: matrices that lie as their transposes become the same bits."""
+    """And so does loading: matrices stored as their transposes become the same bits."""
     path = saved(model, tmp_path / "x.gguf")
     text = "hello world" if dtype == "int4" else None
     for source, name in ((path, "a"), (model, "b")):
@@ -244,7 +244,7 @@ def test_converting_a_file_is_converting_its_folder(
 # ---- the tokenizer ----
 
 
-def same_vocabulary(one: Path, other: Path) -> None:
+def assert_same_vocabulary(one: Path, other: Path) -> None:
     a, b = read_vocabulary(one), read_vocabulary(other)
     assert a.tokens == b.tokens
     assert a.byte_ids == b.byte_ids
@@ -254,9 +254,9 @@ def same_vocabulary(one: Path, other: Path) -> None:
     assert a.added == b.added
 
 
-def test_the_tokenizer_is_the_folders(model: Path, tmp_path: Path) -> None:
+def test_the_tokenizer_equals_the_folders(model: Path, tmp_path: Path) -> None:
     path = saved(model, tmp_path / "x.gguf")
-    same_vocabulary(path, model)
+    assert_same_vocabulary(path, model)
     ours, theirs = GPTTokenizer.from_pretrained(path), GPTTokenizer.from_pretrained(model)
     for special in (False, True):
         assert ours.encode(TEXT, allow_special=special) == theirs.encode(
@@ -265,8 +265,8 @@ def test_the_tokenizer_is_the_folders(model: Path, tmp_path: Path) -> None:
     assert ours.decode(ours.encode(TEXT)) == TEXT
 
 
-def test_values_that_llama_cpp_asks_for(model: Path, tmp_path: Path) -> None:
-    """Without the name of the split it takes another; what is u32 and f32 may be nothing else."""
+def test_values_that_llama_cpp_requires(model: Path, tmp_path: Path) -> None:
+    """Without the name of the pre-tokenizer it takes another; u32 and f32 must be these types."""
     fields = gguf.GGUFReader(saved(model, tmp_path / "x.gguf", "q8_0")).fields
     kinds = gguf.GGUFValueType
     for key, kind, value in (
@@ -294,7 +294,7 @@ def test_gpt2s_own_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (folder / "vocab.json").write_bytes((data / "encoder.json").read_bytes())
     (folder / "merges.txt").write_bytes((data / "vocab.bpe").read_bytes())
     path = saved(folder, tmp_path / "x.gguf")
-    same_vocabulary(path, folder)
+    assert_same_vocabulary(path, folder)
     assert GPTConfig.from_source(path).eos_token_id == 50256
 
 
@@ -310,7 +310,7 @@ def test_added_tokens_and_prefix_space(tmp_path: Path) -> None:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(side), encoding="utf-8")
     path = saved(folder, tmp_path / "x.gguf")
-    same_vocabulary(path, folder)
+    assert_same_vocabulary(path, folder)
     assert read_vocabulary(path).eos_id == 263
     assert GPTConfig.from_source(path).eos_token_id == 263
     types = gguf.GGUFReader(path).fields["tokenizer.ggml.token_type"].contents()
@@ -325,13 +325,13 @@ def test_a_model_without_a_tokenizer_has_no_gguf(model: Path, tmp_path: Path) ->
     assert not (tmp_path / "x.gguf").exists()
 
 
-def test_more_tokens_than_the_model_has(tmp_path: Path) -> None:
+def test_a_tokenizer_larger_than_the_model(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m", vocab_size=261, eos_token_id=None)
     with pytest.raises(TokenizerError, match="262 tokens"):
         save_gguf(folder, tmp_path / "x.gguf")
 
 
-# ---- what is refused ----
+# ---- refused models and arguments ----
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_more_tokens_than_the_model_has(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_llama_cpp_would_run_wrongly(config: dict[str, Any], tmp_path: Path) -> None:
+def test_a_model_that_llama_cpp_would_run_wrongly(config: dict[str, Any], tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m", **config)
     with pytest.raises(ConfigError, match=next(iter(config))):
         save_gguf(folder, tmp_path / "x.gguf")
@@ -353,7 +353,7 @@ def test_what_llama_cpp_would_run_wrongly(config: dict[str, Any], tmp_path: Path
 
 
 @pytest.mark.parametrize("dtype", ["f16", "q8_0"])
-def test_numbers_that_16_bits_do_not_hold(dtype: str, tmp_path: Path) -> None:
+def test_numbers_that_overflow_16_bits(dtype: str, tmp_path: Path) -> None:
     wte = np.ones((270, 32), np.float32)
     wte[7, 7] = 1e30
     folder = write_model(tmp_path / "m", tensors={"wte.weight": wte})
@@ -364,41 +364,41 @@ def test_numbers_that_16_bits_do_not_hold(dtype: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["q4_0", "F16", None, ["f16"]])
-def test_another_dtype(dtype: Any, model: Path, tmp_path: Path) -> None:
+def test_an_unknown_dtype(dtype: Any, model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="f32, f16, q8_0"):
         save_gguf(model, tmp_path / "x.gguf", dtype)
 
 
-def test_a_model_of_whole_numbers(model: Path, tmp_path: Path) -> None:
-    convert(model, tmp_path / "whole", "int8")
+def test_a_quantized_model(model: Path, tmp_path: Path) -> None:
+    convert(model, tmp_path / "int8", "int8")
     with pytest.raises(InputError, match="take the original"):
-        save_gguf(tmp_path / "whole", tmp_path / "x.gguf")
+        save_gguf(tmp_path / "int8", tmp_path / "x.gguf")
 
 
 @pytest.mark.parametrize("path", ["", None, 7])
-def test_a_path_that_is_none(path: Any, model: Path) -> None:
+def test_a_wrong_path(path: Any, model: Path) -> None:
     with pytest.raises(InputError, match="must be the path of a file"):
         save_gguf(model, path)
 
 
-def test_a_place_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
     for path in (tmp_path / "absent" / "x.gguf", tmp_path):
         with pytest.raises(CheckpointError, match="cannot be written"):
             save_gguf(model, path)
 
 
-# ---- files of others ----
+# ---- files of other programs ----
 
 
 @pytest.fixture
 def foreign(model: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A file as llama.cpp's converter writes it, with changes to its values and tensors."""
+    """Writes a file as llama.cpp's converter does, with changes to its values and tensors."""
 
     def write(
         values: dict[str, Any] | None = None, tensors: dict[str, np.ndarray | None] | None = None
     ) -> Path:
         path = tmp_path / "foreign.gguf"
-        held: dict[str, Any] = {
+        written: dict[str, Any] = {
             "gpt2.context_length": 50,
             "gpt2.embedding_length": 32,
             "gpt2.feed_forward_length": 96,
@@ -413,8 +413,8 @@ def foreign(model: Path, tmp_path: Path) -> Callable[..., Path]:
             "tokenizer.ggml.eos_token_id": 261,
             **(values or {}),
         }
-        writer = gguf.GGUFWriter(path, held.pop("general.architecture", "gpt2"))
-        for key, value in held.items():
+        writer = gguf.GGUFWriter(path, written.pop("general.architecture", "gpt2"))
+        for key, value in written.items():
             if value is not None:
                 add(writer, key, value)
         for name, tensor in (theirs(model) | (tensors or {})).items():
@@ -435,7 +435,7 @@ def add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 def theirs(model: Path) -> dict[str, np.ndarray]:
-    """The tensors of a folder under llama.cpp's names, by its package's own table of names."""
+    """The tensors of a folder under llama.cpp's names, from the table in its package."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, 2)
     checkpoint = open_checkpoint(model)
     found = {}
@@ -448,18 +448,18 @@ def theirs(model: Path) -> dict[str, np.ndarray]:
 
 
 def test_a_file_of_llama_cpps_converter(foreign, model: Path, tmp_path: Path) -> None:
-    """It does not say which GELU the model was trained with: it is run as llama.cpp runs it."""
+    """It does not name the activation, and is run with that of llama.cpp."""
     path = foreign()
     config = GPTConfig.from_source(path)
     assert config.activation_function == "gelu_new"
     same = write_model(tmp_path / "m", activation_function="gelu_new")
     assert config == GPTConfig.from_source(same)
     assert np.array_equal(logits(path), logits(same))
-    same_vocabulary(path, same)
+    assert_same_vocabulary(path, same)
 
 
-def test_what_older_files_lack_or_have(foreign, model: Path) -> None:
-    """No types, no split, no end, the head stored again."""
+def test_older_files(foreign, model: Path) -> None:
+    """No token types, no pre-tokenizer, no end-of-text token, a second copy of wte as the head."""
     keys = ("token_type", "pre", "eos_token_id")
     values: dict[str, Any] = {f"tokenizer.ggml.{key}": None for key in keys}
     wte = theirs(model)["token_embd.weight"]
@@ -469,8 +469,8 @@ def test_what_older_files_lack_or_have(foreign, model: Path) -> None:
     assert np.array_equal(logits(path), logits(foreign()))
 
 
-def test_every_read_type_in_one_model(foreign, model: Path) -> None:
-    """Embedding Q4_0, one matrix F16, one Q8_0: the logits stay near."""
+def test_mixed_encodings_in_one_model(foreign, model: Path) -> None:
+    """wte in Q4_0, one matrix in F16, one in Q8_0: the logits are close."""
     path = foreign()
     exact = logits(path)
     kinds = {"token_embd": "Q4_0", "blk.0.ffn_up": "Q8_0", "blk.1.ffn_up": "F16"}
@@ -498,7 +498,7 @@ def add_field(writer: gguf.GGUFWriter, name: str, field: gguf.ReaderField) -> No
 
 
 @pytest.mark.parametrize(
-    ("values", "error", "flaw"),
+    ("values", "error", "problem"),
     [
         ({"general.architecture": "llama"}, CheckpointError, "'llama'"),
         ({"split.count": 3}, CheckpointError, "llama-gguf-split"),
@@ -517,21 +517,21 @@ def add_field(writer: gguf.GGUFWriter, name: str, field: gguf.ReaderField) -> No
     ],
     ids=str,
 )
-def test_values_that_do_not_fit(values, error, flaw, foreign) -> None:
+def test_values_that_do_not_fit(values, error, problem, foreign) -> None:
     path = foreign(values)
-    refused(error, flaw, lambda: GPTModel.from_pretrained(path), path)
+    refused(error, problem, lambda: GPTModel.from_pretrained(path), path)
 
 
-def refused(error: type[SourceError], flaw: str, call: Callable[[], object], path: Path) -> None:
+def refused(error: type[SourceError], problem: str, call: Callable[[], object], path: Path) -> None:
     with pytest.raises(error) as caught:
         call()
-    assert flaw in str(caught.value)
+    assert problem in str(caught.value)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("values", "flaw"),
+    ("values", "problem"),
     [
         ({"model": "llama"}, "'llama'"),
         ({"model": None}, "no tokenizer"),
@@ -549,21 +549,21 @@ def refused(error: type[SourceError], flaw: str, call: Callable[[], object], pat
     ],
     ids=str,
 )
-def test_tokenizers_that_are_none(values, flaw, foreign) -> None:
+def test_wrong_tokenizers(values, problem, foreign) -> None:
     path = foreign({f"tokenizer.ggml.{key}": value for key, value in values.items()})
-    refused(TokenizerError, flaw, lambda: GPTTokenizer.from_pretrained(path), path)
+    refused(TokenizerError, problem, lambda: GPTTokenizer.from_pretrained(path), path)
 
 
 @pytest.mark.parametrize(
     "name",
     ["blk.0.attn_q.weight", "blk.00.ffn_up.bias", "blk.0.ffn_up", "wte.weight", "output.bias", "x"],
 )
-def test_a_tensor_that_a_gpt2_does_not_have(name: str, foreign) -> None:
+def test_a_tensor_that_gpt2_does_not_have(name: str, foreign) -> None:
     path = foreign(tensors={name: np.ones(4, np.float32)})
     refused(CheckpointError, "does not exist in GPT-2", lambda: open_checkpoint(path), path)
 
 
-def test_a_tensor_that_is_missing(foreign) -> None:
+def test_a_missing_tensor(foreign) -> None:
     path = foreign(tensors={"token_embd.weight": None})
     refused(CheckpointError, "is missing", lambda: GPTModel.from_pretrained(path), path)
 
@@ -571,7 +571,7 @@ def test_a_tensor_that_is_missing(foreign) -> None:
 # ---- as a source ----
 
 
-def test_a_folder_of_one_file_stands_for_it(model: Path, tmp_path: Path) -> None:
+def test_a_folder_with_one_gguf_file(model: Path, tmp_path: Path) -> None:
     path = saved(model, tmp_path / "x.gguf")
     assert resolve(tmp_path) == path
     assert resolve(path) == path
@@ -581,14 +581,14 @@ def test_a_folder_of_one_file_stands_for_it(model: Path, tmp_path: Path) -> None
         open_checkpoint(tmp_path)
 
 
-def test_other_weights_win_over_a_file_beside_them(model: Path, tmp_path: Path) -> None:
+def test_other_weights_take_precedence_over_a_gguf_file(model: Path, tmp_path: Path) -> None:
     path = saved(model, tmp_path / "x.gguf")
     shutil.copytree(model, tmp_path, dirs_exist_ok=True)
     assert resolve(tmp_path) == tmp_path
     assert resolve(path) == path
 
 
-def test_a_file_that_is_none(tmp_path: Path) -> None:
+def test_a_file_that_is_not_gguf(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     refused(CheckpointError, "is not a GGUF file", lambda: GPTModel.from_pretrained(path), path)
@@ -601,15 +601,15 @@ def small(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[byt
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_whatever_bytes_change_it_reads_or_is_refused(
+def test_a_file_with_changed_bytes_is_read_or_refused(
     data: st.DataObject, small: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """The config, the tokenizer and the tensors of a file in which a few bytes are others."""
+    """Its config, tokenizer and tensors, after a few bytes of the header were changed."""
     changed = bytearray(small)
     header = 9000  # bytes, before the tensors
-    places = st.integers(0, header)
-    for place, byte in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), max_size=4)):
-        changed[place] = byte
+    offsets = st.integers(0, header)
+    for offset, byte in data.draw(st.lists(st.tuples(offsets, st.integers(0, 255)), max_size=4)):
+        changed[offset] = byte
     path = tmp_path_factory.getbasetemp() / "changed.gguf"
     path.write_bytes(changed)
     for read in (GPTConfig.from_source, read_vocabulary, read_all):

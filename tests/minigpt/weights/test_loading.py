@@ -1,4 +1,4 @@
-"""The checkpoint's tensors against the config: what fits, what does not, and how they are held."""
+"""Loading: tensors that fit the config and those that do not, the head, dtypes in memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tensors() -> Tensors:
 def load(
     folder: Path, tensors: Tensors, dtype: str = "auto", config: GPTConfig = CONFIG
 ) -> Weights:
-    """The tensors, by way of a file."""
+    """The tensors, written to a file and loaded."""
     write_safetensors(folder / "model.safetensors", tensors)
     return load_weights(open_source(folder, config), dtype)
 
@@ -50,9 +50,9 @@ def prefixed(tensors: Tensors) -> Tensors:
 def assert_same(weights: Weights, expected: Tensors) -> None:
     assert weights.tensors.keys() == expected.keys()
     for name, tensor in expected.items():
-        held = weights.tensor(name)
-        assert held.dtype == tensor.dtype, name
-        np.testing.assert_array_equal(held, tensor, name)
+        loaded = weights.tensor(name)
+        assert loaded.dtype == tensor.dtype, name
+        np.testing.assert_array_equal(loaded, tensor, name)
 
 
 # ---- names ----
@@ -87,27 +87,27 @@ def test_a_tensor_of_another_shape(tensors: Tensors, tmp_path: Path, name: str) 
 
 
 def test_a_transposed_matrix(tensors: Tensors, tmp_path: Path) -> None:
-    """As a checkpoint that stores Linear and not Conv1D has them."""
+    """A checkpoint of Linear layers has them, where GPT-2 has Conv1D."""
     tensors["h.0.mlp.c_fc.weight"] = tensors["h.0.mlp.c_fc.weight"].T
     with pytest.raises(CheckpointError, match=r"has shape \[24, 6\]"):
         load(tmp_path, tensors)
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.bool_])
-def test_weights_that_are_no_floats(tensors: Tensors, tmp_path: Path, dtype: type) -> None:
+def test_weights_that_are_not_floats(tensors: Tensors, tmp_path: Path, dtype: type) -> None:
     tensors["wpe.weight"] = tensors["wpe.weight"].astype(dtype)
     with pytest.raises(CheckpointError, match=r"wpe.weight is of type"):
         load(tmp_path, tensors)
 
 
 @pytest.mark.parametrize("name", ["h.2.ln_1.weight", "h.0.crossattention.c_attn.weight", "h.x"])
-def test_a_tensor_that_no_layer_has(tensors: Tensors, tmp_path: Path, name: str) -> None:
-    """More layers than the config says, or another architecture: its logits would be wrong."""
+def test_an_unknown_tensor_in_a_layer(tensors: Tensors, tmp_path: Path, name: str) -> None:
+    """More layers than in the config, or another architecture: logits would be wrong."""
     with pytest.raises(CheckpointError, match=rf"{name} is in no layer"):
         load(tmp_path, {**tensors, name: np.zeros(6, np.float32)})
 
 
-def test_mask_buffers_and_heads_of_other_tasks_are_skipped(
+def test_mask_buffers_and_heads_of_other_tasks_are_ignored(
     tensors: Tensors, tmp_path: Path
 ) -> None:
     more = {
@@ -123,9 +123,7 @@ def test_mask_buffers_and_heads_of_other_tasks_are_skipped(
 
 
 @pytest.mark.parametrize("config", [CONFIG, UNTIED])
-def test_a_head_that_repeats_wte_is_tied(
-    tensors: Tensors, tmp_path: Path, config: GPTConfig
-) -> None:
+def test_a_head_equal_to_wte_is_tied(tensors: Tensors, tmp_path: Path, config: GPTConfig) -> None:
     weights = load(tmp_path, {**tensors, HEAD: tensors["wte.weight"].copy()}, config=config)
     assert weights.tied
     assert weights.head is weights.tensors["wte.weight"]
@@ -133,7 +131,7 @@ def test_a_head_that_repeats_wte_is_tied(
 
 
 @pytest.mark.parametrize("config", [CONFIG, UNTIED])
-def test_a_head_of_its_own_is_kept(tensors: Tensors, tmp_path: Path, config: GPTConfig) -> None:
+def test_an_own_head_is_loaded(tensors: Tensors, tmp_path: Path, config: GPTConfig) -> None:
     head = tensors["wte.weight"] + 1
     weights = load(tmp_path, {**prefixed(tensors), HEAD: head}, config=config)
     assert not weights.tied
@@ -150,11 +148,11 @@ def test_a_head_of_another_shape(tensors: Tensors, tmp_path: Path) -> None:
         load(tmp_path, {**tensors, HEAD: tensors["wte.weight"][:10]})
 
 
-# ---- how they are held ----
+# ---- dtypes in memory ----
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_panels_are_the_twins(tensors: Tensors, tmp_path: Path, dtype: str) -> None:
+def test_panels_equal_the_references(tensors: Tensors, tmp_path: Path, dtype: str) -> None:
     weights = load(tmp_path, tensors, dtype)
     for name, tensor in tensors.items():
         if is_packed(name, tensor.shape):
@@ -164,7 +162,7 @@ def test_panels_are_the_twins(tensors: Tensors, tmp_path: Path, dtype: str) -> N
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 1000])
-def test_a_matrix_in_pieces_is_the_whole(
+def test_loading_in_chunks_of_any_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
     config = GPTConfig.from_dict({**SIZES, "n_embd": 70, "vocab_size": 101}, "config")
@@ -175,41 +173,39 @@ def test_a_matrix_in_pieces_is_the_whole(
     assert_same(load(tmp_path, tensors, config=config), tensors)
 
 
-def test_weights_do_not_depend_on_the_file(tensors: Tensors, tmp_path: Path) -> None:
+def test_float_weights_do_not_need_the_file_after_loading(tensors: Tensors, tmp_path: Path) -> None:
     weights = load(tmp_path, tensors)
     os.truncate(tmp_path / "model.safetensors", 0)
     assert_same(weights, tensors)
 
 
 @pytest.mark.parametrize("stored", [np.float16, np.float64])
-def test_other_floats_are_held_as_float32(tensors: Tensors, tmp_path: Path, stored: type) -> None:
+def test_f16_and_f64_are_loaded_as_f32(tensors: Tensors, tmp_path: Path, stored: type) -> None:
     tensors = {name: tensor.astype(stored) for name, tensor in tensors.items()}
     weights = load(tmp_path, tensors)
     assert weights.dtype == "f32"
     assert_same(weights, {name: tensor.astype(np.float32) for name, tensor in tensors.items()})
 
 
-def test_bfloat16_matrices_stay_so_and_vectors_become_float32(
-    tensors: Tensors, tmp_path: Path
-) -> None:
+def test_bf16_matrices_stay_and_bf16_vectors_become_f32(tensors: Tensors, tmp_path: Path) -> None:
     halves = {name: f32_to_bf16(tensor) for name, tensor in tensors.items()}
     exact = {name: bf16_to_f32(tensor) for name, tensor in halves.items()}
-    held = {name: halves[name] if exact[name].ndim == 2 else exact[name] for name in exact}
+    expected = {name: halves[name] if exact[name].ndim == 2 else exact[name] for name in exact}
     weights = load(tmp_path, halves)
     assert weights.dtype == "bf16"
-    assert_same(weights, held)
-    assert_same(load(tmp_path, exact, "bf16"), held)
+    assert_same(weights, expected)
+    assert_same(load(tmp_path, exact, "bf16"), expected)
     assert_same(load(tmp_path, halves, "f32"), exact)
 
 
-def test_matrices_of_mixed_types_are_held_as_float32(tensors: Tensors, tmp_path: Path) -> None:
+def test_matrices_of_mixed_dtypes_are_loaded_as_f32(tensors: Tensors, tmp_path: Path) -> None:
     half = f32_to_bf16(tensors["wpe.weight"])
     weights = load(tmp_path, {**tensors, "wpe.weight": half})
     assert weights.dtype == "f32"
     assert_same(weights, {**tensors, "wpe.weight": bf16_to_f32(half)})
 
 
-def test_bfloat16_rounds_to_the_nearest_and_halves_to_even() -> None:
+def test_f32_to_bf16_rounds_to_nearest_and_ties_to_even() -> None:
     one, step = 0x3F80, 2.0**-7  # of bfloat16 just above 1
     values = [1, 1 + step / 2, 1 + 1.5 * step, 1 + 0.49 * step, 1 + 0.51 * step, -1, 0]
     expected = [one, one, one + 2, one, one + 1, 0xBF80, 0]
