@@ -1,13 +1,13 @@
-"""Training against PyTorch: updates of the same model, in turns, within one run.
+"""Training against PyTorch: steps of the same model, in turns, in one run.
 
     python bench/training.py [--size 111M] [--batch 4] [--context 256] [--rounds 5]
                              [--dtypes f32 bf16] [--json FILE]
 
-Ours and PyTorch's each live in a process of their own, with random weights in the shape of
-Cerebras-GPT; both see the same random tokens, clip gradients to 1 and update by AdamW. PyTorch runs
-transformers' GPT-2 with the fused AdamW, in bf16 under autocast. Told are medians, the median of
-the ratios of the rounds (above 1 is in our favour) and the largest memory of each process. Needs
-torch and transformers.
+Each runs in a process of its own, with random weights in the shape of Cerebras-GPT. Both train on
+the same random tokens, clip the gradient norm at 1 and step by AdamW. PyTorch runs transformers'
+GPT-2 with the fused AdamW, in bf16 under autocast. Prints the medians, the median of the rounds'
+ratios (above 1: minigpt is faster) and the peak memory of each process. Needs torch and
+transformers.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from processes import Worker, ask, start, stop
 from minigpt.training.presets import PRESETS
 
 VOCABULARY = 50257
-LR, BETAS, EPS, DECAY, CLIP = 1e-4, (0.9, 0.95), 1e-8, 0.1, 1.0
+LR, BETAS, EPS, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-4, (0.9, 0.95), 1e-8, 0.1, 1.0
 
-_steps: list[Callable[[], float]] = []  # in a worker: what makes an update and returns its loss
+_steps: list[Callable[[], float]] = []  # in a worker: makes a step and returns its loss
 
 
 def sizes(size: str) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def make_ours(size: str, dtype: str, batch: int, context: int, threads: int) -> 
         count += 1
         learner.zero_grad()
         nats = learner.backward(ids, targets, 1 / ids.size)
-        learner.step(AdamW(count, LR, *BETAS, EPS, DECAY, CLIP))
+        learner.step(AdamW(count, LR, *BETAS, EPS, WEIGHT_DECAY, MAX_GRAD_NORM))
         return nats / ids.size
 
     _steps.append(step)
@@ -84,7 +84,7 @@ def make_theirs(size: str, dtype: str, batch: int, context: int, threads: int) -
     no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     model = GPT2LMHeadModel(GPT2Config(**sizes(size), **no_dropout)).train()
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY, fused=True
+        model.parameters(), lr=LR, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY, fused=True
     )
     ids, targets = (torch.from_numpy(array) for array in tokens(batch, context))
 
@@ -94,7 +94,7 @@ def make_theirs(size: str, dtype: str, batch: int, context: int, threads: int) -
             logits = model(ids, use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         return float(loss.detach())
 
@@ -102,21 +102,21 @@ def make_theirs(size: str, dtype: str, batch: int, context: int, threads: int) -
 
 
 def timed_step() -> tuple[float, float]:
-    """In the worker: (seconds, loss) of an update."""
+    """In the worker: (seconds, loss) of a step."""
     start = time.perf_counter()
     loss = _steps[0]()
     return time.perf_counter() - start, loss
 
 
 def peak_bytes() -> int:
-    """In the worker: the most memory it had."""
+    """In the worker: its peak resident memory."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def compare(options: argparse.Namespace, dtype: str) -> dict[str, Any]:
-    """Both in turns; the first updates, in which functions are compiled, do not count."""
+    """Both in turns. The first step of each does not count: it compiles."""
     shape = options.size, dtype, options.batch, options.context, options.threads
     workers: dict[str, Worker] = {"minigpt": start(), "torch": start()}
     seconds: dict[str, list[float]] = {name: [] for name in workers}
@@ -155,7 +155,7 @@ def line(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="trains ours and PyTorch's in turns")
+    parser = argparse.ArgumentParser(description="Measure training against PyTorch, in turns.")
     parser.add_argument("--size", default="111M", choices=PRESETS)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--context", type=int, default=256)

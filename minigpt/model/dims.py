@@ -56,7 +56,7 @@ def make_dims(config: GPTConfig) -> Dims:
         H=config.n_inner,
         V=config.vocab_size,
         n_positions=config.n_positions,
-        activation=_ACTIVATIONS[config.activation_function],
+        activation=int(_ACTIVATIONS[config.activation_function]),
         eps=np.float32(config.layer_norm_epsilon),
         embedding_scale=np.float32(config.mup_embeddings_scale),
         logit_scale=np.float32(config.mup_output_alpha * config.mup_width_scale),

@@ -228,13 +228,12 @@ def make_weight_table(weights: Weights, config: GPTConfig) -> WeightTable:
     modules = [f"h.{n}.{name}" for n in range(config.n_layer) for name in layer_modules(config)]
     head = "wte" if weights.tied else HEAD.removesuffix(".weight")
     layers = _records(weights, modules).reshape(config.n_layer, -1)
-    packed: np.ndarray | QuantizedMatrix = np.empty(0, STORAGE_DTYPE[weights.dtype])
-    if weights.dtype in QUANTIZED:
-        packed = QuantizedMatrix(packed, np.empty(0, np.uint16))
+    array = np.empty(0, STORAGE_DTYPE[weights.dtype])
+    quantized = QuantizedMatrix(array, np.empty(0, np.uint16))
     return WeightTable(
         layers=layers,
         non_layer=_records(weights, ["wte", "wpe", "ln_f", head]),
-        packed=packed,
+        packed=quantized if weights.dtype in QUANTIZED else array,
         plain=np.empty(0, AUX_DTYPE[weights.dtype]),
         vector=np.empty(0, np.float32),
     )

@@ -1,4 +1,4 @@
-"""exp and the activations: how far they are from the mathematics, over all magnitudes."""
+"""exp and the activation functions against reference.py in float64, over all magnitudes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minigpt.kernels.view import View
 
 pytestmark = pytest.mark.kernel
 
-TWINS = {
+REFERENCE = {
     activation.GELU: reference.gelu_forward,
     activation.GELU_TANH: reference.gelu_tanh_forward,
     activation.RELU: reference.relu_forward,
@@ -37,20 +37,20 @@ def _exp(y):
         store(activation.exp(load(y, i)), y, i)
 
 
-@pytest.mark.parametrize("kind", TWINS)
-def test_is_the_twin(run, kind):
+@pytest.mark.parametrize("kind", REFERENCE)
+def test_forward_is_reference(run, kind):
     y = GRID.copy()
     run(_apply, y, kind)
-    truth = TWINS[kind](GRID.astype(np.float64))
-    np.testing.assert_allclose(y, truth, rtol=1e-6, atol=3e-7)
+    expected = REFERENCE[kind](GRID.astype(np.float64))
+    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=3e-7)
 
 
-def test_gelus_tail_keeps_its_digits(run):
-    """−8 · Φ(−8) is 5e-15: 1 + erf would have cancelled to 0."""
+def test_gelu_is_exact_far_below_zero(run):
+    """−8 · Φ(−8) = −5e-15; in float32, 1 + erf would cancel to 0."""
     y = np.array([-8, -5, -3], np.float32)
     run(_apply, y, activation.GELU)
-    truth = [-8 * 6.220960574271785e-16, -5 * 2.866515718791939e-07, -3 * 1.3498980316300945e-03]
-    np.testing.assert_allclose(y, truth, rtol=5e-6)
+    expected = [-8 * 6.220960574271785e-16, -5 * 2.866515718791939e-07, -3 * 1.3498980316300945e-03]
+    np.testing.assert_allclose(y, expected, rtol=5e-6)
 
 
 def test_exp_to_two_units_in_the_last_place():
@@ -60,13 +60,13 @@ def test_exp_to_two_units_in_the_last_place():
     np.testing.assert_allclose(y, np.exp(x.astype(np.float64)), rtol=2.4e-7)
 
 
-def test_exp_at_the_ends():
+def test_exp_of_infinity_and_nan():
     x = np.array([0, -np.inf, -100, np.nan] * 4, np.float32)
     _exp(x)
     np.testing.assert_array_equal(x, np.array([1, 0, 0, np.nan] * 4, np.float32))
 
 
-@pytest.mark.parametrize("kind", TWINS)
+@pytest.mark.parametrize("kind", REFERENCE)
 def test_infinite_and_huge_inputs(run, kind):
     y = np.array([-1e30, 1e30, -np.inf, np.inf], np.float32)
     run(_apply, y, kind)
@@ -84,16 +84,16 @@ BACKWARD = {
 
 
 @pytest.mark.parametrize("kind", BACKWARD)
-def test_backward_is_the_twin(run, kind):
-    """dx = dy · derivative(x), over all magnitudes, in rows that lie apart; in place, too."""
+def test_backward_is_reference(run, kind):
+    """dx = dy · f′(x), in rows that are ld apart; also with dx and dy the same array."""
     M, C, ld = 30, GRID.size // 30 - 3, GRID.size // 30
     dy = np.linspace(-2, 2, GRID.size, dtype=np.float32)
     dx = np.full_like(dy, np.nan)
     dx_view, dy_view, x_view = (View(array, M, C, ld) for array in (dx, dy, GRID))
     run(activation.activation_backward, dx_view, dy_view, x_view, kind)
-    truth = BACKWARD[kind](dy.astype(np.float64), GRID.astype(np.float64))
+    expected = BACKWARD[kind](dy.astype(np.float64), GRID.astype(np.float64))
     inside = np.arange(GRID.size) % ld < C
-    np.testing.assert_allclose(dx[inside], truth[inside], rtol=2e-6, atol=1e-6)
+    np.testing.assert_allclose(dx[inside], expected[inside], rtol=2e-6, atol=1e-6)
     assert np.isnan(dx[~inside]).all()
     run(activation.activation_backward, dy_view, dy_view, x_view, kind)
     np.testing.assert_array_equal(dy[inside], dx[inside])
@@ -102,7 +102,7 @@ def test_backward_is_the_twin(run, kind):
 @pytest.mark.parametrize("kind", BACKWARD)
 def test_reference_backward_is_the_derivative(kind):
     x, step = np.linspace(-8, 8, 1000), 1e-5
-    derivative = (TWINS[kind](x + step) - TWINS[kind](x - step)) / (2 * step)
+    derivative = (REFERENCE[kind](x + step) - REFERENCE[kind](x - step)) / (2 * step)
     np.testing.assert_allclose(BACKWARD[kind](1.5, x), 1.5 * derivative, atol=1e-9)
 
 
@@ -114,11 +114,11 @@ def test_derivatives_of_huge_inputs(run, kind):
     np.testing.assert_array_equal(dx, np.array([0, 1], np.float32))
 
 
-@pytest.mark.parametrize("kind", TWINS)
-def test_forward_over_rows_is_the_same(run, kind):
-    whole, rows = GRID.copy(), np.zeros_like(GRID)
-    run(_apply, whole, kind)
+@pytest.mark.parametrize("kind", REFERENCE)
+def test_forward_of_a_view_has_the_bits_of_one_vector_at_a_time(run, kind):
+    at_once, rows = GRID.copy(), np.zeros_like(GRID)
+    run(_apply, at_once, kind)
     M = GRID.size // 100
     run(activation.activation_forward, View(rows, M, 97, 100), View(GRID, M, 97, 100), kind)
     inside = np.arange(GRID.size) % 100 < 97
-    np.testing.assert_array_equal(rows, np.where(inside, whole, 0))
+    np.testing.assert_array_equal(rows, np.where(inside, at_once, 0))

@@ -1,4 +1,4 @@
-"""AdamW against its twin, at sizes around the border of a task."""
+"""AdamW against reference.py, at sizes around the border of a task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minigpt.kernels.team import Team
 
 pytestmark = pytest.mark.kernel
 
-NUMBERS = {"lr": 0.01, "beta_1": 0.9, "beta_2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
+SETTINGS = {"lr": 0.01, "beta_1": 0.9, "beta_2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
 
 
 @pytest.fixture(scope="module", params=[1, 3])
@@ -20,7 +20,7 @@ def team(request):
 
 
 def factors(step, clip=1.0):
-    n = NUMBERS
+    n = SETTINGS
     return AdamWFactors(
         *(
             np.float32(x)
@@ -34,20 +34,21 @@ def factors(step, clip=1.0):
 
 
 @pytest.mark.parametrize("size", [1, 17, BLOCK_SIZE, 2 * BLOCK_SIZE + 5])
-def test_three_steps_are_the_twins(team, rng, size):
+def test_three_steps_are_reference(team, rng, size):
     w = rng.standard_normal(size).astype(np.float32)
     m, v, scratch = np.zeros_like(w), np.zeros_like(w), np.empty((team.size, 0), np.float32)
-    truth = [w.astype(np.float64), 0, 0]
+    expected = [w.astype(np.float64), 0, 0]
     for step in (1, 2, 3):
         g = rng.standard_normal(size).astype(np.float32)
-        truth = reference.adamw(truth[0], 0.5 * g.astype(np.float64), *truth[1:], step, **NUMBERS)
+        g64 = 0.5 * g.astype(np.float64)
+        expected = reference.adamw(expected[0], g64, *expected[1:], step, **SETTINGS)
         team.run(adamw, scratch, w, g, m, v, factors(step, clip=0.5))
-    for found, expected in zip((w, m, v), truth, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    for result, array in zip((w, m, v), expected, strict=True):
+        np.testing.assert_allclose(result, array, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 17, 2 * BLOCK_SIZE + 5])
-def test_squares_are_summed_block_by_block(team, rng, size):
+def test_sum_squares_has_one_sum_per_block(team, rng, size):
     g = rng.standard_normal(size).astype(np.float32)
     sums = np.full(-(-size // BLOCK_SIZE), np.nan, np.float32)
     team.run(sum_squares, np.empty((team.size, 0), np.float32), sums, g)

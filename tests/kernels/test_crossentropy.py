@@ -1,4 +1,4 @@
-"""Cross-entropy against its twin, the twin's gradient against differences."""
+"""Cross-entropy against reference.py, and its gradient against finite differences."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def forward(run, logits, targets):
 
 
 @pytest.mark.parametrize(("M", "V"), [(1, 1), (3, 5), (4, 16), (7, 33), (5, 100)])
-def test_is_the_twin(run, rng, M, V):
-    """And its gradient, some columns at a time, with zeros up to whole panels."""
+def test_forward_and_backward_are_reference(run, rng, M, V):
+    """The gradient is computed 40 columns at a time, with zeros up to a multiple of K_ALIGN."""
     logits = (rng.standard_normal((M, V)) * 4).astype(np.float32)
     targets = rng.integers(0, V, M)
     targets[M // 2] = IGNORED
     losses, lse, view = forward(run, logits, targets)
-    truth = reference.crossentropy_forward(logits.astype(np.float64), targets)
-    np.testing.assert_allclose(losses, truth, rtol=1e-5, atol=2e-6)
+    expected = reference.crossentropy_forward(logits.astype(np.float64), targets)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=2e-6)
     assert losses[M // 2] == 0
-    found = np.empty((M, V), np.float32)
+    result = np.empty((M, V), np.float32)
     for first in range(0, V, 40):
         count = min(40, V - first)
         part = np.full((M, padded(40) + 3), np.nan, np.float32)
@@ -42,11 +42,11 @@ def test_is_the_twin(run, rng, M, V):
             crossentropy_backward, View(part.reshape(-1), M, count, part.shape[1]), view, lse,
             targets, first, np.float32(0.5),
         )  # fmt: skip
-        found[:, first : first + count] = part[:, :count]
+        result[:, first : first + count] = part[:, :count]
         assert not part[:, count : padded(count)].any()
         assert np.isnan(part[:, padded(count) :]).all()
-    truth = 0.5 * reference.crossentropy_backward(logits.astype(np.float64), targets)
-    np.testing.assert_allclose(found, truth, atol=1e-6)
+    expected = 0.5 * reference.crossentropy_backward(logits.astype(np.float64), targets)
+    np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
 def test_large_logits_do_not_overflow(run):
@@ -56,7 +56,7 @@ def test_large_logits_do_not_overflow(run):
     assert np.isfinite(lse).all()
 
 
-def test_not_a_number_is_not_hidden(run):
+def test_nan_logits_give_a_nan_loss(run):
     losses, _, _ = forward(run, np.array([[0, np.nan, 1]], np.float32), np.array([0]))
     assert np.isnan(losses[0])
 
@@ -64,5 +64,5 @@ def test_not_a_number_is_not_hidden(run):
 def test_reference_backward_is_the_derivative(rng, derivatives):
     logits, targets = rng.standard_normal((4, 5)), np.array([0, 4, IGNORED, 2])
     d = reference.crossentropy_backward(logits, targets)
-    truth = derivatives(lambda x: reference.crossentropy_forward(x, targets).sum(), logits)
-    np.testing.assert_allclose(d, truth, atol=1e-8)
+    expected = derivatives(lambda x: reference.crossentropy_forward(x, targets).sum(), logits)
+    np.testing.assert_allclose(d, expected, atol=1e-8)

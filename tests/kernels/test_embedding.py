@@ -1,4 +1,4 @@
-"""Rows out of tables."""
+"""The embedding, from packed and from plain tables, against reference.py."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from minigpt.kernels.embedding import (
     embedding_forward,
     packed_embedding_forward,
 )
+from minigpt.kernels.layout import bf16_to_f32
 from minigpt.kernels.view import View
 
 pytestmark = pytest.mark.kernel
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16])
-def test_embedding_is_numpys(run, rng, dtype):
+def test_packed_forward_is_reference(run, rng, dtype):
     V, C, ld = 70, 5, 8
     wte, wpe = (rng.standard_normal((n, C)).astype(np.float32) for n in (V, 11))
     ids, positions = np.array([69, 0, 17, 17]), np.array([0, 1, 2, 10])
@@ -29,14 +30,14 @@ def test_embedding_is_numpys(run, rng, dtype):
         wpe.ravel(), scale,
     )  # fmt: skip
     if dtype == np.uint16:
-        wte = (reference.bfloat16(wte).astype(np.uint32) << 16).view(np.float32)
-    truth = reference.embedding_forward(ids, positions, wte, wpe, scale)
-    np.testing.assert_array_equal(x[:, :C], truth)
+        wte = bf16_to_f32(reference.bfloat16(wte))
+    expected = reference.embedding_forward(ids, positions, wte, wpe, scale)
+    np.testing.assert_array_equal(x[:, :C], expected)
     assert np.isnan(x[:, C:]).all()
 
 
-def test_tables_in_training_are_read_and_added_to(run, rng):
-    """Forward as NumPy has it; backward adds up the rows of a token that comes twice."""
+def test_forward_and_backward_are_reference(run, rng):
+    """One token occurs twice; backward adds to the gradients."""
     V, C, ld, scale = 7, 19, 21, np.float32(0.5)
     wte, wpe, dwte, dwpe = (rng.standard_normal((n, C)).astype(np.float32) for n in (V, 5, V, 5))
     ids, positions = np.array([6, 0, 3, 3]), np.array([0, 1, 0, 4])
@@ -50,8 +51,10 @@ def test_tables_in_training_are_read_and_added_to(run, rng):
     dx = rng.standard_normal((4, ld)).astype(np.float32)
     tables = dwte.reshape(-1), dwpe.reshape(-1)
     run(embedding_backward, *tables, View(dx.ravel(), 4, C, ld), ids, positions, scale)
-    truth = reference.embedding_backward(dx[:, :C].astype(np.float64), ids, positions, V, 5, scale)
-    for after, start, added in zip((dwte, dwpe), before, truth, strict=True):
+    expected = reference.embedding_backward(
+        dx[:, :C].astype(np.float64), ids, positions, V, 5, scale
+    )
+    for after, start, added in zip((dwte, dwpe), before, expected, strict=True):
         np.testing.assert_allclose(after, start + added, rtol=1e-6, atol=1e-6)
 
 

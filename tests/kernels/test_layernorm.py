@@ -1,4 +1,4 @@
-"""Layer normalisation against NumPy in float64."""
+"""Layer normalization against reference.py in float64."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ pytestmark = pytest.mark.kernel
 
 
 @pytest.mark.parametrize(("M", "C"), [(1, 1), (1, 16), (3, 5), (9, 17), (20, 64), (17, 100)])
-def test_is_numpys(run, rng, M, C):
+def test_forward_is_reference(run, rng, M, C):
     x = (rng.standard_normal((M, C)) * 3 + 10).astype(np.float32)
     weight, bias = rng.standard_normal((2, C)).astype(np.float32)
     y = np.full(M * C, np.nan, np.float32)
     norm = LayerNorm(weight, bias)
     run(layernorm_forward, View(y, M, C, C), View(x.ravel(), M, C, C), norm, np.float32(1e-5))
-    truth = reference.layernorm_forward(x.astype(np.float64), weight, bias, 1e-5)
-    np.testing.assert_allclose(y.reshape(M, C), truth, rtol=2e-5, atol=2e-5)
+    expected = reference.layernorm_forward(x.astype(np.float64), weight, bias, 1e-5)
+    np.testing.assert_allclose(y.reshape(M, C), expected, rtol=2e-5, atol=2e-5)
 
 
-def test_rows_may_lie_apart_and_be_rounded_to_bfloat16(run, rng):
+def test_rows_are_ld_apart_and_may_be_bfloat16(run, rng):
     M, C, ld = 10, 33, 64
     x = rng.standard_normal((M, ld)).astype(np.float32)
     weight, bias = rng.standard_normal((2, C)).astype(np.float32)
-    y, halves = np.zeros((M, ld), np.float32), np.zeros((M, ld), np.uint16)
-    for result in (y, halves):
+    y, rounded = np.zeros((M, ld), np.float32), np.zeros((M, ld), np.uint16)
+    for result in (y, rounded):
         run(
             layernorm_forward, View(result.reshape(-1), M, C, ld), View(x.ravel(), M, C, ld),
             LayerNorm(weight, bias), np.float32(1e-5),
         )  # fmt: skip
         assert not result[:, C:].any()
-    np.testing.assert_array_equal(halves, reference.bfloat16(y))
+    np.testing.assert_array_equal(rounded, reference.bfloat16(y))
 
 
 def test_a_large_mean_does_not_cancel(run):
@@ -48,13 +48,13 @@ def test_a_large_mean_does_not_cancel(run):
     y = np.empty(32, np.float32)
     norm = LayerNorm(one, zero)
     run(layernorm_forward, View(y, 1, 32, 32), View(x.ravel(), 1, 32, 32), norm, np.float32(1e-5))
-    truth = reference.layernorm_forward(x.astype(np.float64), one, zero, 1e-5)
-    np.testing.assert_allclose(y, truth[0], atol=1e-3)
+    expected = reference.layernorm_forward(x.astype(np.float64), one, zero, 1e-5)
+    np.testing.assert_allclose(y, expected[0], atol=1e-3)
 
 
 @pytest.mark.parametrize(("M", "C"), [(1, 1), (1, 16), (3, 5), (40, 33), (70, 64)])
-def test_backward_is_the_twin(run, rng, M, C):
-    """Added to what is there already; sums over several blocks of rows."""
+def test_backward_is_reference(run, rng, M, C):
+    """The gradients are added to; their sums go over several blocks of rows."""
     ld = C + 3
     x, dy, dx = (rng.standard_normal((M, ld)).astype(np.float32) for _ in range(3))
     weight, dweight, dbias = rng.standard_normal((3, C)).astype(np.float32)
@@ -65,11 +65,11 @@ def test_backward_is_the_twin(run, rng, M, C):
         View(dy.ravel(), M, C, ld), View(x.ravel(), M, C, ld), LayerNorm(weight, weight),
         partials, np.float32(1e-5),
     )  # fmt: skip
-    truth = reference.layernorm_backward(
+    expected = reference.layernorm_backward(
         *(a.astype(np.float64) for a in (dy[:, :C], x[:, :C], weight)), 1e-5
     )
     after = dx[:, :C], dweight, dbias
-    for new, old, added in zip(after, (before[0][:, :C], *before[1:]), truth, strict=True):
+    for new, old, added in zip(after, (before[0][:, :C], *before[1:]), expected, strict=True):
         np.testing.assert_allclose(new - old, added, rtol=1e-4, atol=1e-5 * (1 + abs(added).max()))
     np.testing.assert_array_equal(dx[:, C:], before[0][:, C:])
 

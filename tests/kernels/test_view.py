@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from minigpt.kernels import reference
 from minigpt.kernels.jit import jit
 from minigpt.kernels.layout import row_stride
 from minigpt.kernels.view import View, clear_rows, columns_of, copy_rows, gather_rows, rows_of, view
+
+pytestmark = pytest.mark.kernel
 
 
 def test_copy_rounds_to_bfloat16_and_leaves_the_rest_of_a_row(run, rng):
