@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -103,16 +104,15 @@ def check_stride(window: int | None, stride: int | None) -> None:
 
 def file_progress() -> FileProgress:
     """A callback that shows the progress of each file as a line on stderr."""
-    show = progress_line("", tokens_per_s)
+    lines: dict[str, Callable[[int, int], None]] = {}
 
-    def progress(name: str, done: int, total: int) -> None:
-        nonlocal show
-        if name == "loading":
-            show_line(name)
+    def progress(name: str | None, done: int, total: int) -> None:
+        if name is None:
+            show_line("loading")
         elif done == 0:
-            show = progress_line(label(name), tokens_per_s)
+            lines[name] = progress_line(label(name), tokens_per_s)
         else:
-            show(done, total)
+            lines[name](done, total)
 
     return progress
 

@@ -29,9 +29,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..api import GPTModel
 from ..arguments import checked_ids, checked_integer
@@ -105,7 +105,7 @@ class Comparison:
 
 def perplexity(
     model: GPTModel,
-    ids: Any,
+    ids: Sequence[int] | npt.NDArray[np.integer],
     text_bytes: int,
     window: int | None = None,
     stride: int | None = None,
@@ -124,14 +124,14 @@ def perplexity(
     Raises InputError for an argument out of its range, CheckpointError for logits that are NaN or
     infinite.
     """
-    ids = checked_text_ids(ids, model.config)
+    tokens = checked_text_ids(ids, model.config)
     text_bytes = checked_integer("text_bytes", text_bytes, 1)
     window, stride = _checked_window(model.config.n_positions, window, stride)
-    warm_up(model, ids)
-    total = len(ids) - 1
+    warm_up(model, tokens)
+    total = len(tokens) - 1
     start, nats = perf_counter(), 0.0
-    for done, logits in enumerate(_logits(model, ids[:-1], window, stride), 1):
-        nats += log_sum_exp(logits) - float(logits[ids[done]])
+    for done, logits in enumerate(_logits(model, tokens[:-1], window, stride), 1):
+        nats += log_sum_exp(logits) - float(logits[tokens[done]])
         if progress:
             progress(done, total)
     seconds = perf_counter() - start
@@ -165,7 +165,7 @@ def combined(results: Sequence[Perplexity]) -> Perplexity:
 def compare(
     a: GPTModel,
     b: GPTModel,
-    ids: Any,
+    ids: Sequence[int] | npt.NDArray[np.integer],
     window: int | None = None,
     stride: int | None = None,
     progress: Progress | None = None,
@@ -184,19 +184,19 @@ def compare(
             f"models of {a.config.vocab_size} and {b.config.vocab_size} tokens cannot be "
             "compared; both must have the same vocabulary"
         )
-    ids = checked_text_ids(ids, a.config)
+    tokens = checked_text_ids(ids, a.config)
     n_positions = min(a.config.n_positions, b.config.n_positions)
     window, stride = _checked_window(n_positions, window, stride)
     for model in (a, b):
-        warm_up(model, ids)
-    total = len(ids) - 1
+        warm_up(model, tokens)
+    total = len(tokens) - 1
     start, nats_a, nats_b, agreed = perf_counter(), 0.0, 0.0, 0
     kl = np.empty(total)
-    pairs = zip(*(_logits(model, ids[:-1], window, stride) for model in (a, b)), strict=True)
+    pairs = zip(*(_logits(model, tokens[:-1], window, stride) for model in (a, b)), strict=True)
     for done, (logits_a, logits_b) in enumerate(pairs, 1):
         lse_a, lse_b = log_sum_exp(logits_a), log_sum_exp(logits_b)
-        nats_a += lse_a - float(logits_a[ids[done]])
-        nats_b += lse_b - float(logits_b[ids[done]])
+        nats_a += lse_a - float(logits_a[tokens[done]])
+        nats_b += lse_b - float(logits_b[tokens[done]])
         kl[done - 1] = _divergence(logits_a, logits_b, lse_a - lse_b)
         agreed += bool(logits_a.argmax() == logits_b.argmax())
         if progress:
@@ -330,7 +330,7 @@ def _exp(nats_per_token: float) -> float:
 # ---- arguments ----
 
 
-def checked_text_ids(ids: Any, config: GPTConfig) -> np.ndarray:
+def checked_text_ids(ids: object, config: GPTConfig) -> npt.NDArray[np.int64]:
     """`ids` as int64 [T], T ≥ 2, every id below vocab_size; raises InputError."""
     array = checked_ids(ids, config.vocab_size)
     if len(array) < 2:

@@ -28,9 +28,9 @@ MAX_TEXT_BYTES = 64 << 20  # of a text file: a text is tokenized as a whole
 
 Source: TypeAlias = str | os.PathLike[str] | ModelSource  # a folder, a GGUF file, or a hub id
 Result: TypeAlias = Perplexity | LastWordAccuracy | MultipleChoiceAccuracy
-# Called with (name, tokens done, tokens in all) of a file; with ("loading", 0, 0) before a model is
-# loaded, and with (name, 0, 0) before a file is scored.
-FileProgress: TypeAlias = Callable[[str, int, int], None]
+# Called with (name, tokens done, tokens in all) of a file; with (name, 0, 0) before it is scored,
+# and with (None, 0, 0) before a model is loaded.
+FileProgress: TypeAlias = Callable[[str | None, int, int], None]
 
 
 class FileResult(NamedTuple):
@@ -173,7 +173,7 @@ def _loaded(
     if isinstance(model, GPTModel):
         return model
     if progress:
-        progress("loading", 0, 0)
+        progress(None, 0, 0)
     return GPTModel.from_pretrained(model, dtype=dtype, threads=threads)
 
 

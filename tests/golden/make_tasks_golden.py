@@ -1,18 +1,18 @@
-"""Makes golden/tasks: a small model, task files, and how transformers scores their endings.
+"""Make golden/tasks: a small model, task files, and the scores that transformers gives.
 
     python tests/golden/make_tasks_golden.py
 
-needs torch and transformers, as make_golden.py does, and the tests do not. Its folder holds a
-random model of 2 layers and 64 positions, the vocabulary of the bytes and a few merges,
+It needs torch and transformers, as make_golden.py does, and the tests do not. The folder holds a
+random model of 2 layers and 64 positions, a vocabulary of the bytes and a few merges, and
 
 | file          |                                                                             |
 |---------------|-----------------------------------------------------------------------------|
 | words.jsonl   | passages and last words, half of which the model finds by greedy decoding   |
 | choices.jsonl | questions with two to four choices; some texts are longer than the context  |
-| expected.json | for each ending of both, in order: [ln p, number of tokens, greedy or not]  |
+| expected.json | for each continuation, in order: [ln p, number of tokens, greedy or not]    |
 
-and is computed plainly: one ending at a time, in float64, every token of it from one pass over all
-that stands before, with the tokens that transformers' own GPT2Tokenizer makes.
+The scores are computed in the simplest way: one continuation at a time, in float64, in a pass over
+context and continuation, with the tokens of transformers' GPT2Tokenizer.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ WORDS = [
     "it's",
 ]
 N_POSITIONS = 64
-MIN_MARGIN = 1e-3  # between logits: whether a token is the best must not hang on rounding
+MIN_MARGIN = 1e-3  # between logits: rounding must not decide which token is the best
 
 Score = tuple[float, int, bool]
 
@@ -56,25 +56,27 @@ def passage(rng: random.Random, words: int) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(words))
 
 
-def score(model: GPT2LMHeadModel, tokenizer: GPT2Tokenizer, context: str, ending: str) -> Score:
-    """ln p of `ending`, which begins with a space, after `context`; its tokens; greedy or not."""
-    before, whole = (tokenizer(text)["input_ids"] for text in (context, context + ending))
-    assert whole[: len(before)] == before
-    target = torch.tensor(whole[len(before) :])
-    read = torch.tensor([whole[:-1][-N_POSITIONS:]])
+def score(model: GPT2LMHeadModel, tokenizer: GPT2Tokenizer, context: str, word: str) -> Score:
+    """ln p of `word`, which begins with a space, after `context`; its tokens; greedy or not."""
+    before, ids = (tokenizer(text)["input_ids"] for text in (context, context + word))
+    assert ids[: len(before)] == before
+    target = torch.tensor(ids[len(before) :])
+    read = torch.tensor([ids[:-1][-N_POSITIONS:]])
     with torch.inference_mode():
         logits = model(read).logits[0, -len(target) :]
-    places = torch.arange(len(target))
+    positions = torch.arange(len(target))
     others = logits.clone()
-    others[places, target] = -torch.inf
-    lead = logits[places, target] - others.max(-1).values
+    others[positions, target] = -torch.inf
+    lead = logits[positions, target] - others.max(-1).values
     assert (lead.abs() > MIN_MARGIN).all()
-    log_p = logits.log_softmax(-1)[places, target]
+    log_p = logits.log_softmax(-1)[positions, target]
     return float(log_p.sum()), len(target), bool((lead > 0).all())
 
 
-def word_it_says(model: GPT2LMHeadModel, tokenizer: GPT2Tokenizer, rng: random.Random) -> str:
-    """A passage that greedy decoding continues with two tokens that are a word, and that word."""
+def passage_with_greedy_word(
+    model: GPT2LMHeadModel, tokenizer: GPT2Tokenizer, rng: random.Random
+) -> str:
+    """A passage and a last word of two tokens that greedy decoding writes."""
     while True:
         context = passage(rng, rng.randrange(3, 30))
         ids = tokenizer(context)["input_ids"]
@@ -103,7 +105,7 @@ def main() -> None:
     model.double()
 
     rng = random.Random(5)
-    texts = [word_it_says(model, tokenizer, rng) for _ in range(4)]
+    texts = [passage_with_greedy_word(model, tokenizer, rng) for _ in range(4)]
     texts += [passage(rng, n) for n in (2, 7, 20, 60)]
     words = [
         dict(zip(("context", "continuation"), text.rsplit(" ", 1), strict=True)) for text in texts
@@ -119,12 +121,12 @@ def main() -> None:
     ]
     expected: dict[str, list[Score]] = {"words": [], "choices": []}
     for question in words:
-        ending = " " + question["continuation"]
-        expected["words"].append(score(model, tokenizer, question["context"], ending))
+        word = " " + question["continuation"]
+        expected["words"].append(score(model, tokenizer, question["context"], word))
     for question in choices:
-        between = "\nAnswer:" if question["query"].startswith("Question") else ""
+        answer = "\nAnswer:" if question["query"].startswith("Question") else ""
         for choice in question["choices"]:
-            context = question["query"] + between
+            context = question["query"] + answer
             expected["choices"].append(score(model, tokenizer, context, " " + choice))
     write_lines(FOLDER / "words.jsonl", words)
     write_lines(FOLDER / "choices.jsonl", choices)

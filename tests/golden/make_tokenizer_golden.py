@@ -1,9 +1,9 @@
-"""Makes tokenizer_ids.json beside this file: texts and the ids that OpenAI's tiktoken gives them.
+"""Make tokenizer_ids.json: texts and the ids that OpenAI's tiktoken gives them.
 
     python tests/golden/make_tokenizer_golden.py FOLDER
 
 FOLDER holds OpenAI's encoder.json and vocab.bpe. Needs tiktoken, which the tests do not. Run it
-again only to add texts: the ids of those already there can never change.
+again only to add texts: the ids of a text never change.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
 
-# Only characters that Unicode has had for long: whether a newer one is a letter depends on the
-# Unicode version of a library, and so does the split.
-PIECES = [
+# Only old characters of Unicode: whether a newer one is a letter depends on the Unicode version of
+# a library, and so do the pre-tokens.
+PARTS = [
     *[
         "a",
         "B",
@@ -83,7 +83,7 @@ def main(folder: Path) -> None:
         special_tokens={"<|endoftext|>": 50256},
     )
     chance = random.Random(2)
-    texts = [*TEXTS, *("".join(chance.choices(PIECES, k=30)) for _ in range(100))]
+    texts = [*TEXTS, *("".join(chance.choices(PARTS, k=30)) for _ in range(100))]
     texts.append("".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=1000)))
     table = [{"text": text, "ids": encoding.encode_ordinary(text)} for text in texts]
     lines = ",\n".join(json.dumps(row) for row in table)

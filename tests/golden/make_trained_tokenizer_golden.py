@@ -1,10 +1,10 @@
-"""Makes trained_tokenizer.json beside this file: what the tokenizers library learns and reads.
+"""Make trained_tokenizer.json: merges and ids of the tokenizers library.
 
     python tests/golden/make_trained_tokenizer_golden.py
 
-Holds texts, the merges that the library's own trainer learns from them, the SHA-256 of each file
-that minigpt writes of the vocabulary it learns, and the ids that the library gives the texts of
-tokenizer_ids.json with these files. Needs tokenizers and transformers, which the tests do not.
+The file holds texts, the merges that the library's trainer learns from them, the SHA-256 of each
+file that minigpt writes for the same texts, and the ids of the texts of tokenizer_ids.json that the
+library gives with these files. Needs tokenizers and transformers, which the tests do not.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def main() -> None:
 
 
 def _text(chance: random.Random) -> str:
-    """Words of few syllables, so that many pairs are equally frequent."""
-    pieces = [
+    """A text of few syllables, so that many pairs are equally frequent."""
+    words = [
         "".join(chance.choices(SYLLABLES, k=chance.randint(1, 3))) + chance.choice(SIGNS)
         for _ in range(100)
     ]
-    return "".join(pieces)
+    return "".join(words)
 
 
 def _library_merges(texts: list[str]) -> list[str]:
@@ -74,17 +74,17 @@ def _library_merges(texts: list[str]) -> list[str]:
 
 
 def _ids_of_all_readers(folder: Path, texts: list[str]) -> list[list[int]]:
-    """The ids of each text; checks that all ways to read the folder give the same."""
-    whole = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    """The ids of each text; asserts that all readers of the folder give the same."""
+    single = Tokenizer.from_file(str(folder / "tokenizer.json"))
     pair = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     pair.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     pair.add_special_tokens(["<|endoftext|>"])
     transformers = AutoTokenizer.from_pretrained(folder)
-    ids: list[list[int]] = [whole.encode(text).ids for text in texts]
+    ids: list[list[int]] = [single.encode(text).ids for text in texts]
     for text, expected in zip(texts, ids, strict=True):
         assert pair.encode(text).ids == expected, text
         assert transformers.encode(text) == expected, text
-        assert whole.decode(expected, skip_special_tokens=False) == text, text
+        assert single.decode(expected, skip_special_tokens=False) == text, text
     return ids
 
 

@@ -84,11 +84,11 @@ def test_a_dash_is_standard_input(model, text, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_progress_names_each_file_and_counts_to_its_total(text, documents) -> None:
-    calls: list[tuple[str, int, int]] = []
+    calls: list[tuple[str | None, int, int]] = []
     results = evaluate_files(
         str(GOLDEN), [documents, text], threads=1, progress=lambda *call: calls.append(call)
     )
-    assert calls[0] == ("loading", 0, 0)
+    assert calls[0] == (None, 0, 0)
     for file, result in results:
         counts = [(done, total) for name, done, total in calls if name == file]
         assert counts[0] == (0, 0)
