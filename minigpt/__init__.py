@@ -15,15 +15,19 @@ if TYPE_CHECKING:
     from .config import GPTConfig
     from .errors import MinigptError
     from .tokenizer.tokenizer import GPTTokenizer
+    from .training.config import TrainingConfig
+    from .training.create import train
 
 __version__ = "0.1.0"
-__all__ = ["GPTConfig", "GPTModel", "GPTTokenizer", "MinigptError"]
+__all__ = ["GPTConfig", "GPTModel", "GPTTokenizer", "MinigptError", "TrainingConfig", "train"]
 
 _HOME = {
     "GPTConfig": ".config",
     "GPTModel": ".api",
     "GPTTokenizer": ".tokenizer.tokenizer",
     "MinigptError": ".errors",
+    "TrainingConfig": ".training.config",
+    "train": ".training.create",
 }
 
 # In a checkout, kernels/ and cli/ lie at its root, and symbolic links put them into this folder.

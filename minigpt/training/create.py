@@ -2,7 +2,7 @@
 
 One call starts a run, and one resumes it:
 
-    train("run", ["book.txt", "tales.jsonl"], preset="tiny", limits=Limits(minutes=5))
+    train("run", ["book.txt", "tales.jsonl"], preset="tiny", minutes=5)
     train("run")
 """
 
@@ -56,23 +56,43 @@ def train(
     model: Source | None = None,
     preset: str | Preset | None = None,
     config: TrainingConfig | None = None,
-    limits: Limits | None = None,
+    steps: int | None = None,
+    minutes: float | None = None,
+    patience: int | None = None,
     threads: int | None = None,
     report: Callable[[StepReport], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> TrainState:
     """Train a model on texts in a new folder, or resume the run in a folder.
 
-    texts   the files to train on, which start a new run as `create_run` does, with its options
-            validation_texts, tokenizer, model, preset and config. None: resume the run in `folder`
-    limits  when this call ends: Limits(steps, minutes, patience). The minutes also set the number
-            of steps of a new run whose config gives neither steps nor epochs
-    threads, report, stop  see `resume_run`
+    texts             the files to train on: start a new run. None: resume the run in `folder`,
+                      with the same bits as if it had not been interrupted
+    validation_texts  files to evaluate on. Default: the end of `texts`, see TrainingConfig
+    tokenizer         a tokenizer or its source. Default: the model's, else the bundled one
+    model             a model source whose weights the run starts from. Default: random weights
+    preset            shape and hyperparameters of a new model: "tiny", "small" (default), "medium",
+                      or "111M" to "13B" of Cerebras-GPT; or a Preset
+    config            hyperparameters; those that are None take the preset's value or a default
+    steps             total steps, from 1. Default: the config's, else see TrainingConfig
+    minutes           time of this call, above 0. A new run without steps and epochs takes as many
+                      steps as fit into it. Default: no limit
+    patience          evaluations in a row without a lower validation loss, after which the call
+                      ends, from 1. Default: no limit
+    threads           number of threads that compute; the result has the same bits for any number.
+                      Default: one per processor
+    report            called with a StepReport after each step
+    stop              polled before each micro-batch; True ends the call after a checkpoint
 
-    Returns the progress of the run. Raises InputError for options of a new run without texts, and
-    what `create_run` and `resume_run` raise.
+    Texts are files in UTF-8, each a document; those named .jsonl have an object with a "text" in
+    each line. Only a new run takes validation_texts, tokenizer, model, preset and config.
+
+    Returns the progress of the run. The folder is a model source at any time, and whatever ends the
+    call, a later one resumes it. Raises InputError for an argument out of its range, for texts that
+    cannot be read or are too short, and if another process trains in the folder; SourceError for a
+    damaged model or tokenizer and for a folder without a run; CheckpointError if the folder is
+    damaged or cannot be written; MinigptError if a loss, gradient or weight is not finite.
     """
-    limits = checked_limits(limits or Limits())
+    limits = checked_limits(Limits(steps, minutes, patience))
     checked_threads(threads)
     if texts is None:
         options = {
@@ -83,6 +103,8 @@ def train(
             if value is not None:
                 raise InputError(f"{name}: only a new run takes it, and a new run needs texts")
     else:
+        if limits.steps is not None:
+            config = replace(config or TrainingConfig(), steps=limits.steps)
         create_run(
             folder, texts, validation_texts=validation_texts, tokenizer=tokenizer, model=model,
             preset=preset, config=config, minutes=limits.minutes, threads=threads,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import tiny_run
-from tiny_run import CONFIG, ReferenceLearner, create, result, resume
+from tiny_run import CONFIG, ReferenceLearner, create, result, resume, stopping_after
 
 from minigpt import GPTConfig
 from minigpt.errors import CheckpointError, InputError
@@ -16,7 +16,6 @@ from minigpt.training import create as creating
 from minigpt.training import train as training
 from minigpt.training.config import TrainingConfig
 from minigpt.training.create import InitialModel, create_run, train, write_run
-from minigpt.training.limits import Limits
 from minigpt.training.presets import Preset
 
 pytestmark = pytest.mark.usefixtures("fast")
@@ -42,10 +41,11 @@ def test_one_call_starts_a_run_and_one_resumes_it(
     (tmp_path / "validation.txt").write_text(tiny_run.VALIDATION[0])
     state = train(
         tmp_path / "run", files, validation_texts=tmp_path / "validation.txt",
-        tokenizer=tiny_run.tokenizer(tmp_path / "tokenizer"), preset=TINY, config=CHOSEN,
-        limits=Limits(steps=5),
+        tokenizer=tiny_run.tokenizer(tmp_path / "tokenizer"), preset=TINY,
+        config=replace(CHOSEN, steps=None), steps=12, stop=stopping_after(10),
     )  # fmt: skip
     assert state.step == 5
+    assert train(tmp_path / "run", steps=7).step == 7
     assert train(tmp_path / "run").step == 12
     assert result(tmp_path / "run") == expected
 
@@ -64,8 +64,9 @@ def test_a_run_from_one_file_and_the_source_of_a_tokenizer(
 
 def test_wrong_limits_leave_no_folder(files: list[Path], tmp_path: Path) -> None:
     for options, message in (
-        ({"limits": {"steps": 1}}, "limits: dict; must be Limits"),
-        ({"limits": Limits(patience=0)}, "patience 0: must be an integer from 1"),
+        ({"steps": 0}, "steps 0: must be an integer from 1"),
+        ({"minutes": 0}, "minutes 0: must be a number above 0"),
+        ({"patience": 0}, "patience 0: must be an integer from 1"),
         ({"threads": -1}, "threads -1: must be an integer from 1"),
     ):
         with pytest.raises(InputError, match=message):

@@ -201,6 +201,7 @@ def test_a_run_that_diverges_keeps_its_checkpoint(
         ("steps 0: must be an integer from 1", Limits(steps=0)),
         ("patience 1.5: must be an integer from 1", Limits(patience=1.5)),  # type: ignore[arg-type]
         ("minutes 0: must be a number above 0", Limits(minutes=0)),
+        ("limits: dict; must be Limits", {"steps": 1}),
         ("minutes nan:", Limits(minutes=float("nan"))),
     ],
 )
