@@ -1,11 +1,10 @@
-"""GPTModel: the engine as an object. Everything it does is done elsewhere; arguments are checked
-here, at the border."""
+"""GPTModel, the object that applications use: it checks arguments and calls the other modules."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +15,7 @@ from .bundled import BUNDLED_MODEL
 from .conversion.saving import save_model
 from .errors import InputError, SourceError
 from .generation import generate as generation
+from .generation.sampler import Eos, SamplingParams
 from .model.engine import Engine
 from .source import ModelSource, open_source
 from .weights.loading import load_weights
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 class Output(NamedTuple):
-    """logits  float32 [B, T, V]"""
+    """What calling a GPTModel returns.
+
+    logits  float32 [B, T, V]
+    """
 
     logits: np.ndarray
 
@@ -83,21 +86,103 @@ class GPTModel:
         return cls(engine, folder)
 
     def __call__(self, ids: Any) -> Output:
-        """The logits at every position of ids: int [B, T] (or [T], read as B = 1)."""
-        rows = checked_batch(ids, self.config)
-        B, T = rows.shape
+        """The logits at every position.
+
+        ids  integers [B, T], or [T] for B = 1; 1 ≤ T ≤ n_positions, 0 ≤ id < vocab_size
+
+        Returns Output, a tuple of one array: .logits, float32 [B, T, V]. logits[b, t] predicts
+        the token after ids[b, t]. Raises InputError for ids that are not such integers.
+        """
+        batch = checked_batch(ids, self.config)
+        B, T = batch.shape
         cache = self.engine.new_cache(B, T)
         slots = [cache.allocate() for _ in range(B)]
-        logits = self.engine.forward(cache, slots, list(rows), last=None)
+        logits = self.engine.forward(cache, slots, list(batch), last=None)
         return Output(logits.reshape(B, T, -1))
 
-    def generate(self, ids: Any, **options: Any) -> Any:
-        """Continue sequences; see minigpt.generation.generate.generate for the options."""
-        return generation.generate(self, ids, **options)
+    def generate(
+        self,
+        ids: Any,
+        max_new_tokens: int = 64,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        eos_token_id: Eos = "config",
+        vocab_size: int | None = None,
+    ) -> np.ndarray | list[np.ndarray]:
+        """Continue prompts; greedy by default.
 
-    def stream(self, ids: Any, **options: Any) -> Iterator[int]:
-        """Continue one sequence, token by token; the options are those of generate.stream."""
-        return generation.stream(self, ids, **options)
+            ids = tokenizer.encode("Once upon a time", return_tensors="np")
+            ids = model.generate(ids, max_new_tokens=100, temperature=0.8, top_p=0.95, seed=1)
+            print(tokenizer.decode(ids[0]))
+
+        ids             the prompts, of 1 to n_positions tokens each:
+                        integers [B, T], or [T] for B = 1, which return an array, or
+                        a list of B prompts, integers [T_i], which returns a list
+        max_new_tokens  generate at most this many tokens, an integer from 0. Fewer where
+                        eos_token_id comes, or where prompt and new tokens together fill the
+                        model's context, n_positions
+        temperature     0 takes the likeliest token each time, and top_k, top_p, min_p and seed
+                        change nothing. Above 0 tokens are drawn from softmax(logits ÷ temperature):
+                        below 1 sharpens, above 1 flattens the distribution. Any finite number
+        top_k           keep only the k likeliest tokens: an integer from 1, or None for all
+        top_p           keep only the smallest set of likeliest tokens whose probabilities sum to
+                        top_p or more: above 0 and at most 1, or None for all
+        min_p           keep only tokens of at least min_p times the probability of the likeliest:
+                        from 0 to 1, or None for all. Temperature, top_k, top_p and min_p apply in
+                        this order, each to what the one before it left
+        seed            an integer from 0 to 2⁶⁴ − 1. The same seed, prompt and options give the
+                        same tokens, with any number of threads. None: different ones each time.
+                        Each row of a batch draws random numbers of its own
+        eos_token_id    the token that ends a row; it is the last of the row. "config": the one of
+                        config.json; None: nothing ends a row early
+        vocab_size      choose only ids below this one, an integer from 1, for a model whose
+                        vocabulary is padded beyond the tokenizer's; None: all ids
+
+        Returns prompts and new tokens: an array gives int64 [B, T + n], in which rows that ended
+        early are filled with eos_token_id; a list gives a list of B arrays, int64 [T_i + n_i].
+        A row's tokens do not depend on the other rows of the batch, and row 0 is what `stream`
+        yields.
+
+        Raises InputError for an argument of the wrong type or out of its range, and
+        CheckpointError where the model's logits are not finite.
+        """
+        params = SamplingParams(
+            max_new_tokens, temperature, top_k, top_p, min_p, seed, eos_token_id, vocab_size
+        )
+        return generation.generate(self, ids, params)
+
+    def stream(
+        self,
+        ids: Any,
+        max_new_tokens: int = 64,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        eos_token_id: Eos = "config",
+        vocab_size: int | None = None,
+    ) -> Generator[int, None, None]:
+        """Continue one prompt, and yield its new tokens as they come.
+
+            for token_id in model.stream(ids, temperature=0.8):
+                print(decoder.push(token_id), end="", flush=True)
+
+        ids  the prompt: integers [T] or [1, T], 1 ≤ T ≤ n_positions
+
+        The options are those of `generate`. A token is computed when it is asked for, and closing
+        the generator stops the work. Raises InputError at the call, for a wrong argument; the
+        generator raises CheckpointError where the model's logits are not finite.
+        """
+        params = SamplingParams(
+            max_new_tokens, temperature, top_k, top_p, min_p, seed, eos_token_id, vocab_size
+        )
+        return generation.stream(self, ids, params)
 
     def loss_and_grad(self, ids: Any, targets: Any) -> tuple[float, dict[str, np.ndarray]]:
         """The mean cross-entropy of foretelling targets from ids, and its gradient.

@@ -34,7 +34,7 @@ from .arguments import checked_integer
 from .checkpoint import resolve
 from .config import GPTConfig
 from .errors import InputError, short_repr
-from .generation.sampler import SamplingParams, generators, sample
+from .generation.sampler import SamplingParams, sample
 from .kernels.layout import AUX_DTYPE, BITS_PER_WEIGHT
 from .kernels.memory_read import CHUNK, read_forward
 from .kernels.team import Team
@@ -179,11 +179,11 @@ def _prefill_rate(model: GPTModel, prompt: np.ndarray) -> float:
 def _decode_rate(model: GPTModel, cache: KVCache, slot: int, depth: int, gen_tokens: int) -> float:
     """Generate `gen_tokens` greedily after the cache's first `depth`; return tokens per second."""
     cache.truncate(slot, depth)
-    token, rng = 0, generators(0, 1)[0]
+    token = 0
     start = perf_counter()
     for _ in range(gen_tokens):
         logits = model.engine.forward(cache, [slot], [np.array([token], np.int64)])
-        token = sample(logits[0], _GREEDY, rng)
+        token = sample(logits[0], _GREEDY)
     return gen_tokens / (perf_counter() - start)
 
 

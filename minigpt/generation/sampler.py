@@ -1,45 +1,65 @@
 """From logits to the next token: greedy, or drawn by temperature, top-k, top-p and min-p.
 
-The order is that of Hugging Face's generation: the temperature first, then top-k, top-p, min-p,
-each over what the one before has left. Where two tokens are equally likely, the lower id counts
-as the likelier, so k tokens are k tokens and the same logits give the same choice everywhere.
+The order is Hugging Face's: first the temperature, then top-k, top-p and min-p, each over the
+tokens that the one before it left. Of two equally likely tokens the lower id ranks first, so top-k
+leaves exactly k tokens, and the same logits give the same choice on every machine.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ..arguments import checked_integer, checked_number
-from ..errors import CheckpointError
+from ..arguments import checked_integer, checked_number, is_integer
+from ..errors import CheckpointError, InputError, short_repr
+
+if TYPE_CHECKING:
+    from ..config import GPTConfig
+
+Eos = int | None | Literal["config"]
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How a token is chosen; checked once, here, so that `sample` need not.
+    """The options of a generation, checked. ℓ are the logits, p = softmax(ℓ / temperature).
 
-    temperature  divides the logits; 0 takes the likeliest token, and the rest has no say
-    top_k        keep the k likeliest tokens; None: all
-    top_p        keep the likeliest tokens that together reach this probability; None: all
-    min_p        keep the tokens at least this fraction as likely as the likeliest; None: all
-    seed         the same seed draws the same tokens; None: a new one each time
-    vocab_size   only ids below it are tokens; None: all are. Models pad their vocabulary, mostly
-                 to a round number, with ids that no tokenizer knows
+    max_new_tokens  generate at most this many tokens; an integer from 0
+    temperature     divides the logits: below 1 sharpens, above 1 flattens the distribution
+                    (Ackley, Hinton and Sejnowski 1985, https://doi.org/10.1207/s15516709cog0901_7);
+                    0 takes the token of the largest logit, and the other options change nothing
+    top_k           keep the k likeliest tokens; an integer from 1, or None for all
+                    (Fan et al. 2018, https://arxiv.org/abs/1805.04833, section 5.1)
+    top_p           keep the smallest set of likeliest tokens with Σ p ≥ top_p; above 0 and at
+                    most 1, or None for all
+                    (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751, section 3.1)
+    min_p           keep the tokens with p ≥ min_p · max p; from 0 to 1, or None for all
+                    (Nguyen et al. 2024, https://arxiv.org/abs/2407.01082, section 3)
+    seed            an integer from 0 to 2⁶⁴ − 1: the same seed draws the same tokens; None: fresh
+                    entropy
+    eos_token_id    the token that ends the sequence; "config": the model config's; None: no token
+    vocab_size      sample from the ids below this one; None: from all. Models pad their vocabulary
+                    with ids that the tokenizer does not know
 
-    Raises InputError for a value of the wrong type or out of its range.
+    Raises InputError for a value of the wrong type or out of its range; `eos_of` checks
+    eos_token_id.
     """
 
+    max_new_tokens: int = 64
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
     seed: int | None = None
+    eos_token_id: Eos = "config"
     vocab_size: int | None = None
 
     def __post_init__(self) -> None:
+        checked_integer("max_new_tokens", self.max_new_tokens, 0)
         checked_number(
             "temperature", self.temperature, "a number of at least 0", 0, sys.float_info.max
         )
@@ -55,75 +75,143 @@ class SamplingParams:
         if self.vocab_size is not None:
             checked_integer("vocab_size", self.vocab_size, 1, what="or None")
 
+    def eos_of(self, config: GPTConfig) -> int | None:
+        """The id that ends a sequence of this model, or None. Raises InputError."""
+        eos, V = self.eos_token_id, config.vocab_size
+        if isinstance(eos, str) and eos == "config":
+            return config.eos_token_id
+        if eos is None:
+            return None
+        if not (is_integer(eos) and 0 <= eos < V):
+            raise InputError(
+                f"eos_token_id {short_repr(eos)}: must be an integer from 0 to {V - 1}, "
+                "or None for no end"
+            )
+        return int(eos)
 
-def generators(seed: int | None, count: int) -> list[np.random.Generator]:
-    """One source of randomness per row: row i draws the same numbers whatever `count` is.
-
-    PCG64 is named, not left to NumPy's default, so that a seed keeps its meaning.
-    """
-    children = np.random.SeedSequence(None if seed is None else int(seed)).spawn(count)
-    return [np.random.Generator(np.random.PCG64(child)) for child in children]
+    def seed_or_fresh(self) -> int:
+        """The seed, or 64 bits from the operating system where it is None."""
+        return int.from_bytes(os.urandom(8), "little") if self.seed is None else int(self.seed)
 
 
-def sample(logits: np.ndarray, params: SamplingParams, rng: np.random.Generator) -> int:
+def sample(
+    logits: np.ndarray, params: SamplingParams, seed: int = 0, row: int = 0, position: int = 0
+) -> int:
     """The next token for `logits`, float32 [V].
 
-    Draws one number from `rng`, or none at temperature 0. Raises CheckpointError where the logits
-    have no finite largest one: what such a model would say is not a choice.
+    seed, row, position  choose the random number, see `uniform`; temperature 0 needs none
+
+    Raises CheckpointError where the largest logit is not finite.
+    """
+    if params.temperature == 0:
+        return _argmax(logits[: params.vocab_size])
+    ids, probabilities = distribution(logits, params)
+    return int(ids[draw(probabilities, uniform(seed, row, position))])
+
+
+def distribution(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, np.ndarray]:
+    """The distribution that the next token is drawn from.
+
+    logits  float32 [V]
+
+    Returns ids, int64 [n], ascending, and their probabilities, float64 [n], of sum 1; one id at
+    temperature 0. Raises CheckpointError where the largest logit is not finite.
     """
     logits = logits[: params.vocab_size]
-    peak = float(logits.max())  # NaN if any is
-    if not np.isfinite(peak):
-        raise CheckpointError(
-            f"logits: the largest is {peak}, so no token can be chosen; "
-            "the weights are damaged, or overflow in this dtype"
-        )
+    likeliest = _argmax(logits)
     if params.temperature == 0:
-        return int(logits.argmax())
-    ids = likeliest(logits, params.top_k)
-    with np.errstate(over="ignore"):  # a tiny temperature: -inf is what is meant
-        weights = np.exp((logits[ids].astype(np.float64) - peak) / float(params.temperature))
+        return np.array([likeliest]), np.ones(1)
+    ids = top_k(logits, params.top_k)
+    max_logit = float(logits[likeliest])
+    with np.errstate(over="ignore"):  # a tiny temperature: the exponent −∞ is right
+        weights = np.exp((logits[ids].astype(np.float64) - max_logit) / float(params.temperature))
     if params.top_p is not None and params.top_p < 1:
         kept = nucleus(weights, float(params.top_p))
         ids, weights = ids[kept], weights[kept]
     if params.min_p is not None:
-        kept = weights >= params.min_p * weights.max()
-        ids, weights = ids[kept], weights[kept]
-    return int(ids[draw(weights, rng)])
+        likely = weights >= params.min_p * weights.max()
+        ids, weights = ids[likely], weights[likely]
+    return ids, weights / weights.sum()
 
 
-def likeliest(logits: np.ndarray, k: int | None) -> np.ndarray:
+def _argmax(logits: np.ndarray) -> int:
+    """The first id of the largest logit. Raises CheckpointError where that is not finite."""
+    likeliest = int(logits.argmax())  # of the first NaN, if any is
+    if not math.isfinite(logits[likeliest]):
+        raise CheckpointError(
+            f"logits: the largest is {logits[likeliest]}, so no token can be chosen; "
+            "the weights are damaged, or overflow in this dtype"
+        )
+    return likeliest
+
+
+def top_k(logits: np.ndarray, k: int | None) -> np.ndarray:
     """The ids of the k largest of `logits` [V], all of them for None; int64, ascending."""
     V = len(logits)
     if k is None or k >= V:
         return np.arange(V)
-    k = int(k)  # V - k may be too large for the type of a NumPy integer
+    k = int(k)  # V - k may not fit the type of a NumPy integer
     smallest = np.partition(logits, V - k)[V - k]
     kept = logits > smallest
-    tied = np.flatnonzero(logits == smallest)
-    kept[tied[: k - np.count_nonzero(kept)]] = True
+    ties = np.flatnonzero(logits == smallest)
+    kept[ties[: k - np.count_nonzero(kept)]] = True
     return np.flatnonzero(kept)
 
 
 def nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
-    """Indices, ascending, of the fewest `weights` [n] that hold `top_p` of their sum.
+    """Indices, ascending, of the fewest `weights` [n] that have `top_p` of their sum.
 
-    Of n weights, those below (1 - top_p) / n of the sum hold less than 1 - top_p together, so none
-    of them belongs to the nucleus: the rest, mostly a few hundred, is all that must be sorted.
+    Of n weights, those below (1 − top_p) / n of the sum add up to less than 1 − top_p of it, so
+    none of them belongs to the nucleus: only the others, mostly a few hundred, need sorting.
     Holtzman et al. 2020, https://arxiv.org/abs/1904.09751, section 3.1.
     """
     total = weights.sum()
     candidates = np.flatnonzero(weights >= (1 - top_p) / len(weights) * total)
     candidates = candidates[np.argsort(-weights[candidates], kind="stable")]
-    before = np.cumsum(weights[candidates]) - weights[candidates]
-    # the first has exactly nothing before it, so something always stays
-    return np.sort(candidates[before < top_p * total])
+    sum_before = np.cumsum(weights[candidates]) - weights[candidates]
+    # the first has the sum 0 before it, so at least one remains
+    return np.sort(candidates[sum_before < top_p * total])
 
 
-def draw(weights: np.ndarray, rng: np.random.Generator) -> int:
-    """An index into `weights` [n], with a probability in proportion to its weight.
+# ---- random numbers --------------------------------------------------------------------------
 
-    One uniform number, looked up in the running sum; a weight of 0 is never drawn.
+_MASK = 2**64 - 1
+_GAMMA = 0x9E3779B97F4A7C15
+
+
+def uniform(seed: int, row: int, position: int) -> float:
+    """A random number in [0, 1), a multiple of 2⁻⁵³, which depends on these three integers alone.
+
+    It belongs to the token at `position` of a sequence, from 0, the prompt included; `row` is the
+    sequence's index in its batch. Therefore a token's draw never depends on the other sequences,
+    nor on how many tokens a pass computes.
+
+    It is output number `position` of the generator SplitMix64 (Steele, Lea and Flood 2014,
+    https://doi.org/10.1145/2660193.2660195), whose state begins with a hash of seed and row:
+    integer arithmetic, the same on every platform and with every version of NumPy.
     """
-    sums = np.cumsum(weights)
-    return int(np.searchsorted(sums, rng.random() * sums[-1], side="right"))
+    state = _mix(_mix(seed) + row) + position * _GAMMA
+    return (_mix(state) >> 11) * 2.0**-53
+
+
+def _mix(state: int) -> int:
+    """SplitMix64's output for a state: advance it by gamma, then mix its 64 bits."""
+    z = (state + _GAMMA) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def draw(probabilities: np.ndarray, u: float) -> int:
+    """The index into `probabilities`, float64 [n], at which their running sum passes u ∈ [0, 1).
+
+    A probability of 0 is never drawn.
+    """
+    sums = np.cumsum(probabilities)
+    return int(np.searchsorted(sums, u * sums[-1], side="right"))
+
+
+def logprob(logits: np.ndarray, token_id: int) -> float:
+    """ln softmax(logits)[token_id] in float64, for logits float32 [V]."""
+    shifted = logits.astype(np.float64) - float(logits.max())
+    return float(shifted[token_id]) - math.log(np.exp(shifted).sum())

@@ -1,27 +1,28 @@
-"""Generation as text: the tokens of generate.py through the tokenizer, up to a stop string."""
+"""Generation as text: new tokens through the tokenizer's decoder, up to a stop string."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import InputError, short_repr
-from .generate import Eos, Model, resolve_eos, stream
+from ..arguments import checked_strings
+from .generate import checked_single_prompt, events, schedule
+from .sampler import Eos, SamplingParams
+from .scheduler import Finish
 
-# Why a text ended: max_new_tokens were made; the end-of-text token came; a stop string came;
-# prompt and new tokens fill the model's n_positions.
-Reason = Literal["length", "eos", "stop", "context"]
+if TYPE_CHECKING:
+    from ..api import GPTModel
 
 
 class Decoder(Protocol):
-    """Turns tokens into text as they come; see `tokenizer.StreamDecoder`."""
+    """Turns tokens into text as they come; see tokenizer.StreamDecoder."""
 
     def push(self, token_id: int) -> str: ...
     def flush(self) -> str: ...
 
 
 class Tokenizer(Protocol):
-    """What TextStream needs of a tokenizer."""
+    """The part of GPTTokenizer that TextStream uses."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -30,10 +31,10 @@ class Tokenizer(Protocol):
 
 
 class StopFilter:
-    """Passes a text on in pieces, up to the place where the first of the stop strings begins.
+    """Passes text on, up to the start of the first stop string.
 
-    What could still become a stop string is held back. The result does not depend on where the
-    pieces are cut: if one stop string is complete but an earlier start is still open, it waits.
+    It withholds text that could become a stop string. The result does not depend on how the text
+    is cut into chunks: while an earlier start may still complete, a complete stop string waits.
 
         stops ["###"]:  push("a #") → "a "   push("#b") → "##b"   push("c###d") → "c", found
     """
@@ -41,105 +42,104 @@ class StopFilter:
     def __init__(self, stops: Sequence[str]) -> None:
         self.found = False
         self._stops = tuple(stops)
-        self._held = ""
+        self._withheld = ""
 
-    def push(self, piece: str) -> str:
-        """The text that can be shown now that `piece` has come."""
-        text = self._held + piece
+    def push(self, chunk: str) -> str:
+        """The text that is certain after one more chunk."""
+        text = self._withheld + chunk
         for i in range(len(text)):
             if text.startswith(self._stops, i):
                 self.found = True
-                self._held = ""
+                self._withheld = ""
                 return text[:i]
             if any(stop.startswith(text[i:]) for stop in self._stops):
-                self._held = text[i:]
+                self._withheld = text[i:]
                 return text[:i]
-        self._held = ""
+        self._withheld = ""
         return text
 
     def flush(self) -> str:
-        """The rest, as no more text comes to complete what is held."""
-        text, self._held = self._held, ""
+        """The rest of the text, when no more comes."""
+        text, self._withheld = self._withheld, ""
         starts = [text.find(stop) for stop in self._stops if stop in text]
         self.found = self.found or bool(starts)
         return text[: min(starts, default=None)]
 
 
 class TextStream(Iterator[str]):
-    """Continues a prompt as text: an iterator over the pieces, and what is known beside them.
+    """An iterator over the continuation of a prompt, as text.
 
-    ids     the tokens made so far, those of a stop string and the end-of-text token included
-    reason  why it ended (see Reason); None before
+        text = TextStream(model, tokenizer, tokenizer.encode("Once upon a time"), stop="\\n\\n")
+        for chunk in text:
+            print(chunk, end="", flush=True)
+        print(text.reason, len(text.ids))
+
+    ids     list of the new tokens so far, those of a stop string and the end-of-text token included
+    reason  None until the text has ended, then why: "length", "eos", "context" or "stop"; see
+            scheduler.Event
     """
 
     def __init__(
         self,
-        model: Model,
+        model: GPTModel,
         tokenizer: Tokenizer,
         ids: Any,
         stop: str | Sequence[str] = (),
         max_new_tokens: int = 64,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
         eos_token_id: Eos = "config",
-        **sampling: Any,
     ) -> None:
-        """Arguments beside `stop` are those of `generate.stream`.
-
-        stop  a text, or several, before the first of which the text ends
-
-        Raises InputError for a wrong argument.
         """
-        self.ids: list[int] = []
-        self.reason: Reason | None = None
-        self._tokens = stream(
-            model,
-            ids,
-            max_new_tokens,
-            vocab_size=tokenizer.vocab_size,  # the model's may be larger, and those have no text
-            eos_token_id=eos_token_id,
-            **sampling,
+        model      the model
+        tokenizer  decodes the tokens; only ids that it knows are generated
+        ids        the prompt: integers [T] or [1, T], 1 ≤ T ≤ n_positions
+        stop       a string, or several: the text ends before the first one that comes
+
+        The other options are those of GPTModel.generate. Raises InputError for a wrong argument;
+        iterating raises CheckpointError where the model's logits are not finite.
+        """
+        vocab_size = tokenizer.vocab_size  # the model's may be larger, and those ids have no text
+        params = SamplingParams(
+            max_new_tokens, temperature, top_k, top_p, min_p, seed, eos_token_id, vocab_size
         )
-        self._eos = resolve_eos(model.config, eos_token_id)
-        self._max_new_tokens = max_new_tokens
+        self.ids: list[int] = []
+        self.reason: Finish | None = None
+        self._stops = StopFilter(checked_strings("stop", stop))
         self._decoder = tokenizer.stream_decoder()
-        self._stops = StopFilter(_checked_stops(stop))
-        self._pieces = self._run()
+        self._scheduler, (self._request,) = schedule(
+            model, [checked_single_prompt(model, ids)], params
+        )
+        self._chunks = self._run()
 
     def __next__(self) -> str:
-        """One piece per token, empty where its text is incomplete or held back; then the rest."""
-        return next(self._pieces)
+        """One chunk for each token, empty while a character or a stop string is incomplete; then
+        the rest."""
+        return next(self._chunks)
 
     def close(self) -> None:
-        """Stops the work; no more pieces come, and `reason` stays None."""
-        self._pieces.close()
-        self._tokens.close()
+        """Stop generating. No more chunks come, and `reason` stays None."""
+        self._chunks.close()
 
     def _run(self) -> Generator[str, None, None]:
-        for token in self._tokens:
-            self.ids.append(token)
-            if token == self._eos:
+        finished: Finish | None = None
+        for event in events(self._scheduler):
+            finished = event.finished
+            if event.token_id is None:
                 break
-            yield self._stops.push(self._decoder.push(token))
+            self.ids.append(event.token_id)
+            if finished == "eos":  # the end-of-text token has no text
+                break
+            yield self._stops.push(self._decoder.push(event.token_id))
             if self._stops.found:
+                self._scheduler.cancel(self._request, "stop")
                 break
         rest = ""
         if not self._stops.found:
             rest = self._stops.push(self._decoder.flush()) + self._stops.flush()
-        self.reason = self._why()
+        self.reason = "stop" if self._stops.found else finished
         yield rest
-
-    def _why(self) -> Reason:
-        if self._stops.found:
-            return "stop"
-        if self.ids and self.ids[-1] == self._eos:
-            return "eos"
-        return "length" if len(self.ids) == self._max_new_tokens else "context"
-
-
-def _checked_stops(stop: str | Sequence[str]) -> list[str]:
-    if not isinstance(stop, str | list | tuple):
-        raise InputError(f"stop: {type(stop).__name__}; must be a text or a list of texts")
-    stops = [stop] if isinstance(stop, str) else list(stop)
-    for item in stops:
-        if not isinstance(item, str) or not item:
-            raise InputError(f"stop {short_repr(item)}: must be a text of at least one character")
-    return stops

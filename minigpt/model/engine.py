@@ -23,7 +23,7 @@ from .forward import (
     make_weight_table,
     query_blocks,
 )
-from .kv_cache import KVCache
+from .kv_cache import KVCache, Workspace
 
 ROWS = 512  # tokens that pass through the layers together; longer inputs are cut into chunks
 _ROWS_IN_ONE_CALL = 16  # up to here one compiled call runs all layers, beyond it one call runs each
@@ -76,10 +76,10 @@ class Engine:
         or the model's context. If a pass fails or is interrupted, the cache's lengths stay as they
         were, and the pass can be repeated.
         """
-        tokens, counts = self._checked_ids(cache, slots, ids)
+        counts = [len(sequence) for sequence in ids]
+        tokens = self._checked_ids(cache, slots, ids)
         logit_rows = _logit_rows(counts, last)
-        slot_array = np.array(slots, np.int64)
-        starts = cache.begin_write(slot_array, counts)
+        starts = cache.begin_write(slots, counts)
         try:
             logits = np.empty((len(logit_rows), self.config.vocab_size), np.float32)
             buffers = self._buffers(cache, min(ROWS, len(tokens)))
@@ -88,28 +88,27 @@ class Engine:
                 f"ids: {len(logit_rows)} x {self.config.vocab_size} logits need more memory than "
                 "there is; give fewer tokens at once"
             ) from error
-        owners = np.repeat(slot_array, counts)
-        first_rows = np.cumsum(counts) - counts
-        positions = np.arange(len(tokens)) + np.repeat(starts - first_rows, counts)
-        for start in range(0, len(tokens), ROWS):
-            chunk = slice(start, start + ROWS)
+        owners, positions = _owners_and_positions(slots, starts, counts)
+        for row in range(0, len(tokens), ROWS):
+            chunk = slice(row, row + ROWS)
+            first, end = np.searchsorted(logit_rows, (row, row + ROWS))
             batch = TokenBatch(
                 tokens[chunk],
                 positions[chunk],
                 owners[chunk],
                 query_blocks(owners[chunk], positions[chunk]),
             )
-            first, end = np.searchsorted(logit_rows, (start, start + ROWS))
             self._run(
-                cache, buffers, batch, logit_rows[first:end] - start, logits[first:end].reshape(-1)
+                cache, buffers, batch, logit_rows[first:end] - row, logits[first:end].reshape(-1)
             )
-        cache.lengths[slot_array] = starts + counts
+        for slot, start, count in zip(slots, starts, counts, strict=True):
+            cache.lengths[slot] = start + count
         return logits
 
     def _checked_ids(
         self, cache: KVCache, slots: Sequence[int], ids: Sequence[np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens of all sequences, int64 [M], and the number of each's. Raises InputError."""
+    ) -> np.ndarray:
+        """The tokens of all sequences, int64 [M]. Raises InputError."""
         if cache.config is not self.config and cache.config != self.config:
             raise InputError("cache: was made for another model")
         if len(slots) != len(ids) or not len(ids):
@@ -124,22 +123,29 @@ class Engine:
                     "must be int64 [T], T at least 1"
                 )
         tokens = np.concatenate(ids)
-        for extreme in (int(tokens.min()), int(tokens.max())):
+        numbers = tokens.tolist()  # a list of few numbers is searched faster than an array
+        for extreme in (min(numbers), max(numbers)):
             if not 0 <= extreme < self.config.vocab_size:
                 raise InputError(
                     f"ids: {extreme} is not a token; ids go from 0 to {self.config.vocab_size - 1}"
                 )
-        return tokens, np.array([len(sequence) for sequence in ids])
+        return tokens
 
     def _buffers(self, cache: KVCache, rows: int) -> Buffers:
-        """Buffers for the activations of `rows` tokens or more: the largest so far are reused."""
-        workspace = cache.workspace
-        if workspace is None or workspace[0] is not self or workspace[1] < rows:
+        """Buffers for the activations of `rows` tokens, which the cache keeps for later passes.
+
+        Passes of few tokens, which generate, have small buffers of their own: those for a long
+        prompt are some percent slower. Other passes share the largest so far.
+        """
+        is_short = rows <= _ROWS_IN_ONE_CALL
+        workspace = cache.workspaces.get(is_short)
+        if workspace is None or workspace.engine is not self or workspace.rows < rows:
+            rows = _ROWS_IN_ONE_CALL if is_short else rows
             buffers = make_buffers(
                 self.config, rows, cache.capacity, self.weights.dtype, self._team.size
             )
-            workspace = cache.workspace = (self, rows, buffers)
-        return workspace[2]
+            workspace = cache.workspaces[is_short] = Workspace(self, rows, buffers)
+        return workspace.buffers
 
     def _run(
         self,
@@ -165,17 +171,31 @@ class Engine:
             )  # fmt: skip
 
 
-def _logit_rows(counts: np.ndarray, last: Last) -> np.ndarray:
+def _owners_and_positions(
+    slots: Sequence[int], starts: Sequence[int], counts: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The slot and the position of each token, int64 [M].
+
+    slots, starts, counts  of each sequence: its slot, its first new position, its new tokens
+    """
+    owners, positions = np.array(slots, np.int64), np.array(starts, np.int64)
+    if max(counts) == 1:
+        return owners, positions
+    rows = np.cumsum(counts) - counts  # the first of each sequence
+    tokens = np.arange(sum(counts))
+    return np.repeat(owners, counts), tokens + np.repeat(positions - rows, counts)
+
+
+def _logit_rows(counts: Sequence[int], last: Last) -> np.ndarray:
     """int64, ascending: the rows of a pass that need logits.
 
-    counts  int64 [n]: the number of tokens of each sequence, which follow one another as rows
+    counts  the number of tokens of each sequence, which follow one another as rows
     last    see Engine.forward
     """
     if last is None:
-        return np.arange(counts.sum())
-    ends = np.cumsum(counts)
-    if is_integer(last) and last == 1:
-        return ends - 1
+        return np.arange(sum(counts))
+    if isinstance(last, int) and last is not True and last == 1:
+        return np.cumsum(counts) - 1
     numbers: list[Any] = list(last) if isinstance(last, Sequence) else [last] * len(counts)
     if len(numbers) != len(counts) or not all(
         is_integer(number) and 0 <= number <= count
@@ -185,4 +205,5 @@ def _logit_rows(counts: np.ndarray, last: Last) -> np.ndarray:
             f"last {short_repr(last)}: must be an integer from 0 to the number of a sequence's "
             "new tokens, or one for each sequence"
         )
+    ends = np.cumsum(counts)
     return np.concatenate([np.arange(end - n, end) for end, n in zip(ends, numbers, strict=True)])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,14 @@ from ..kernels.layout import AUX_DTYPE, KEY_BLOCK, LANES, aligned_zeros, padded
 
 if TYPE_CHECKING:
     from .forward import Buffers
+
+
+class Workspace(NamedTuple):
+    """An engine's buffers for the activations of up to `rows` tokens."""
+
+    engine: object
+    rows: int
+    buffers: Buffers
 
 
 class KVCache:
@@ -26,7 +35,7 @@ class KVCache:
     capacity      how many tokens each of them can have, a multiple of KEY_BLOCK
     lengths       int64 [slots]: the tokens each sequence has read; Engine.forward increases them
     keys, values  float32, or bfloat16 as uint16, flat; kernels/kv_cache.py describes the layout
-    workspace     the engine's buffers for activations, which it reuses from pass to pass
+    workspaces    the engine's buffers for activations, which it reuses from pass to pass
     """
 
     def __init__(self, config: GPTConfig, slots: int, capacity: int, dtype: str = "f32") -> None:
@@ -48,10 +57,10 @@ class KVCache:
                 "than there is; take fewer or shorter sequences"
             ) from error
         self.lengths = np.zeros(slots, np.int64)
-        self.workspace: tuple[object, int, Buffers] | None = None
+        self.workspaces: dict[bool, Workspace] = {}
         self._free = list(reversed(range(slots)))  # the slot at the end is the next one given out
-        self._allocated = np.zeros(slots, bool)
-        self._written = np.zeros(slots, np.int64)  # tokens ever written, even if truncated since
+        self._allocated = [False] * slots
+        self._written = [0] * slots  # how many positions may not be zero
         self._keys_by_block = self.keys.reshape(L, slots, NH, -1, KEY_BLOCK * HSP)
         self._values_by_block = self.values.reshape(self._keys_by_block.shape)
 
@@ -80,7 +89,8 @@ class KVCache:
         self._clear(copy, used)
         for blocks in (self._keys_by_block, self._values_by_block):
             blocks[:, copy, :, :used] = blocks[:, slot, :, :used]
-        self.lengths[copy] = self._written[copy] = self.lengths[slot]
+        self.lengths[copy] = self.lengths[slot]
+        self._written[copy] = int(self.lengths[slot])
         return copy
 
     def truncate(self, slot: int, length: int) -> None:
@@ -92,26 +102,25 @@ class KVCache:
             self._clear_tail(slot, length)
         self._clear(slot, _blocks(length))
 
-    def begin_write(self, slots: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Prepare to write the next counts[i] tokens of slots[i], int64 [n] each.
+    def begin_write(self, slots: Sequence[int], counts: Sequence[int]) -> list[int]:
+        """Prepare to write the next counts[i] tokens of each slots[i].
 
-        Returns int64 [n]: the position of each sequence's first new token. Raises InputError for a
-        slot that is not allocated, a slot that occurs twice, and a sequence that would become
-        longer than the capacity or the model's context.
+        Returns the position of each sequence's first new token. Raises InputError for a slot that
+        is not allocated, a slot that occurs twice, and a sequence that would become longer than
+        the capacity or the model's context.
         """
-        if slots.min() < 0 or slots.max() >= self.slots or not self._allocated[slots].all():
-            raise InputError(f"slots {short_repr(slots.tolist())}: one is not allocated")
-        if len(slots) > 1 and len(set(slots.tolist())) < len(slots):
-            raise InputError(f"slots {short_repr(slots.tolist())}: must all be different")
-        starts = self.lengths[slots]
-        ends = starts + counts
         limit = min(self.capacity, self.config.n_positions)
-        if ends.max() > limit:
-            raise InputError(
-                f"a sequence of {ends.max()} tokens: the KV cache and the model's context have "
-                f"room for {limit}"
-            )
-        self._written[slots] = np.maximum(self._written[slots], ends)
+        starts = [int(self.lengths[self._checked(slot)]) for slot in slots]
+        if len(set(slots)) < len(slots):
+            raise InputError(f"slots {short_repr(list(slots))}: must all be different")
+        for slot, start, count in zip(slots, starts, counts, strict=True):
+            end = start + count
+            if end > limit:
+                raise InputError(
+                    f"a sequence of {end} tokens: the KV cache and the model's context have room "
+                    f"for {limit}"
+                )
+            self._written[slot] = max(self._written[slot], end)
         return starts
 
     def _take(self) -> int:

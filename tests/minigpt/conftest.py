@@ -11,7 +11,7 @@ import pytest
 from minigpt import GPTTokenizer
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "training")]
+sys.path[:0] = [str(HERE), str(HERE / "generation"), str(HERE / "training")]
 
 
 @pytest.fixture(scope="session")

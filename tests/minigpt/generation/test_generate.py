@@ -1,75 +1,27 @@
-"""The loop and its text, over a model whose every answer is known beforehand."""
+"""generate, stream and TextStream, with a model whose every answer is known."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from counter import N_POSITIONS, Counter, V
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.arguments import checked_batch
-from minigpt.config import GPTConfig
+from minigpt import GPTModel
 from minigpt.errors import InputError
-from minigpt.generation.generate import generate, stream
 from minigpt.generation.text_stream import StopFilter, TextStream
-from minigpt.model.kv_cache import KVCache
-
-V, N_POSITIONS, EOS = 10, 16, 9
 
 
-class Counter:
-    """After token i comes i + 1, up to EOS = 9, after which comes 0. Keeps what it was fed."""
-
-    def __init__(self) -> None:
-        self.config = GPTConfig.from_dict(
-            {
-                "n_layer": 1,
-                "n_head": 1,
-                "n_embd": 1,
-                "n_positions": N_POSITIONS,
-                "vocab_size": V,
-                "eos_token_id": EOS,
-            },
-            "config",
-        )
-        self.fed: list[dict[int, list[int]]] = []
-        self.capacity = 0
-        self.flat = False  # every token equally likely
-
-    @property
-    def engine(self) -> Counter:
-        return self
-
-    def new_cache(self, slots: int, capacity: int) -> KVCache:
-        self.capacity = capacity
-        return KVCache(self.config, slots, capacity)
-
-    def forward(
-        self, cache: KVCache, slots: list[int], ids: list[np.ndarray], last: int | list[int] = 1
-    ) -> np.ndarray:
-        assert all(part.dtype == np.int64 and part.ndim == 1 for part in ids)
-        self.fed.append({slot: part.tolist() for slot, part in zip(slots, ids, strict=True)})
-        counts = np.array([len(part) for part in ids])
-        cache.begin_write(np.array(slots), counts)
-        cache.lengths[slots] += counts
-        assert cache.lengths.max() <= self.capacity
-        numbers = [last] * len(ids) if isinstance(last, int) else last
-        after = [
-            token for part, n in zip(ids, numbers, strict=True) for token in part[len(part) - n :]
-        ]
-        logits = np.zeros((len(after), V), np.float32)
-        if not self.flat:
-            logits[np.arange(len(after)), [(token + 1) % V for token in after]] = 9
-        return logits
+def stream(model: Counter, ids: object, *args: object, **options: object) -> Iterator[int]:
+    return GPTModel.stream(model, ids, *args, **options)
 
 
-def random_model() -> Counter:
-    model = Counter()
-    model.flat = True
-    return model
+def generate(model: Counter, ids: object, *args: object, **options: object) -> np.ndarray | list:
+    return GPTModel.generate(model, ids, *args, **options)
 
 
 def test_stream_feeds_the_prompt_once_and_then_each_token() -> None:
@@ -84,11 +36,11 @@ def test_stream_takes_one_prompt_in_any_form(ids: object) -> None:
     assert list(stream(Counter(), ids, 2)) == [3, 4]
 
 
-def test_a_row_ends_with_its_end_of_text() -> None:
+def test_a_row_ends_with_its_end_of_text_token() -> None:
     assert list(stream(Counter(), [7])) == [8, 9]
     assert list(stream(Counter(), [7], 4, eos_token_id=None)) == [8, 9, 0, 1]
     assert list(stream(Counter(), [1], eos_token_id=3)) == [2, 3]
-    # one that is in the prompt ends nothing
+    # an end-of-text token in the prompt ends nothing
     assert list(stream(Counter(), [9], 2)) == [0, 1]
 
 
@@ -139,12 +91,12 @@ def test_a_list_of_one_prompt_gives_a_list() -> None:
 
 def test_a_row_of_a_batch_does_not_depend_on_its_neighbours() -> None:
     options = {"temperature": 1.0, "seed": 3, "eos_token_id": None}
-    alone = list(stream(random_model(), [1], 12, **options))
-    batch = generate(random_model(), [[1], [2, 3], [4]], 12, **options)
-    other = generate(random_model(), [[1], [5] * 9], 12, **options)
+    alone = list(stream(Counter(flat=True), [1], 12, **options))
+    batch = generate(Counter(flat=True), [[1], [2, 3], [4]], 12, **options)
+    other = generate(Counter(flat=True), [[1], [5] * 9], 12, **options)
     assert batch[0][1:].tolist() == other[0][1:].tolist() == alone
     assert batch[1][2:].tolist() != alone
-    assert list(stream(random_model(), [1], 12, temperature=1.0, eos_token_id=None)) != alone
+    assert list(stream(Counter(flat=True), [1], 12, temperature=1.0, eos_token_id=None)) != alone
 
 
 HOSTILE_IDS = [
@@ -181,7 +133,7 @@ HOSTILE_IDS = [
 
 @pytest.mark.parametrize("ids", HOSTILE_IDS, ids=lambda ids: repr(ids)[:40])
 @pytest.mark.parametrize("function", [stream, generate])
-def test_wrong_ids_are_told_at_the_call(function: object, ids: object) -> None:
+def test_wrong_ids_are_errors_at_the_call(function: object, ids: object) -> None:
     model = Counter()
     with pytest.raises(InputError, match=r"^ids"):
         function(model, ids)  # type: ignore[operator]
@@ -210,44 +162,36 @@ def test_stream_refuses_several_prompts(ids: object) -> None:
         {"temperature": -1},
     ],
 )
-def test_wrong_options_are_told_at_the_call(options: dict) -> None:
+def test_wrong_options_are_errors_at_the_call(options: dict) -> None:
     for function in (stream, generate):
         with pytest.raises(InputError, match=rf"^{next(iter(options))} .*must be"):
             function(Counter(), [1], **options)
 
 
-def test_a_batch_for_the_model_itself_is_checked_alike() -> None:
-    config = Counter().config
-    assert checked_batch([[1, 2], [3, 4]], config).tolist() == [[1, 2], [3, 4]]
-    assert checked_batch(np.array([1, 2], np.int8), config).dtype == np.int64
-    with pytest.raises(InputError, match="one length"):
-        checked_batch([[1], [2, 3]], config)
-
-
 # ---- text ----
 
 
-class Pieces:
+class Tokens:
     """A tokenizer for 10 tokens; token 3 is half a character, which 4 completes."""
 
     table: Sequence[str] = ["zero", "one", " two", "", "é", "END", "!", "", " eight", "<eos>"]
 
-    def __init__(self, held: str = "", vocab_size: int = V) -> None:
-        self.held = held
+    def __init__(self, rest: str = "", vocab_size: int = V) -> None:
+        self.rest = rest
         self.vocab_size = vocab_size
 
-    def stream_decoder(self) -> Pieces:
+    def stream_decoder(self) -> Tokens:
         return self
 
     def push(self, token_id: int) -> str:
         return self.table[token_id]
 
     def flush(self) -> str:
-        return self.held
+        return self.rest
 
 
-def text_of(ids: list[int], held: str = "", **options: object) -> TextStream:
-    return TextStream(Counter(), Pieces(held), ids, **options)
+def text_of(ids: list[int], rest: str = "", **options: object) -> TextStream:
+    return TextStream(Counter(), Tokens(rest), ids, **options)
 
 
 def test_text_comes_token_by_token() -> None:
@@ -257,9 +201,9 @@ def test_text_comes_token_by_token() -> None:
     assert text.reason == "length"
 
 
-def test_ids_that_the_tokenizer_does_not_know_are_not_chosen() -> None:
-    model = random_model()
-    text = TextStream(model, Pieces(vocab_size=2), [0], max_new_tokens=12, temperature=1.0, seed=1)
+def test_only_ids_that_the_tokenizer_knows_are_generated() -> None:
+    model = Counter(flat=True)
+    text = TextStream(model, Tokens(vocab_size=2), [0], max_new_tokens=12, temperature=1.0, seed=1)
     assert "".join(text).count("e") == 12  # of zero and one
     assert set(text.ids) == {0, 1}
 
@@ -275,7 +219,7 @@ def test_end_of_text_has_no_text() -> None:
     assert (text.ids, text.reason) == ([8, 9], "eos")
 
 
-def test_a_full_context_is_told() -> None:
+def test_a_full_context_is_the_reason() -> None:
     text = text_of([0] * 14, eos_token_id=None)
     assert "".join(text) == "one two"
     assert text.reason == "context"
@@ -297,25 +241,25 @@ def test_stop_strings_end_the_text_before_them(stop: object, expected: str, ids:
     assert (text.ids, text.reason) == (ids, "stop")
 
 
-def test_a_beginning_of_a_stop_string_is_shown_in_the_end() -> None:
+def test_a_beginning_of_a_stop_string_is_passed_on_in_the_end() -> None:
     text = text_of([0], stop=["two more"], max_new_tokens=2)
     assert list(text) == ["one", " ", "two"]
     assert text.reason == "length"
 
 
-def test_a_stop_string_is_seen_in_the_very_last_piece() -> None:
-    text = text_of([0], held="\ufffd.", stop=["\ufffd"], max_new_tokens=1)
+def test_a_stop_string_is_found_in_the_very_last_chunk() -> None:
+    text = text_of([0], rest="\ufffd.", stop=["\ufffd"], max_new_tokens=1)
     assert "".join(text) == "one"
     assert text.reason == "stop"
 
 
 def test_nothing_follows_a_stop_string() -> None:
-    assert "".join(text_of([0], held="\ufffd", stop=["two"])) == "one "
+    assert "".join(text_of([0], rest="\ufffd", stop=["two"])) == "one "
 
 
 def test_closing_the_text_stops_the_work() -> None:
     model = Counter()
-    text = TextStream(model, Pieces(), [0])
+    text = TextStream(model, Tokens(), [0])
     next(text)
     text.close()
     assert list(text) == []
@@ -324,7 +268,7 @@ def test_closing_the_text_stops_the_work() -> None:
 
 
 @pytest.mark.parametrize("stop", ["", [""], [1], ["a", None], None, 3, {"a"}])
-def test_wrong_stop_strings_are_told(stop: object) -> None:
+def test_wrong_stop_strings_are_errors(stop: object) -> None:
     with pytest.raises(InputError, match=r"^stop"):
         text_of([0], stop=stop)
 
@@ -335,20 +279,20 @@ def test_wrong_stop_strings_are_told(stop: object) -> None:
     st.lists(st.text("ab", min_size=1, max_size=5), max_size=3),
     st.lists(st.integers(0, 24), max_size=8),
 )
-def test_the_cut_does_not_depend_on_the_pieces(
+def test_the_text_does_not_depend_on_how_it_is_cut_into_chunks(
     text: str, stops: list[str], cuts: list[int]
 ) -> None:
     stop_filter = StopFilter(stops)
     edges = [0, *sorted(cuts), len(text)]
-    short_repr = ""
+    passed_on = ""
     for start, end in pairwise(edges):
         if stop_filter.found:
             break
-        short_repr += stop_filter.push(text[start:end])
-        # what was shown can never be taken back, and what is held could be a stop string
-        assert text.startswith(short_repr)
+        passed_on += stop_filter.push(text[start:end])
+        # text that was passed on can never be taken back
+        assert text.startswith(passed_on)
     if not stop_filter.found:
-        short_repr += stop_filter.flush()
+        passed_on += stop_filter.flush()
     starts = [text.find(stop) for stop in stops if stop in text]
-    assert short_repr == text[: min(starts, default=None)]
+    assert passed_on == text[: min(starts, default=None)]
     assert stop_filter.found == bool(starts)

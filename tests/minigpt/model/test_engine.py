@@ -153,14 +153,20 @@ def test_logits_of_the_last_positions_are_those_of_all(engine, ids, whole):
     assert engine.forward(cache, [0], [ids[41:43]]).tobytes() == whole[42].tobytes()
 
 
-def test_buffers_are_reused_by_passes_of_as_many_tokens_or_fewer(engine, ids, whole):
+def test_buffers_are_reused(engine, ids, whole):
+    """By passes of few tokens, and by longer ones that are not the longest so far."""
     cache = new_cache(engine)
-    engine.forward(cache, [0], [ids[:30]])
-    workspace = cache.workspace
-    assert engine.forward(cache, [0], [ids[30:32]]).tobytes() == whole[31].tobytes()
-    assert cache.workspace is workspace
-    assert engine.forward(cache, [0], [ids[32:80]]).tobytes() == whole[79].tobytes()
-    assert cache.workspace is not workspace
+    made = []
+    start = 0
+    for count in (1, 16, 3, 30, 20, 40, 1, 40):
+        logits = engine.forward(cache, [0], [ids[start : start + count]])
+        start += count
+        assert logits.tobytes() == whole[start - 1].tobytes()
+        made.append(cache.workspaces[count <= 16].buffers)
+    short, longer, longest = made[0], made[3], made[5]
+    expected = [short, short, short, longer, longer, longest, short, longest]
+    assert all(a is b for a, b in zip(made, expected, strict=True))
+    assert longer is not longest
 
 
 def array(*ids: int) -> np.ndarray:

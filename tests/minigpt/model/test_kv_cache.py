@@ -29,7 +29,7 @@ def blocks(cache: KVCache, slot: int) -> np.ndarray:
 
 def write(cache: KVCache, slot: int, count: int, number: float) -> None:
     """Stand in for the kernel: fill every block that `count` more tokens touch."""
-    (start,) = cache.begin_write(np.array([slot]), np.array([count]))
+    (start,) = cache.begin_write([slot], [count])
     shape = (CONFIG.n_layer, cache.slots, CONFIG.n_head, cache.capacity // KEY_BLOCK, -1)
     for flat in (cache.keys, cache.values):
         last = (start + count - 1) // KEY_BLOCK
