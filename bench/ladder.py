@@ -79,9 +79,9 @@ def along_rows(y, x, w, M, K, N):
     y[:] = 0
     for m in range(M):
         for k in range(K):
-            factor = x[m * K + k]
+            x_mk = x[m * K + k]
             for n in range(N):
-                y[m * N + n] += factor * w[k * N + n]
+                y[m * N + n] += x_mk * w[k * N + n]
 
 
 @entry
@@ -100,11 +100,11 @@ def four_vectors(y, x, w, M, K, N):
         for m in range(M):
             s0 = s1 = s2 = s3 = splat(ZERO)
             for k in range(K):
-                factor, i = splat(get(x, m * K + k)), k * N + n
-                s0 = fma(factor, load(w, i), s0)
-                s1 = fma(factor, load(w, i + LANES), s1)
-                s2 = fma(factor, load(w, i + 2 * LANES), s2)
-                s3 = fma(factor, load(w, i + 3 * LANES), s3)
+                x_mk, i = splat(get(x, m * K + k)), k * N + n
+                s0 = fma(x_mk, load(w, i), s0)
+                s1 = fma(x_mk, load(w, i + LANES), s1)
+                s2 = fma(x_mk, load(w, i + 2 * LANES), s2)
+                s3 = fma(x_mk, load(w, i + 3 * LANES), s3)
             for v, total in enumerate((s0, s1, s2, s3)):
                 store(total, y, m * N + n + v * LANES)
 
@@ -226,9 +226,9 @@ def down_columns(y, x, w, K, N):
 def row_by_row(y, x, w, K, N):
     y[:] = 0
     for k in range(K):
-        factor = splat(get(x, k))
+        x_k = splat(get(x, k))
         for n in range(0, N, LANES):
-            store(fma(factor, load(w, k * N + n), load(y, n)), y, n)
+            store(fma(x_k, load(w, k * N + n), load(y, n)), y, n)
 
 
 @entry
@@ -247,11 +247,11 @@ def four_panels(y, x, w, K, N):
     for n in range(0, N, 4 * LANES):
         s0 = s1 = s2 = s3 = splat(ZERO)
         for k in range(K):
-            factor, i = splat(get(x, k)), n * depth + k * LANES
-            s0 = fma(factor, load(w, i), s0)
-            s1 = fma(factor, load(w, i + depth * LANES), s1)
-            s2 = fma(factor, load(w, i + 2 * depth * LANES), s2)
-            s3 = fma(factor, load(w, i + 3 * depth * LANES), s3)
+            x_k, i = splat(get(x, k)), n * depth + k * LANES
+            s0 = fma(x_k, load(w, i), s0)
+            s1 = fma(x_k, load(w, i + depth * LANES), s1)
+            s2 = fma(x_k, load(w, i + 2 * depth * LANES), s2)
+            s3 = fma(x_k, load(w, i + 3 * depth * LANES), s3)
         for v, total in enumerate((s0, s1, s2, s3)):
             store(total, y, n + v * LANES)
 

@@ -25,8 +25,7 @@ def embedding_forward(
     ids: Array, positions: Array, wte: Array, wpe: Array, scale: float = 1.0
 ) -> Array:
     """ids [..., T], positions [T], wte [V, C], wpe [n_positions, C] → [..., T, C]"""
-    y: Array = (wte[ids] + wpe[positions]) * scale
-    return y
+    return (wte[ids] + wpe[positions]) * scale
 
 
 def embedding_backward(
@@ -44,8 +43,7 @@ def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float) -> Array
     """x [..., C], weight [C], bias [C] → [..., C]"""
     mean = x.mean(-1, keepdims=True)
     variance = ((x - mean) ** 2).mean(-1, keepdims=True)
-    y: Array = (x - mean) / np.sqrt(variance + eps) * weight + bias
-    return y
+    return (x - mean) / np.sqrt(variance + eps) * weight + bias
 
 
 def layernorm_backward(
@@ -61,8 +59,7 @@ def layernorm_backward(
 
 def matmul_forward(x: Array, w: Array, bias: Array | float) -> Array:
     """x [..., K], w [K, N], bias [N] → [..., N]"""
-    y: Array = x @ w + bias
-    return y
+    return x @ w + bias
 
 
 def matmul_backward(dy: Array, x: Array, w: Array) -> tuple[Array, Array, Array]:
@@ -73,20 +70,17 @@ def matmul_backward(dy: Array, x: Array, w: Array) -> tuple[Array, Array, Array]
 def softmax_forward(x: Array) -> Array:
     """p = e^x / Σ e^x over the last axis; subtracts the maximum first, so that e^x stays finite"""
     e = np.exp(x - x.max(-1, keepdims=True))
-    p: Array = e / e.sum(-1, keepdims=True)
-    return p
+    return e / e.sum(-1, keepdims=True)
 
 
 def softmax_backward(dp: Array, p: Array) -> Array:
     """→ dx, from p = softmax_forward(x)"""
-    dx: Array = p * (dp - (dp * p).sum(-1, keepdims=True))
-    return dx
+    return p * (dp - (dp * p).sum(-1, keepdims=True))
 
 
 def attention_forward(q: Array, k: Array, v: Array, scale: float) -> Array:
     """q [..., T, HS]; k, v [..., S, HS], S ≥ T: query t is at position S − T + t → [..., T, HS]"""
-    y: Array = _attention_weights(q, k, scale) @ v
-    return y
+    return _attention_weights(q, k, scale) @ v
 
 
 def attention_backward(
@@ -107,55 +101,47 @@ def _attention_weights(q: Array, k: Array, scale: float) -> Array:
 
 def gelu_forward(x: Array) -> Array:
     """x · Φ(x), exact, by erf"""
-    y: Array = (0.5 * x * (1 + _erf(x / math.sqrt(2)))).astype(x.dtype)
-    return y
+    return (0.5 * x * (1 + _erf(x / math.sqrt(2)))).astype(x.dtype)
 
 
 def gelu_backward(dy: Array, x: Array) -> Array:
     """dy · (Φ(x) + x · φ(x))"""
     Phi = 0.5 * (1 + _erf(x / math.sqrt(2)))
     phi = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
-    dx: Array = (dy * (Phi + x * phi)).astype(x.dtype)
-    return dx
+    return (dy * (Phi + x * phi)).astype(x.dtype)
 
 
 def gelu_tanh_forward(x: Array) -> Array:
     """x · Φ(x), where a tanh approximates Φ"""
-    y: Array = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    return y
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def gelu_tanh_backward(dy: Array, x: Array) -> Array:
     """dy · the derivative of gelu_tanh_forward"""
     t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
     dt = (1 - t**2) * math.sqrt(2 / math.pi) * (1 + 0.134145 * x**2)
-    dx: Array = dy * (0.5 * (1 + t) + 0.5 * x * dt)
-    return dx
+    return dy * (0.5 * (1 + t) + 0.5 * x * dt)
 
 
 def relu_forward(x: Array) -> Array:
     """max(x, 0)"""
-    y: Array = np.maximum(x, 0)
-    return y
+    return np.maximum(x, 0)
 
 
 def relu_backward(dy: Array, x: Array) -> Array:
     """dy where x > 0, else 0"""
-    dx: Array = dy * (x > 0)
-    return dx
+    return dy * (x > 0)
 
 
 def silu_forward(x: Array) -> Array:
     """x · σ(x)"""
-    y: Array = x / (1 + np.exp(-x))
-    return y
+    return x / (1 + np.exp(-x))
 
 
 def silu_backward(dy: Array, x: Array) -> Array:
     """dy · σ(x) · (1 + x · (1 − σ(x)))"""
     s = 1 / (1 + np.exp(-x))
-    dx: Array = dy * s * (1 + x * (1 - s))
-    return dx
+    return dy * s * (1 + x * (1 - s))
 
 
 def crossentropy_forward(logits: Array, targets: Array) -> Array:
@@ -253,8 +239,7 @@ def quantized_panels(q: Array, scale: Array, offset: Array | None = None) -> tup
 def dequantized(q: Array, scale: Array, offset: Array | None = None) -> Array:
     """The result of `quantized` → the weights [K, N] that it represents"""
     rows = np.arange(len(q)) // QUANT_BLOCK
-    w: Array = q * scale[rows] + (0 if offset is None else offset[rows])
-    return w
+    return q * scale[rows] + (0 if offset is None else offset[rows])
 
 
 def quantized_activations(x: Array) -> tuple[Array, Array]:

@@ -163,6 +163,20 @@ def test_only_simd_knows_llvm() -> None:
     assert {module for module in knowing if ".kernels.simd." not in module} == set()
 
 
+def test_only_jit_and_simd_know_numba() -> None:
+    """Numba's flags are in kernels/jit.py, its types and intrinsics in kernels/simd/."""
+    knowing = {
+        module
+        for module, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "numba")
+        or (isinstance(node, ast.Import) and node.names[0].name.split(".")[0] == "numba")
+    }
+    assert "minigpt.kernels.jit" in knowing
+    outside = {module for module in knowing if ".kernels.simd." not in module}
+    assert outside == {"minigpt.kernels.jit"}
+
+
 def test_old_names_do_not_return() -> None:
     found = [
         f"{path.relative_to(ROOT)}: {name}; write {OLD_NAMES[name]}"

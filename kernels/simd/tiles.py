@@ -107,10 +107,10 @@ def _add_row(context: Any, builder: Any, tile: Any, kinds: Any, values: Any, odd
     for r in range(tile.rows):
         index = builder.add(at(builder, ia, lda, r), ia.type(odd))
         address = element(context, builder, kinds[1], a, index)
-        factor = broadcast(builder, load_scalar(builder, kinds[1], address))
+        a_rk = broadcast(builder, load_scalar(builder, kinds[1], address))
         for v, row in enumerate(rows):
             cell = r * tile.vectors + v
-            total = multiply_add(builder, factor, row, builder.extract_value(acc, cell))
+            total = multiply_add(builder, a_rk, row, builder.extract_value(acc, cell))
             acc = builder.insert_value(acc, total, cell)
     return acc
 
@@ -148,11 +148,11 @@ def _add_pairs(context: Any, builder: Any, tile: Any, kinds: Any, values: Any) -
     ]
     for r in range(tile.rows):
         pair = pairs(kinds[1], a, at(builder, ia, lda, r), F32)
-        factor = builder.bitcast(broadcast(builder, pair), _V32B)
+        a_rk = builder.bitcast(broadcast(builder, pair), _V32B)
         for v, row in enumerate(rows):
             cell = r * tile.vectors + v
             name = "llvm.x86.avx512bf16.dpbf16ps.512"
-            total = call(builder, name, V16F, builder.extract_value(acc, cell), factor, row)
+            total = call(builder, name, V16F, builder.extract_value(acc, cell), a_rk, row)
             acc = builder.insert_value(acc, total, cell)
     return acc
 

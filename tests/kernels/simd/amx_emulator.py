@@ -1,15 +1,15 @@
-"""AMX for processors without it, so that tests run, bit for bit, what LLVM makes for it.
+"""An emulator of AMX, bit for bit, so that tests can run code for it on any x86-64 processor.
 
-A processor that does not know an instruction raises SIGILL. `install` sets a handler for that
-signal: it reads the instruction and the registers of the thread that was stopped, does the work
-on tiles kept in memory, moves the thread's instruction pointer past the instruction, and returns.
-The handler must neither allocate, nor wait for Python, nor fail: it is machine code, made by
-Numba from the functions below, which see nothing but addresses.
+A processor raises SIGILL for an instruction that it does not have. `install` sets a handler of that
+signal, which reads the instruction and the registers of the thread, executes it on tiles in memory,
+moves the thread's instruction pointer past it, and returns. The handler must not allocate, wait for
+Python, or fail: it is machine code, compiled by Numba from the functions below, which access memory
+by addresses only.
 
-AMX is eight tiles of up to 16 rows × 64 bytes; a configuration of 64 bytes gives each its size:
+AMX has eight tiles of up to 16 rows × 64 bytes. A configuration of 64 bytes contains their sizes:
 
-    byte 0         palette: 1, or 0 for no tiles at all
-    byte 1         the row to begin with after an interruption: here always 0
+    byte 0         palette: 1, or 0 for no tiles
+    byte 1         the first row after an interruption: here always 0
     byte 16 + 2t   bytes of a row of tile t, in 16 bits
     byte 48 + t    rows of tile t
 
@@ -26,8 +26,8 @@ instruction (registers' bits R, X, B and the number v are stored inverted; L and
     5E      TDPBUUD       TDPBUSD       TDPBSUD      TDPBSSD       mod = 3; tiles reg += rm · v
 
 Facts from: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18,
-and the pages of these instructions in volume 2. What they would raise as another fault (a bad
-configuration, tiles that do not fit each other) is left a SIGILL here.
+and the pages of these instructions in volume 2. A bad configuration, or tiles whose sizes do not
+match, raise another fault on a processor; here they raise SIGILL.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from minigpt.kernels import amx_permission as amx_permission
 
 TILES, ROWS, ROW_BYTES = 8, 16, 64
 
-# What a thread has, in one piece of memory: configuration, tiles, two rows of sums of TDPBF16PS.
+# The memory of a thread: configuration, tiles, two rows of sums of TDPBF16PS.
 _CONFIG_BYTES = 64
 _TILE_BYTES = ROWS * ROW_BYTES
 _SUMS = _CONFIG_BYTES + TILES * _TILE_BYTES
@@ -70,19 +70,19 @@ _SIGILL = 4
 _SA_SIGINFO = 4
 
 _counter = ctypes.c_int64()
-_kept: list[Any] = []  # what the handler's machine code uses, for as long as the process lives
+_references: list[Any] = []  # to what the handler's machine code uses, until the process ends
 
 
 @cache
 def install() -> bool:
     """Emulate AMX in this process from now on, and let the kernels use it.
 
-    Call it before `minigpt.kernels.simd` is imported, which asks once whether AMX is allowed, and
-    after all others who handle SIGILL: pytest's fault handler would take this one's place
-    (`-p no:faulthandler`). Numba must be told to compile for AMX: NUMBA_CPU_FEATURES.
+    Call it before the first import of `minigpt.kernels.simd`, which asks whether AMX is allowed,
+    and after all other handlers of SIGILL are set; pytest's faulthandler would replace this one
+    (`-p no:faulthandler`). NUMBA_CPU_FEATURES must contain the features of AMX.
 
-    False, and nothing is done, where the processor has AMX itself or is none of x86-64, and on
-    systems other than Linux.
+    Does nothing and returns False if the processor has AMX or is not x86-64, and on systems other
+    than Linux.
     """
     if sys.platform != "linux" or platform.machine() != "x86_64" or amx_permission.amx_allowed():
         return False
@@ -92,19 +92,19 @@ def install() -> bool:
     previous = _SigAction()
     handler = _make_handler(key.value, ctypes.addressof(previous))
     action = _SigAction(handler=handler.address, flags=_SA_SIGINFO)
-    _kept.extend((handler, previous))
+    _references.extend((handler, previous))
     libc.sigaction(_SIGILL, ctypes.byref(action), ctypes.byref(previous))
     amx_permission.amx_allowed = lambda: True  # type: ignore[assignment]
     return True
 
 
 def count() -> int:
-    """How many instructions have been emulated, in all threads."""
+    """The number of instructions emulated so far, in all threads."""
     return _counter.value
 
 
 class _SigAction(ctypes.Structure):
-    """struct sigaction, as the C library has it."""
+    """The C library's struct sigaction."""
 
     _fields_ = (
         ("handler", ctypes.c_void_p),
@@ -114,10 +114,10 @@ class _SigAction(ctypes.Structure):
     )
 
 
-# ---- what Python cannot say -----------------------------------------------------------------
+# ---- intrinsics and functions of the C library ----------------------------------------------
 
 
-# Nothing raises: neither a division, nor, whatever NUMBA_BOUNDSCHECK says, an index.
+# A division must not raise, nor an index, whatever NUMBA_BOUNDSCHECK is.
 _FLAGS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
 
 
@@ -139,7 +139,7 @@ def _pointer(typingctx, address, dtype):
 
 @intrinsic
 def _as_float(typingctx, bits):
-    """The float32 that has these 32 bits."""
+    """The float32 with these 32 bits."""
 
     def codegen(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.FloatType())
@@ -176,7 +176,7 @@ def _flush_denormals(typingctx):
 
 @intrinsic
 def _count_one(typingctx, address):
-    """Add 1 to the int64 at `address`, in one step for all threads."""
+    """Add 1 to the int64 at `address`, atomically."""
 
     def codegen(context, builder, signature, arguments):
         number = ir.IntType(64)
@@ -198,9 +198,9 @@ _set_own = types.ExternalFunction("pthread_setspecific", types.int32(types.uint3
 
 
 def _make_handler(key: int, previous: int) -> Any:
-    """The handler of SIGILL; threads keep their tiles under `key`.
+    """The handler of SIGILL; `key` is the thread-specific key of a thread's tiles.
 
-    An instruction that is not AMX's brings back the `previous` action, and then meets it.
+    At an instruction that is not AMX's it restores the `previous` action, which then handles it.
     """
     counter = ctypes.addressof(_counter)
 
@@ -230,9 +230,9 @@ def _own_file(key):
 
 @_part
 def _execute(registers, file):
-    """Do the instruction that the thread stopped at.
+    """Execute the instruction at which the thread stopped.
 
-    The length of the instruction in bytes; 0 where it is not AMX's or may not be done.
+    Returns its length in bytes; 0 if it is not AMX's or is invalid.
     """
     code = registers[_RIP]
     if _byte(code) != 0xC4 or _byte(code + 1) & 0x9F != 0x82 or _byte(code + 2) & 0x84 != 0:
@@ -245,7 +245,7 @@ def _execute(registers, file):
 
 @_part
 def _work_on_tiles(file, code):
-    """An instruction without memory; False if it may not be done."""
+    """Execute an instruction without a memory operand; False if it is invalid."""
     opcode, pp = _byte(code + 3), _byte(code + 2) & 3
     c, a, b = _byte(code + 4) >> 3 & 7, _byte(code + 4) & 7, (_byte(code + 2) ^ 0x78) >> 3 & 15
     if opcode == 0x49 and pp == _NONE and c == 0 and a == 0:
@@ -261,7 +261,7 @@ def _work_on_tiles(file, code):
 
 @_part
 def _work_with_memory(file, code, address, stride):
-    """An instruction with memory; False if it may not be done."""
+    """Execute an instruction with a memory operand; False if it is invalid."""
     opcode, pp = _byte(code + 3), _byte(code + 2) & 3
     tile, sib = _byte(code + 4) >> 3 & 7, _byte(code + 4) & 7 == 4
     if opcode == 0x49 and pp == _NONE and tile == 0:
@@ -290,7 +290,7 @@ def _memory_operand(registers, code):
     elif mod == 2 or base == 5:
         displacement = np.int64(carray(_pointer(code + length, np.int32), (1,))[0])
         length += 4
-    # Two numbers stand for no register: base 5 without mod, and index 4 without X.
+    # Two encodings mean no register: base 5 if mod is 0, and index 4 without X.
     index += 8 if _byte(code + 1) & 0x40 == 0 else 0
     stride = registers[_NUMBERED[index]] << scale if index != 4 else 0
     if mod == 0 and base == 5:
@@ -300,7 +300,7 @@ def _memory_operand(registers, code):
     return start + displacement, stride, length
 
 
-# ---- the instructions: each returns True when it is done ------------------------------------
+# ---- the instructions: each returns whether it is valid -------------------------------------
 
 
 @_part
@@ -326,20 +326,20 @@ def _row(file, tile, row):
 
 @_part
 def _words(file, tile, dtype):
-    """A tile as rows of words of 32 bits."""
+    """A tile as rows of 32-bit words."""
     return carray(_pointer(_row(file, tile, 0), dtype), (ROWS, ROW_BYTES // 4))
 
 
 @_part
 def _release(file):
-    """TILERELEASE: no configuration, zeros in all tiles."""
+    """TILERELEASE: clear the configuration and all tiles."""
     _memset(file, 0, _FILE_BYTES)
     return True
 
 
 @_part
 def _load_config(file, address):
-    """LDTILECFG: the configuration from memory, if it is right; zeros in all tiles."""
+    """LDTILECFG: load the configuration, if it is valid, and zero all tiles."""
     palette = _byte(address)
     valid = palette <= 1
     for i in range(1, 16):
@@ -357,21 +357,21 @@ def _load_config(file, address):
 
 @_part
 def _store_config(file, address):
-    """STTILECFG: the configuration to memory."""
+    """STTILECFG: store the configuration."""
     _memcpy(address, file, _CONFIG_BYTES)
     return True
 
 
 @_part
 def _zero(file, tile):
-    """TILEZERO"""
+    """TILEZERO: zero a tile."""
     _memset(_row(file, tile, 0), 0, _TILE_BYTES)
     return _rows(file, tile) > 0
 
 
 @_part
 def _load(file, tile, address, stride):
-    """TILELOADD: rows `stride` bytes apart; what is outside of the tile's size becomes 0."""
+    """TILELOADD: load rows `stride` bytes apart; bytes outside the tile's size become 0."""
     _zero(file, tile)
     for row in range(_rows(file, tile)):
         _memcpy(_row(file, tile, row), address + row * stride, _row_bytes(file, tile))
@@ -380,7 +380,7 @@ def _load(file, tile, address, stride):
 
 @_part
 def _store(file, tile, address, stride):
-    """TILESTORED: rows `stride` bytes apart."""
+    """TILESTORED: store rows `stride` bytes apart."""
     for row in range(_rows(file, tile)):
         _memcpy(address + row * stride, _row(file, tile, row), _row_bytes(file, tile))
     return _rows(file, tile) > 0
@@ -388,7 +388,7 @@ def _store(file, tile, address, stride):
 
 @_part
 def _fit(file, c, a, b):
-    """The three tiles are different ones, and their sizes those of a product of matrices.
+    """Whether the three tiles are distinct and their sizes match for a product.
 
     C [rows, columns], A [rows, depth], B [depth, columns], in words of 4 bytes.
     """
@@ -407,13 +407,13 @@ def _fit(file, c, a, b):
 
 @_part
 def _low(word):
-    """The first of a word's two bfloat16, as float32."""
+    """The low bfloat16 of a word, as float32."""
     return _as_float(np.uint32(word << 16))
 
 
 @_part
 def _high(word):
-    """The second of them."""
+    """The high bfloat16 of a word, as float32."""
     return _as_float(np.uint32(word & 0xFFFF0000))
 
 
@@ -421,8 +421,7 @@ def _high(word):
 def _multiply_bf16(file, c, a, b):
     """TDPBF16PS: a word is two bfloat16; c[m, n] += Σ_k a[m, k].low · b[k, n].low + Σ_k … high.
 
-    Two sums in the order of k, begun with 0, of multiply-adds rounded once; then they are added
-    to each other, and that to c.
+    Two sums of fused multiply-adds in the order of k, from 0; then their sum is added to c.
     """
     _flush_denormals()
     total = _words(file, c, np.float32)

@@ -180,7 +180,7 @@ def bf16_product(config, a, b, c):
     release()
 
 
-# ---- what they should do --------------------------------------------------------------------
+# ---- expected results -----------------------------------------------------------------------
 
 
 def configured(sizes: dict[int, tuple[int, int]]) -> np.ndarray:
@@ -196,7 +196,7 @@ FULL = configured(dict.fromkeys(range(8), (16, 64)))
 
 
 def flushed(x: np.ndarray) -> np.ndarray:
-    """float32, with 0 for denormals."""
+    """float32 with denormals flushed to 0."""
     x = x.astype(np.float32)
     return np.where(abs(x) < TINY, np.copysign(np.float32(0), x), x)
 
@@ -208,8 +208,8 @@ def bf16_to_f32(halves: np.ndarray) -> np.ndarray:
 def expected_bf16(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """c [M, N] + a [M, 2K] · b [K, 2N], whose rows 2k and 2k + 1 are interleaved.
 
-    A product of two bfloat16 and a float32 add in float64 so that only the rounding to float32
-    counts.
+    A product of two bfloat16 and its sum with a float32 are exact in float64, so the only rounding
+    is that to float32.
     """
     even, odd = np.zeros_like(c), np.zeros_like(c)
     for k in range(len(b)):
@@ -231,7 +231,7 @@ def random_bf16(rng: np.random.Generator, *shape: int, scale: float = 1) -> np.n
 @pytest.mark.parametrize(
     ("scale_a", "scale_b", "scale_c"),
     [(1, 1, 1), (1e-19, 1e-19, 1e-37), (1e-38, 1, 1e-38), (1e30, 1e30, 1e30)],
-    ids=["ordinary", "denormal products", "denormal factors", "infinite"],
+    ids=["ordinary", "denormal products", "denormal operands", "infinite"],
 )
 def check_bf16(tiles, rng, scale_a, scale_b, scale_c):
     a, b = random_bf16(rng, 16, 32, scale=scale_a), random_bf16(rng, 16, 32, scale=scale_b)
@@ -244,7 +244,7 @@ def check_bf16(tiles, rng, scale_a, scale_b, scale_c):
 
 
 @pytest.mark.parametrize(
-    ("name", "left", "right"),
+    ("name", "a_dtype", "b_dtype"),
     [
         ("tdpbssd", np.int8, np.int8),
         ("tdpbsud", np.int8, np.uint8),
@@ -252,7 +252,7 @@ def check_bf16(tiles, rng, scale_a, scale_b, scale_c):
         ("tdpbuud", np.uint8, np.uint8),
     ],
 )
-def check_int8(tiles, rng, name, left, right):
+def check_int8(tiles, rng, name, a_dtype, b_dtype):
     multiply = product(name)
 
     @numba.njit
@@ -265,7 +265,9 @@ def check_int8(tiles, rng, name, left, right):
         store(0, c)
         release()
 
-    a, b = (rng.integers(0, 256, (16, 64)).astype(np.uint8).view(kind) for kind in (left, right))
+    a, b = (
+        rng.integers(0, 256, (16, 64)).astype(np.uint8).view(dtype) for dtype in (a_dtype, b_dtype)
+    )
     c = rng.integers(-(2**31), 2**31, (16, 16)).astype(np.int32)
     rows = b.reshape(16, 16, 4).swapaxes(1, 2).reshape(64, 16)
     expected = (c + a.astype(np.int64) @ rows.astype(np.int64)).astype(np.int32)
@@ -274,7 +276,7 @@ def check_int8(tiles, rng, name, left, right):
 
 
 def check_sizes_of_tiles(tiles, rng):
-    """Tiles smaller than they could be read, multiply and write no more than their size."""
+    """Tiles below the maximal size read, multiply and write no more than their size."""
     config = configured({7: (5, 12), 1: (5, 28), 6: (7, 12)})
     a, b = random_bf16(rng, 5, 40), random_bf16(rng, 7, 30)
     c = rng.standard_normal((16, 16)).astype(np.float32)
@@ -298,8 +300,7 @@ def smaller_then_larger(small, large, a, out):
     release()
 
 
-def check_what_a_configuration_clears(tiles):
-    """LDTILECFG and TILEZERO leave zeros."""
+def check_ldtilecfg_and_tilezero_clear_tiles(tiles):
     a, out = np.ones((16, 64), np.uint8), np.ones((32, 64), np.uint8)
     smaller_then_larger(configured({0: (3, 8)}), FULL, a, out)
     assert not out.any()
@@ -314,10 +315,10 @@ def configurations(config, before, during, after):
     store_config(after)
 
 
-def check_the_configuration_is_told(tiles):
-    seen = np.ones((3, 64), np.uint8)
-    configurations(FULL, *seen)
-    np.testing.assert_array_equal(seen, [0 * FULL, FULL, 0 * FULL])
+def check_sttilecfg_stores_the_configuration(tiles):
+    stored = np.ones((3, 64), np.uint8)
+    configurations(FULL, *stored)
+    np.testing.assert_array_equal(stored, [0 * FULL, FULL, 0 * FULL])
 
 
 @numba.njit(nogil=True)
@@ -333,7 +334,7 @@ def many_products(config, a, b, c, times, before):
 
 
 def check_threads(tiles, rng):
-    """Threads at work at once have tiles of their own."""
+    """Concurrent threads have tiles of their own."""
     n, times = 4, 100
     a, b = random_bf16(rng, n, 16, 32), random_bf16(rng, n, 16, 32)
     c, before = np.zeros((n, 16, 16), np.float32), np.ones((n, 64), np.uint8)
@@ -341,8 +342,8 @@ def check_threads(tiles, rng):
     for i in range(n):
         for _ in range(times):
             expected[i] = expected_bf16(a[i], b[i], expected[i])
-    many_products(FULL, a[0], b[0], c[0], 0, before[0])  # compiled, and tiles left in this thread
-    for _ in range(2):  # in the second round perhaps with what is left of the threads of the first
+    many_products(FULL, a[0], b[0], c[0], 0, before[0])  # compiles, and leaves tiles in this thread
+    for _ in range(2):  # the second round may reuse memory of the first round's threads
         c[:], before[:] = 0, 1
         threads = [
             Thread(target=many_products, args=(FULL, a[i], b[i], c[i], times, before[i]))
@@ -352,13 +353,13 @@ def check_threads(tiles, rng):
             thread.start()
         for thread in threads:
             thread.join()
-        # The system gives a thread the shapes, not the contents, of the tiles of who starts it.
+        # On a processor a thread inherits the sizes, not the contents, of its parent's tiles.
         assert not (tiles and before.any())
         assert same_bits(c, expected)
 
 
 def check_tiles_that_llvm_spills(tiles, rng):
-    """More tiles than there are: LLVM keeps some of them, and the configuration, on the stack."""
+    """With more tiles than registers LLVM spills some, and the configuration, to the stack."""
     n = 10
     lines = [
         "declare x86_amx @llvm.x86.tileloadd64.internal(i16, i16, ptr, i64)",
@@ -403,7 +404,7 @@ def check_tiles_that_llvm_spills(tiles, rng):
     ],
 )
 def check_addresses_of_rows(tiles, rng, operand, registers, first, step):
-    """Base, index, scale and displacement, in registers of either eight; rows are 64 bytes."""
+    """Base, index, scale and displacement, in low and high registers; rows are 64 bytes."""
     load_here = assembly(f"tileloadd {operand}, %tmm3", *registers)
 
     @numba.njit
@@ -441,7 +442,7 @@ RIP_RELATIVE = """ldtilecfg 1f(%rip)
     ],
 )
 def check_addresses_of_configurations(tiles, line, register):
-    """With and without base and index, and relative to the instruction."""
+    """With and without base and index, and relative to the instruction pointer."""
     load_here = assembly(line, register)
 
     @numba.njit
@@ -456,8 +457,8 @@ def check_addresses_of_configurations(tiles, line, register):
 
 
 def death(action: Callable[[], Any]) -> int:
-    """The signal that ends a process that does this."""
-    import resource  # POSIX's alone, as os.fork is
+    """The signal that ends a child process that runs `action`; 0 if it exits."""
+    import resource  # POSIX only, as is os.fork
 
     child = os.fork()
     if child == 0:
@@ -467,11 +468,11 @@ def death(action: Callable[[], Any]) -> int:
     return os.WTERMSIG(os.waitpid(child, 0)[1])
 
 
-def check_what_may_not_be_done(tiles):
-    """Instructions of no processor, and tiles without a size or of the wrong one, are fatal."""
+def check_invalid_instructions(tiles):
+    """Undefined instructions, and tiles with no size or a wrong one, raise SIGILL."""
     a, c = np.zeros((16, 32), np.uint16), np.zeros((16, 16), np.float32)
-    nothing = assembly("ud2")
-    undefined = numba.njit(lambda: nothing(0, 0))
+    ud2 = assembly("ud2")
+    undefined = numba.njit(lambda: ud2(0, 0))
     wrong = FULL.copy()
     wrong[48 + 6] = 15
     bf16_product(FULL, a, a, c)
