@@ -7,6 +7,7 @@ Reading order:
     jit.py           how functions are compiled and cached
     team.py          threads: tasks and barriers
     simd/            vectors and register tiles; the only folder that knows instructions
+    view.py          matrices of activations in flat arrays
     gemm/            matrix products over tiles; packing and quantizing their operands
     embedding.py layernorm.py matmul.py activation.py attention.py kv_cache.py
                      the kernels of a forward pass, each beside its backward

@@ -41,7 +41,7 @@ qx_stride(K) apart, beside rows of scales that are activation_scales_stride(K) a
 and a vector of AVX-512 are one cache line each; one that begins elsewhere crosses into a second
 line and takes twice as long to load.
 
-Kernels take these arrays flat, with offsets and strides in elements.
+Kernels take these arrays flat (1-D), with offsets and strides in elements; view.py bundles them.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ not know the dtype of weights and activations. layout.py describes panels and qu
     int_tiles.py  register tiles of quantized products
     amx.py        both in AMX's tiles
 
-What a function does on other processors is chosen here, at import, by `cpu_features()`.
+The instructions are chosen when the folder is imported, by `cpu_features()`.
 """
 
 from __future__ import annotations
