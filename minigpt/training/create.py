@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..arguments import checked_threads
+from ..arguments import checked_integer, checked_threads
 from ..bundled import BUNDLED_MODEL
 from ..checkpoint import creating_folder, write_file
 from ..config import GPTConfig
@@ -269,5 +269,4 @@ def _check_fit(initial: InitialModel, tokenizer: GPTTokenizer) -> None:
             f"tokenizer: has {tokenizer.vocab_size} tokens, and the model knows "
             f"{model.vocab_size}; take the model's own"
         )
-    if context > model.n_positions:
-        raise InputError(f"context {context}: the model has {model.n_positions} positions, no more")
+    checked_integer("context", context, 1, model.n_positions, "the model's context")

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..arguments import checked_integer
 from ..checkpoint.strict_json import read_json_object
 from ..config import GPTConfig
 from ..errors import CheckpointError, InputError, short_repr
@@ -112,14 +113,11 @@ def _config(values: dict[str, Any], model: GPTConfig, where: str) -> RunConfig:
     config = RunConfig(**_by_name(values, RunConfig, where))
     try:
         config = checked_config(config)
+        checked_integer("context", config.context, 1, model.n_positions, "the model's context")
     except InputError as error:
         raise CheckpointError(f"{where}: {error}") from None
     if any(v is None for name, v in asdict(config).items() if name not in _OPTIONAL):
         raise CheckpointError(f"{where}: must have no null but epochs and most_steps")
-    if config.context > model.n_positions:
-        raise CheckpointError(
-            f"{where}: context {config.context}: the model has {model.n_positions} positions"
-        )
     return config
 
 

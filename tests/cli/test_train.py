@@ -211,7 +211,10 @@ def test_a_wrong_command_line(fails: Fails, texts: Path, word: str, line: list[s
         ("nowhere: holds no training run", ["--resume", "nowhere"]),
         ("base: holds no training run", ["--resume", "base"]),
         ("context 9999: the text has", [*NEW, "--context", "9999"]),
-        ("context 2049: the model has 2048", [*NEW[:3], "-m", "base", "--context", "2049"]),
+        (
+            "context 2049: must be an integer from 1 to 2048",
+            [*NEW[:3], "-m", "base", "--context", "2049"],
+        ),
     ],
 )
 def test_bad_files_and_data(fails: Fails, texts: Path, word: str, line: list[str]) -> None:

@@ -167,7 +167,10 @@ def test_an_argument_that_is_wrong(
 @pytest.mark.parametrize(
     ("message", "config"),
     [
-        ("context 9: the model has 8 positions", replace(CONFIG, context=9)),
+        (
+            "context 9: must be an integer from 1 to 8, the model's context",
+            replace(CONFIG, context=9),
+        ),
         ("batch_size 4.0: must be an integer from 1", replace(CONFIG, batch_size=4.0)),
         ("lr 0: must be a number above 0", replace(CONFIG, lr=0)),
         ("lr nan: must be a number", replace(CONFIG, lr=float("nan"))),

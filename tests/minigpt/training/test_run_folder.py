@@ -159,7 +159,7 @@ DAMAGES: dict[str, Damage] = {
         "state", {"best_step": 2**60}
     ),
     "state.json: is of step 5, not of step-00000004": set_in_state("state", {"step": 5}),
-    "state.json: settings: context 9: the model has 8 positions": set_in_state(
+    "state.json: settings: context 9: must be an integer from 1 to 8": set_in_state(
         "settings", {"context": 9}
     ),
     "state.json: settings: batch_size 1152921504606846976: must be": set_in_state(
