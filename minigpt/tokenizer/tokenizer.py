@@ -39,7 +39,8 @@ class GPTTokenizer:
         tokenizer.encode("Hello, world!", return_tensors="np")   # int64 [1, T], as GPTModel takes
         tokenizer.decode([15496, 11, 995, 0])                    # "Hello, world!"
 
-    Ids equal those of Hugging Face's GPT2TokenizerFast. It is immutable, and threads may share it.
+    With GPT-2's vocabulary, ids equal those of OpenAI's tiktoken. Encoding does not depend on
+    earlier calls, and threads may share a tokenizer.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
