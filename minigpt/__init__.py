@@ -1,7 +1,14 @@
-"""minigpt: run and understand GPT-2-architecture models with NumPy and hand-written Numba kernels.
+"""minigpt runs and trains models of the GPT-2 architecture with NumPy and Numba kernels.
 
-The public API is what this file exports; it is imported when first used, so that
-`import minigpt` alone stays quick (Numba is loaded with the first model).
+    from minigpt import GPTModel, GPTTokenizer
+
+    tokenizer = GPTTokenizer.from_pretrained()
+    model = GPTModel.from_pretrained()
+    ids = tokenizer.encode("Once upon a time", return_tensors="np")
+    print(tokenizer.decode(model.generate(ids, max_new_tokens=40)[0]))
+
+The names in `__all__` are the public interface. Each is imported when it is first used, so
+`import minigpt` is quick and loads no Numba.
 """
 
 from __future__ import annotations
@@ -11,24 +18,49 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import GPTModel
-    from .config import GPTConfig
-    from .errors import MinigptError
-    from .tokenizer.tokenizer import GPTTokenizer
-    from .training.config import TrainingConfig
-    from .training.create import train
+    from .api import GPTModel as GPTModel
+    from .config import GPTConfig as GPTConfig
+    from .conversion.convert import convert as convert
+    from .conversion.gguf_export import save_gguf as save_gguf
+    from .errors import CheckpointError as CheckpointError
+    from .errors import ConfigError as ConfigError
+    from .errors import InputError as InputError
+    from .errors import MinigptError as MinigptError
+    from .errors import SourceError as SourceError
+    from .errors import TokenizerError as TokenizerError
+    from .evaluation.perplexity import compare as compare
+    from .evaluation.perplexity import perplexity as perplexity
+    from .generation.scheduler import Scheduler as Scheduler
+    from .generation.text_stream import TextStream as TextStream
+    from .tokenizer.tokenizer import GPTTokenizer as GPTTokenizer
+    from .tokenizer.training import train_tokenizer as train_tokenizer
+    from .training.config import TrainingConfig as TrainingConfig
+    from .training.create import train as train
 
 __version__ = "0.1.0"
-__all__ = ["GPTConfig", "GPTModel", "GPTTokenizer", "MinigptError", "TrainingConfig", "train"]
 
-_HOME = {
+# The module of each public name. Type checkers read the imports above, and a test compares both.
+_MODULES = {
+    "CheckpointError": ".errors",
+    "ConfigError": ".errors",
     "GPTConfig": ".config",
     "GPTModel": ".api",
     "GPTTokenizer": ".tokenizer.tokenizer",
+    "InputError": ".errors",
     "MinigptError": ".errors",
+    "Scheduler": ".generation.scheduler",
+    "SourceError": ".errors",
+    "TextStream": ".generation.text_stream",
+    "TokenizerError": ".errors",
     "TrainingConfig": ".training.config",
+    "compare": ".evaluation.perplexity",
+    "convert": ".conversion.convert",
+    "perplexity": ".evaluation.perplexity",
+    "save_gguf": ".conversion.gguf_export",
     "train": ".training.create",
+    "train_tokenizer": ".tokenizer.training",
 }
+__all__ = list(_MODULES)
 
 # In a checkout, kernels/ and cli/ lie at its root, and symbolic links put them into this folder.
 # Where the file system has no links (Git on Windows writes text files in their place), the root
@@ -39,12 +71,12 @@ if not (_ROOT / "minigpt" / "kernels").is_dir() and (_ROOT / "kernels" / "jit.py
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name], __name__), name)
+    value = getattr(import_module(_MODULES[name], __name__), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return [*__all__, "__version__"]

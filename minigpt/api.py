@@ -35,17 +35,18 @@ class Output(NamedTuple):
 
 
 class GPTModel:
-    """A GPT that is ready to run.
+    """A GPT-2-architecture model, ready to run.
 
         model = GPTModel.from_pretrained("cerebras/Cerebras-GPT-111M")
         logits = model(ids).logits                       # ids: int64 [B, T]
         ids = model.generate(ids, max_new_tokens=64)     # int64 [B, T + n]
 
     config  the GPTConfig
-    dtype   "f32", "bf16", "int8" or "int4": how the matrices are held
+    dtype   "f32", "bf16", "int8" or "int4": how the matrices are stored
     source  the folder or GGUF file it was loaded from
 
-    Several threads may use one model: they take turns, one pass at a time.
+    Several threads may use one model: they take turns, pass by pass. Ctrl-C ends a call and leaves
+    the model usable.
     """
 
     def __init__(self, engine: Engine, source: Path) -> None:
@@ -63,15 +64,19 @@ class GPTModel:
         dtype: str = "auto",
         threads: int | None = None,
     ) -> GPTModel:
-        """The model of a source: a folder in Hugging Face layout, a GGUF file, or a hub id; by
-        default the one in the box.
+        """Load a model.
 
-        dtype    how weights are held: "f32", "bf16", "int8", "int4", or "auto" (as the folder
-                 holds them)
-        threads  how many threads compute; by default one for each processor this process may use
+            model = GPTModel.from_pretrained("cerebras/Cerebras-GPT-111M", dtype="bf16")
 
-        Raises SourceError (and its children CheckpointError, ConfigError) for what is wrong with
-        the source, InputError for the other arguments.
+        source   a folder in Hugging Face layout, a folder that `minigpt convert` or `train` wrote,
+                 a GGUF file, or a hub id; by default the bundled model
+        dtype    how the matrices are stored in memory: "f32", "bf16", "int8", "int4"; "auto": as
+                 the source stores them (f16 and f64 as f32)
+        threads  how many threads compute, from 1 to 256; None: one for each processor that this
+                 process may use
+
+        Raises SourceError (or its children CheckpointError and ConfigError) for a source that is
+        missing, damaged or of an unsupported kind, and InputError for the other arguments.
         """
         threads = checked_threads(threads)
         opened = open_source(source)
@@ -185,27 +190,30 @@ class GPTModel:
         return generation.stream(self, ids, params)
 
     def loss_and_grad(self, ids: Any, targets: Any) -> tuple[float, dict[str, np.ndarray]]:
-        """The mean cross-entropy of foretelling targets from ids, and its gradient.
+        """The mean cross-entropy of predicting the targets, and its gradient.
 
-        ids      int [B, T]
-        targets  int [B, T]: targets[b, t] should follow ids[b, t]; -100 does not count
+            loss, grads = model.loss_and_grad(ids[:, :-1], ids[:, 1:])
 
-        Returns the loss in nats and {checkpoint's tensor name: float32 array of its shape}; a tied
-        head's gradient is part of wte's. Products are of bfloat16 factors where dtype is "bf16",
-        else of float32; of int8 and int4 weights the gradient is that at the numbers they stand
-        for. Raises InputError for ids and targets that are no tokens or of unequal shape, and where
-        no target counts.
+        ids      integers [B, T], or [T] for B = 1
+        targets  integers of the ids' shape: targets[b, t] is the token after ids[b, t]; -100 is
+                 ignored
 
-        The first call makes float32 copies of the weights, which the model keeps.
+        Returns the loss in nats, a float, and {tensor name in the checkpoint: float32 array of its
+        shape}; a tied head's gradient belongs to wte.weight. With dtype "bf16" products multiply
+        bfloat16, else float32; the gradient of int8 and int4 weights is taken at their dequantized
+        values. The first call makes float32 copies of the weights, which stay in memory.
+
+        Raises InputError for ids and targets that are not tokens or not of one shape, and for
+        targets that are all ignored.
         """
-        rows = checked_batch(ids, self.config)
-        wanted, counted = checked_targets(targets, rows.shape, self.config)
+        batch = checked_batch(ids, self.config)
+        wanted, counted = checked_targets(targets, batch.shape, self.config)
         weights = self.engine.weights
         with self._learning:
             if self._learner is None:
                 self._learner = self._new_learner()
             self._learner.zero_grad()
-            nats = self._learner.backward(rows, wanted, 1 / counted)
+            nats = self._learner.backward(batch, wanted, 1 / counted)
             grads = self._learner.pop_grads()
         return nats / counted, {
             checkpoint_name(name, weights.prefix): grad for name, grad in grads.items()
@@ -219,8 +227,11 @@ class GPTModel:
         return Learner(self.config, tensors, self.engine.threads, dtype)
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: str = "f32") -> None:
-        """Write config.json and model.safetensors into a folder, with the source's tokenizer files.
+        """Write the model in Hugging Face layout: config.json and model.safetensors.
 
-        dtype  "f32" or "bf16": how the matrices are stored
+        folder  where; it is made where it is missing. The source's tokenizer files are copied, too
+        dtype   how the matrices are stored, "f32" or "bf16"
+
+        Raises InputError for another dtype, and SourceError where the folder cannot be written.
         """
         save_model(self.config, self.engine.weights, self.source, folder, dtype)

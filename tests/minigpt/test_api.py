@@ -1,25 +1,30 @@
-"""GPTModel as an application uses it: what it takes, what it refuses, and from how many threads."""
+"""GPTModel and the package as applications use them: arguments, errors, threads."""
 
 from __future__ import annotations
 
+import ast
+import inspect
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import minigpt
-from minigpt import GPTModel, MinigptError
+from minigpt import GPTModel, MinigptError, Scheduler, TextStream
 from minigpt.errors import InputError, SourceError, short_repr
+from minigpt.generation.sampler import SamplingParams
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 FOLDER = GOLDEN / "gelu-new"
 ENDLESS = 10**5000  # Python refuses to write it in decimals
-NO_OPTIONS = [True, b"2", -ENDLESS, np.zeros((30, 30)), "a\nb" * 99, object(), [[ENDLESS]]]
+NOT_OPTIONS = [True, b"2", -ENDLESS, np.zeros((30, 30)), "a\nb" * 99, object(), [[ENDLESS]]]
 
 
 @pytest.fixture(scope="module")
@@ -28,18 +33,74 @@ def model() -> GPTModel:
 
 
 def refused(error: type[MinigptError], call: Callable[[], object]) -> None:
-    """The call ends in that error, whose message is one line, and not a long one."""
+    """The call raises that error, with a message of one short line."""
     with pytest.raises(error) as caught:
         call()
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 300
 
 
-def test_the_public_names_are_there() -> None:
-    assert set(minigpt.__all__) <= set(dir(minigpt))
-    assert all(getattr(minigpt, name).__module__.startswith("minigpt.") for name in minigpt.__all__)
+# ---- the package ----
+
+
+@pytest.mark.parametrize("name", minigpt.__all__)
+def test_a_public_name_is_documented_with_its_errors(name: str) -> None:
+    """Its docstring, or those of its methods, say which errors it raises."""
+    public = getattr(minigpt, name)
+    assert public.__module__.startswith("minigpt.")
+    assert public.__doc__
+    assert len(public.__doc__.splitlines()[0]) <= 100
+    if name == "TrainingConfig" or (isinstance(public, type) and issubclass(public, Exception)):
+        return  # a plain dataclass, which `train` checks, and the errors themselves
+    methods = [public]
+    if isinstance(public, type):
+        methods += [member for member in vars(public).values() if inspect.isroutine(member)]
+    assert any("Raises" in (method.__doc__ or "") for method in methods)
+
+
+def test_the_public_names_are_one_list() -> None:
+    """What type checkers read, what is imported when first used, and dir(minigpt)."""
+    tree = ast.parse(Path(minigpt.__file__).read_text(encoding="utf-8"))
+    for_type_checkers = {
+        alias.asname: f".{node.module}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for alias in node.names
+    }
+    assert for_type_checkers == minigpt._MODULES
+    assert set(dir(minigpt)) == {*minigpt.__all__, "__version__"}
     with pytest.raises(AttributeError, match="GPTodel"):
         minigpt.GPTodel  # noqa: B018
+
+
+def test_importing_the_package_loads_neither_numba_nor_numpy() -> None:
+    program = (
+        "import sys, minigpt; minigpt.MinigptError; dir(minigpt)\n"
+        "print({'numba', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    "function", [GPTModel.generate, GPTModel.stream, Scheduler.add, TextStream]
+)
+def test_the_options_of_a_generation_are_the_same_everywhere(function: Callable) -> None:
+    """Names and defaults are those of SamplingParams."""
+    expected = {field.name: field.default for field in fields(SamplingParams)}
+    if function is TextStream:
+        del expected["vocab_size"]  # the tokenizer's
+    parameters = inspect.signature(function).parameters
+    assert {name: parameters[name].default for name in expected} == expected
+    keywords = {name for name, each in parameters.items() if each.kind == each.KEYWORD_ONLY}
+    assert keywords == set(expected) - {"max_new_tokens"}
+
+
+def test_help_documents_every_option() -> None:
+    documented = re.findall(r"^(\w+)  +\S", inspect.getdoc(GPTModel.generate), re.MULTILINE)
+    assert documented == [*inspect.signature(GPTModel.generate).parameters][1:]
 
 
 # ---- arguments ----
@@ -67,29 +128,27 @@ def test_integers_of_every_kind_are_the_same_ids(model: GPTModel, ids: object) -
     [[], [[1], [1, 2]], [1.0], [True], np.zeros((1, 1, 1), int), "1", None, [-1], [ENDLESS]],
     ids=short_repr,
 )
-def test_what_are_no_ids(model: GPTModel, ids: object) -> None:
+def test_wrong_ids_are_input_errors(model: GPTModel, ids: object) -> None:
     refused(InputError, lambda: model(ids))
 
 
-@pytest.mark.parametrize("value", NO_OPTIONS, ids=short_repr)
+@pytest.mark.parametrize("value", NOT_OPTIONS, ids=short_repr)
 @pytest.mark.parametrize(
     "name",
     ["max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "eos_token_id"],
 )
-def test_an_option_of_any_nonsense_is_told_in_a_line(
-    model: GPTModel, name: str, value: object
-) -> None:
+def test_a_wrong_option_is_an_error_of_one_line(model: GPTModel, name: str, value: object) -> None:
     refused(InputError, lambda: model.generate([1], **{name: value}))
     refused(InputError, lambda: model.stream([1], **{name: value}))
 
 
-@pytest.mark.parametrize("value", [*NO_OPTIONS, 0, -1, 257, 1.0, np.nan], ids=short_repr)
-def test_what_is_no_number_of_threads(value: object) -> None:
+@pytest.mark.parametrize("value", [*NOT_OPTIONS, 0, -1, 257, 1.0, np.nan], ids=short_repr)
+def test_a_wrong_number_of_threads(value: object) -> None:
     refused(InputError, lambda: GPTModel.from_pretrained(FOLDER, threads=value))
 
 
-@pytest.mark.parametrize("value", [*NO_OPTIONS, None, "f8", "F32"], ids=short_repr)
-def test_what_is_no_dtype(model: GPTModel, value: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [*NOT_OPTIONS, None, "f8", "F32"], ids=short_repr)
+def test_a_wrong_dtype(model: GPTModel, value: object, tmp_path: Path) -> None:
     refused(InputError, lambda: GPTModel.from_pretrained(FOLDER, dtype=value))
     refused(InputError, lambda: model.save_pretrained(tmp_path, dtype=value))
     assert not list(tmp_path.iterdir())
@@ -98,12 +157,12 @@ def test_what_is_no_dtype(model: GPTModel, value: object, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "value", [None, "", b"x", 3, ENDLESS, ["x"], "x\0", __file__], ids=short_repr
 )
-def test_what_is_no_folder(model: GPTModel, value: object) -> None:
+def test_a_wrong_folder(model: GPTModel, value: object) -> None:
     refused(SourceError, lambda: GPTModel.from_pretrained(value))
     refused(MinigptError, lambda: model.save_pretrained(value))
 
 
-def test_threads_that_the_system_does_not_give(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_the_system_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -145,7 +204,7 @@ def test_the_tokenizer_files_are_saved_along(tmp_path: Path) -> None:
 # ---- threads ----
 
 
-def test_two_models_at_once_and_each_in_many_ways_at_once(model: GPTModel) -> None:
+def test_two_models_at_once_and_each_by_several_threads(model: GPTModel) -> None:
     models = [model, GPTModel.from_pretrained(FOLDER, threads=3)]
     expected = model.generate([1, 2], max_new_tokens=30, eos_token_id=None)
     logits = model(expected).logits.tobytes()
@@ -170,7 +229,7 @@ def test_two_models_at_once_and_each_in_many_ways_at_once(model: GPTModel) -> No
     assert wrong == []
 
 
-def test_models_and_streams_that_are_dropped_leave_no_threads() -> None:
+def test_dropped_models_and_streams_leave_no_threads() -> None:
     before = set(threading.enumerate())
     for close in (True, False):
         tokens = GPTModel.from_pretrained(FOLDER, threads=3).stream([1], max_new_tokens=9)
@@ -207,7 +266,7 @@ threading.Thread(target=forever, daemon=True).start()
 
 
 def test_the_loss_is_that_of_the_logits(model: GPTModel) -> None:
-    """The mean over the targets that count; a list does, and so does one sequence."""
+    """The mean over the targets that are not ignored; lists and one sequence are taken, too."""
     ids = np.arange(24).reshape(2, 12)
     targets = (ids * 7 + 1) % model.config.vocab_size
     targets[1, 5:] = -100
@@ -225,26 +284,26 @@ def test_the_loss_is_that_of_the_logits(model: GPTModel) -> None:
     assert all(np.isfinite(grad).all() for grad in grads.values())
 
 
-def test_gradients_are_the_callers_to_keep(model: GPTModel) -> None:
+def test_gradients_belong_to_the_caller(model: GPTModel) -> None:
     ids = np.arange(8)[None]
     _, first = model.loss_and_grad(ids, ids)
-    kept = {name: grad.copy() for name, grad in first.items()}
+    copies = {name: grad.copy() for name, grad in first.items()}
     _, second = model.loss_and_grad(ids, ids)
     for name, grad in first.items():
-        np.testing.assert_array_equal(grad, kept[name])
-        np.testing.assert_array_equal(second[name], kept[name])
+        np.testing.assert_array_equal(grad, copies[name])
+        np.testing.assert_array_equal(second[name], copies[name])
         assert grad is not second[name]
         grad[:] = 0
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
-def test_the_gradient_of_whole_numbers_is_that_at_what_they_stand_for(
+def test_the_gradient_of_quantized_weights_is_that_at_their_dequantized_values(
     tmp_path: Path, dtype: str
 ) -> None:
-    whole = GPTModel.from_pretrained(FOLDER, dtype=dtype)
-    whole.save_pretrained(tmp_path)
+    quantized = GPTModel.from_pretrained(FOLDER, dtype=dtype)
+    quantized.save_pretrained(tmp_path)
     ids = np.arange(16).reshape(2, 8)
-    loss, grads = whole.loss_and_grad(ids, ids + 1)
+    loss, grads = quantized.loss_and_grad(ids, ids + 1)
     expected_loss, expected = GPTModel.from_pretrained(tmp_path).loss_and_grad(ids, ids + 1)
     assert loss == expected_loss
     for name, grad in expected.items():
@@ -276,10 +335,10 @@ def test_bfloat16_products_give_nearly_the_gradient(model: GPTModel) -> None:
         np.zeros((1, 3, 1), np.int64),
     ],
 )
-def test_targets_that_are_none_are_refused(model: GPTModel, targets: object) -> None:
+def test_wrong_targets_are_input_errors(model: GPTModel, targets: object) -> None:
     refused(InputError, lambda: model.loss_and_grad([[1, 2, 3]], targets))
 
 
-def test_ids_are_checked_as_everywhere(model: GPTModel) -> None:
+def test_ids_of_loss_and_grad_are_checked_as_everywhere(model: GPTModel) -> None:
     for ids in ([[]], [[-1]], [[model.config.vocab_size]], [[0] * (model.config.n_positions + 1)]):
         refused(InputError, lambda ids=ids: model.loss_and_grad(ids, ids))
