@@ -11,11 +11,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from minigpt import GPTModel, GPTTokenizer
+from minigpt import GPTModel, GPTTokenizer, TrainingConfig, train
 from minigpt.bundled import BUNDLED_MODEL
 from minigpt.evaluation.perplexity import perplexity
-from minigpt.training.config import TrainingConfig
-from minigpt.training.create import train
 
 file, folder = sys.argv[1:3]
 steps = int(sys.argv[3]) if len(sys.argv) > 3 else 100
