@@ -1,10 +1,10 @@
-"""Continue each line of a file, many lines in one batch.
+"""Continue each line of a file, many lines in one running batch.
 
     python examples/batch_file.py FILE [TOKENS]
 
-Prints a JSON object per line, in the order of the file. A batch is faster than one line after the
-other: the weights are read once for all sequences in it. The text of a line does not depend on the
-other lines of its batch.
+Prints a JSON object per line, in the order in which the texts end. A batch is faster than one line
+after the other: a pass reads the weights once for all its sequences. When a text ends, the next
+line takes its slot. The text of a line does not depend on the other lines.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import sys
 from pathlib import Path
 
 from minigpt import GPTModel, GPTTokenizer
-
-SLOTS = 8
+from minigpt.generation.scheduler import Scheduler
 
 tokenizer = GPTTokenizer.from_pretrained()
-model = GPTModel.from_pretrained()
+scheduler = Scheduler(GPTModel.from_pretrained(), slots=8)
 lines = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
 max_new_tokens = int(sys.argv[2]) if len(sys.argv) > 2 else 32
 
-prompts = [tokenizer.encode(line) for line in lines if line.strip()]
-for first in range(0, len(prompts), SLOTS):
-    batch = prompts[first : first + SLOTS]
-    for prompt, ids in zip(
-        batch, model.generate(batch, max_new_tokens=max_new_tokens), strict=True
-    ):
-        prompt_text, text = tokenizer.decode(prompt), tokenizer.decode(ids[len(prompt) :])
-        print(json.dumps({"prompt": prompt_text, "text": text}))
+prompts = {}
+for line in lines:
+    if line.strip():
+        request = scheduler.add(tokenizer.encode(line), max_new_tokens, temperature=0.8, seed=1)
+        prompts[request] = line
+
+while scheduler.unfinished:
+    for event in scheduler.step():
+        if event.finished:
+            text = tokenizer.decode(event.request.token_ids, skip_special_tokens=True)
+            print(json.dumps({"prompt": prompts[event.request], "text": text}), flush=True)

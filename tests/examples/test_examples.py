@@ -84,11 +84,11 @@ def test_batch_file_gives_each_line_its_own_continuation(tmp_path: Path) -> None
     prompts = ["Once upon a time", "The old woman", "In the forest there lived", *["A king"] * 7]
     file.write_text("\n".join(prompts) + "\n", encoding="utf-8")
     found = [json.loads(line) for line in run("batch_file.py", file, "8")]
-    assert [result["prompt"] for result in found] == prompts
+    assert sorted(result["prompt"] for result in found) == sorted(prompts)
     assert all(result["text"] for result in found)
     file.write_text("The old woman\n", encoding="utf-8")
     (alone,) = (json.loads(line) for line in run("batch_file.py", file, "8"))
-    assert alone == found[1]
+    assert alone in found
 
 
 def test_fine_tune_lowers_the_perplexity(tmp_path: Path) -> None:
