@@ -13,8 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from minigpt import GPTModel, GPTTokenizer
-from minigpt.generation.scheduler import Scheduler
+from minigpt import GPTModel, GPTTokenizer, Scheduler
 
 tokenizer = GPTTokenizer.from_pretrained()
 scheduler = Scheduler(GPTModel.from_pretrained(), slots=8)

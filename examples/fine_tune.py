@@ -11,9 +11,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from minigpt import GPTModel, GPTTokenizer, TrainingConfig, train
+from minigpt import GPTModel, GPTTokenizer, TrainingConfig, perplexity, train
 from minigpt.bundled import BUNDLED_MODEL
-from minigpt.evaluation.perplexity import perplexity
 
 file, folder = sys.argv[1:3]
 steps = int(sys.argv[3]) if len(sys.argv) > 3 else 100

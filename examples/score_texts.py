@@ -12,8 +12,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from minigpt import GPTModel, GPTTokenizer
-from minigpt.evaluation.perplexity import perplexity
+from minigpt import GPTModel, GPTTokenizer, perplexity
 
 SENTENCES = [
     "Once upon a time there was a king who had three daughters, and the youngest was the fairest.",
