@@ -12,7 +12,7 @@ from ..bundled import BUNDLED_MODEL
 from .terminal import complete_source, write
 
 if TYPE_CHECKING:
-    from ..describe import SourceDescription
+    from ..description import SourceDescription
 
 
 @click.command(
@@ -28,7 +28,7 @@ def info(source: str, as_json: bool) -> None:
 
     Reads config.json and the headers of the weight files, not the weights.
     """
-    from ..describe import describe
+    from ..description import describe
 
     description = describe(source)
     write((json.dumps(asdict(description)) if as_json else _table(description)) + "\n")

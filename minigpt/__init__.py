@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .config import GPTConfig as GPTConfig
     from .conversion.convert import convert as convert
     from .conversion.gguf_export import save_gguf as save_gguf
+    from .description import describe as describe
     from .errors import CheckpointError as CheckpointError
     from .errors import ConfigError as ConfigError
     from .errors import InputError as InputError
@@ -55,6 +56,7 @@ _MODULES = {
     "TrainingConfig": ".training.config",
     "compare": ".evaluation.perplexity",
     "convert": ".conversion.convert",
+    "describe": ".description",
     "perplexity": ".evaluation.perplexity",
     "save_gguf": ".conversion.gguf_export",
     "train": ".training.create",

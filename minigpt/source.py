@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,12 +45,12 @@ class ModelSource:
     """
 
     path: Path
-    files: Path | GGUF
+    files: Path | GGUF = field(repr=False)
     config: GPTConfig
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint = field(repr=False)
     quantized: str | None
     prefix: str
-    names: dict[str, str]
+    names: dict[str, str] = field(repr=False)
 
     @cached_property
     def tied(self) -> bool:

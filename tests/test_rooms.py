@@ -36,7 +36,7 @@ reference_gpt
 model
 generation
 conversion
-api describe
+api description gguf
 evaluation training
 benchmark evaluate questions tasks
 cli

@@ -1,6 +1,6 @@
 """Any model source → a folder of another dtype, one tensor at a time.
 
-    minigpt.conversion.convert.convert("cerebras/Cerebras-GPT-13B", "gpt-13b-int8", dtype="int8")
+    minigpt.convert("cerebras/Cerebras-GPT-13B", "gpt-13b-int8", dtype="int8")
 
 A folder of f32 or bf16 is in Hugging Face layout. One of int8 or int4 holds the panels that the
 kernels read (docs/format.md): it is mapped into memory as it is, and needs no loading. Memory holds

@@ -38,3 +38,9 @@ def test_old_names_are_the_new_objects() -> None:
     assert evaluate.common_ids is rooms.perplexity.common_ids
     for module in (evaluate, questions, tasks):
         assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_save_gguf_is_still_in_minigpt_gguf() -> None:
+    from minigpt.gguf import save_gguf
+
+    assert save_gguf is minigpt.save_gguf

@@ -1,6 +1,6 @@
 """The sizes, dtype and memory needs of a model source, from its headers alone.
 
-minigpt.describe.describe("cerebras/Cerebras-GPT-111M").memory_bytes
+minigpt.describe("cerebras/Cerebras-GPT-111M").memory_bytes
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class SourceDescription:
     """The facts that `describe` finds; the fields of `minigpt info --json`.
 
     source              the path of the folder or GGUF file
-    model_type … activation_function  the config's
+    model_type … activation_function  as in GPTConfig
     tied_head           whether the head is wte, as config.json and the headers say
     parameters          their number; a tied head counts once
     dtype               of the stored weights: "int8", "int4", or all float types, as "bf16+f32"

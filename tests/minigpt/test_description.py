@@ -1,4 +1,4 @@
-"""What `describe` says of a source: sizes by hand, dtypes as stored, memory as it will be."""
+"""`describe`: the dtype and head of a source, its parameters, and its memory once loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from minigpt.bundled import BUNDLED_MODEL
 from minigpt.checkpoint import Checkpoint
 from minigpt.conversion.convert import convert
-from minigpt.describe import describe
+from minigpt.description import describe
 from minigpt.errors import SourceError
 from minigpt.source import open_source
 from minigpt.weights.loading import load_weights
