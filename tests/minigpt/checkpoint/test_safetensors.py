@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minigpt.checkpoint import open_checkpoint, write_safetensors
+from minigpt.checkpoint import TensorInfo, open_checkpoint, write_safetensors, write_tensors
 from minigpt.checkpoint.safetensors import read_safetensors
 from minigpt.checkpoint.tensors import NUMPY_DTYPE
 from minigpt.errors import CheckpointError
@@ -162,6 +162,16 @@ def test_a_file_with_changed_bytes_is_read_or_refused(
             assert tensor.read().dtype == NUMPY_DTYPE[tensor.info.dtype]
     except CheckpointError as error:
         assert "\n" not in str(error)
+
+
+def test_an_array_of_another_dtype_is_not_cast(tmp_path: Path) -> None:
+    """float32 written as BF16 would become integers; another byte order of the dtype is fine."""
+    info = TensorInfo("x", "BF16", (2,), 4)
+    with pytest.raises(TypeError, match="Cannot cast"):
+        write_tensors(tmp_path / "x", [info], lambda info: [np.ones(2, np.float32)])
+    assert not list(tmp_path.iterdir())
+    write_tensors(tmp_path / "x", [info], lambda info: [np.array([1, 2], ">u2")])
+    assert (tmp_path / "x").read_bytes()[-4:] == b"\1\0\2\0"
 
 
 def test_only_dtypes_of_the_format_are_written(tmp_path: Path) -> None:
