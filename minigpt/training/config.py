@@ -16,7 +16,7 @@ _TOKENS_PER_PARAMETER = 20  # compute-optimal: Hoffmann et al. 2022, arXiv 2203.
 _MAX_EPOCHS = 16  # further repetitions of a text gain little: Muennighoff et al. 2023, 2305.16264
 _EVALUATIONS = 50  # of a run, by default
 _MAX_VALIDATION_TOKENS = 2**17  # by default
-_MAX_INTEGER = 2**53 - 1  # every JSON reader returns integers up to here exactly
+MAX_INTEGER = 2**53 - 1  # every JSON reader returns integers up to here exactly
 _MAX_NUMBER = 1e30  # well inside the range of float32
 _ABOVE_0, _BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
 
@@ -140,7 +140,7 @@ def _checked_integer(config: TrainingConfig, name: str, minimum: int) -> int | N
         return None
     number = checked_integer(name, value, minimum)
     # Separate, for the message to name the upper bound only to those who exceed it.
-    return number if number <= _MAX_INTEGER else checked_integer(name, value, minimum, _MAX_INTEGER)
+    return number if number <= MAX_INTEGER else checked_integer(name, value, minimum, MAX_INTEGER)
 
 
 def _checked_number(

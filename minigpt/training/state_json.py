@@ -16,14 +16,13 @@ from ..arguments import checked_integer
 from ..checkpoint.strict_json import read_json_object
 from ..config import GPTConfig
 from ..errors import CheckpointError, InputError, short_repr
-from .config import RunConfig, checked_config
+from .config import MAX_INTEGER, RunConfig, checked_config
 
 TEXT = "text.tokens"
 VALIDATION = "held-out.tokens"
 
 _VERSION = 1
 _MAX_BYTES = 1_000_000
-_MAX_INTEGER = 2**53 - 1
 
 # Keys of the file that differ from the names of their fields.
 _KEYS = {
@@ -138,7 +137,7 @@ def _state(values: dict[str, Any], where: str) -> TrainState:
             is_number = type(value) in (int, float) and value >= 0
             if not is_number and not (name == "best_loss" and value is None):
                 raise CheckpointError(f"{where}: {key} cannot be {short_repr(value)}")
-        elif type(value) is not int or not 0 <= value <= _MAX_INTEGER:
+        elif type(value) is not int or not 0 <= value <= MAX_INTEGER:
             raise CheckpointError(f"{where}: {key} cannot be {short_repr(value)}")
     return TrainState(**named)
 
