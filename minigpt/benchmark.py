@@ -123,7 +123,7 @@ def measure(
     _decode_rate(model, cache, slot, depth, gen_tokens)
     peak = peak_rss_bytes()  # before the stream's buffer is allocated
 
-    team = Team(model.engine._team.size)
+    team = Team(model.engine.threads)
     data = np.ones(_STREAM_BYTES // 4, np.float32)  # zeros would share one page
     _stream_rate(team, data)
     rates = []

@@ -60,8 +60,22 @@ OLD_NAMES = {
     "BESIDE": "AUX_DTYPE",
     "turn_square": "transpose_16x16",
     "foretell": "predict",
+    "judged": "scored",
     "hire": "start",
     "dismiss": "stop",
+    "take_grads": "pop_grads",
+    "flaw": "error",
+    "told": "reported",
+    "slope": "derivative",
+    "turned": "transposed",
+    "worth": "scale",
+    "piece": "chunk",
+    "place": "offset",
+    "held": "stored",
+    "shown": "short_repr",
+    "least": "minimum",
+    "most": "maximum",
+    "greatest": "maximum",
 }
 
 
