@@ -1,5 +1,11 @@
 """Text to token ids and back: byte-level BPE, in Python and compiled.
 
+tokenizer.py   GPTTokenizer: encode and decode
+bpe.py         the algorithm, in Python; compiled.py: the same by kernels/bpe/, for long texts
+vocabulary.py  tokens, merges and added tokens; files.py, parsing.py: their files, read and checked
+training.py    a vocabulary learned from texts
+disk_cache.py  parsed vocabularies, stored for the next process
+
 `from minigpt.tokenizer import GPTTokenizer` imports the class when it is first used.
 """
 
