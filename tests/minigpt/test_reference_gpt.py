@@ -89,8 +89,8 @@ def test_gradients_are_those_of_finite_differences(variant, ids, targets) -> Non
             loss_and_grads({**params, name: param + step * direction}, config, ids, targets)[0]
             for step in (h, -h)
         )
-        slope = np.sum(grads[name] * direction)
-        assert slope == pytest.approx((above - below) / (2 * h), rel=1e-6, abs=1e-9), name
+        derivative = np.sum(grads[name] * direction)
+        assert derivative == pytest.approx((above - below) / (2 * h), rel=1e-6, abs=1e-9), name
 
 
 def test_targets_of_minus_100_do_not_count(ids, targets) -> None:
