@@ -31,7 +31,7 @@ def start() -> Worker:
     here, there = context.Pipe()
     process = context.Process(target=serve, args=(there,), daemon=True)
     process.start()
-    there.close()  # so that recv() fails when the process dies
+    there.close()  # recv() then fails when the process dies
     return Worker(process, here)
 
 
