@@ -273,7 +273,7 @@ def test_wrong_stop_strings_are_errors(stop: object) -> None:
         text_of([0], stop=stop)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.text("ab", max_size=24),
     st.lists(st.text("ab", min_size=1, max_size=5), max_size=3),

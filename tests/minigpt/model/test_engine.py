@@ -25,25 +25,25 @@ CONFIG = GPTConfig.from_dict(
 
 
 def random_weights(dtype: str, rounded: bool = False) -> Weights:
-    """rounded: held as float32, the matrices of values that bfloat16 has"""
+    """rounded: stored as float32, the values of the matrices rounded to bfloat16"""
     rng = np.random.default_rng(5)
     shapes = tensor_shapes(CONFIG)
-    held, scales = {}, {}
+    tensors, scales = {}, {}
     for name, shape in shapes.items():
         tensor = rng.standard_normal(shape, np.float32) * np.float32(0.4)
         if len(shape) == 2 and rounded:
             tensor = bf16_to_f32(f32_to_bf16(tensor))
         if dtype in QUANTIZED and is_packed(name, shape):
             factor = tensor.T if is_transposed(name) else tensor
-            held[name], scales[name] = reference.quantized_panels(
+            tensors[name], scales[name] = reference.quantized_panels(
                 *reference.quantized(factor, dtype)
             )
         else:
-            held[name] = _held(name, tensor, np.float32 if dtype == "f32" else np.uint16)
-    return Weights(held, scales, shapes, dtype, "")
+            tensors[name] = _stored(name, tensor, np.float32 if dtype == "f32" else np.uint16)
+    return Weights(tensors, scales, shapes, dtype, "")
 
 
-def _held(name: str, tensor: np.ndarray, dtype: type) -> np.ndarray:
+def _stored(name: str, tensor: np.ndarray, dtype: type) -> np.ndarray:
     if is_packed(name, tensor.shape):
         return reference.panels(tensor.T if is_transposed(name) else tensor, dtype)
     return f32_to_bf16(tensor) if tensor.ndim == 2 and dtype == np.uint16 else tensor
@@ -76,41 +76,41 @@ def ids() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def whole(engine: Engine, ids: np.ndarray) -> np.ndarray:
+def expected_logits(engine: Engine, ids: np.ndarray) -> np.ndarray:
     """The logits at every one of 650 tokens read at once: [650, V]."""
     return engine.forward(new_cache(engine), [0], [ids], last=None)
 
 
-def test_a_prompt_longer_than_a_chunk_is_read_like_one(engine, ids, whole):
+def test_a_prompt_longer_than_a_chunk_is_read_like_one(engine, ids, expected_logits):
     assert len(ids) > ROWS
     cuts = [0, 1, 2, 40, 300, 301, 512, 650]
-    pieces = [([0], [ids[a:b]]) for a, b in pairwise(cuts)]
-    for logits, end in zip(forward(engine, pieces), cuts[1:], strict=True):
-        assert logits.tobytes() == whole[end - 1].tobytes()
+    passes = [([0], [ids[a:b]]) for a, b in pairwise(cuts)]
+    for logits, end in zip(forward(engine, passes), cuts[1:], strict=True):
+        assert logits.tobytes() == expected_logits[end - 1].tobytes()
 
 
-def test_token_by_token(engine, ids, whole):
+def test_token_by_token(engine, ids, expected_logits):
     logits = forward(engine, [([0], [ids[t : t + 1]]) for t in range(130)])
-    assert np.vstack(logits).tobytes() == whole[:130].tobytes()
+    assert np.vstack(logits).tobytes() == expected_logits[:130].tobytes()
 
 
-def test_a_batch_is_each_alone(engine, ids, whole):
+def test_a_batch_is_each_alone(engine, ids, expected_logits):
     first, then = forward(
         engine,
         [([2, 0, 1], [ids[:70], ids[:1], ids[:555]]), ([1, 2], [ids[555:556], ids[70:200]])],
     )
-    assert first.tobytes() == whole[[69, 0, 554]].tobytes()
-    assert then.tobytes() == whole[[555, 199]].tobytes()
+    assert first.tobytes() == expected_logits[[69, 0, 554]].tobytes()
+    assert then.tobytes() == expected_logits[[555, 199]].tobytes()
 
 
 @pytest.mark.threads
 @pytest.mark.parametrize("threads", [1, 3])
-def test_any_number_of_threads(engine, ids, whole, threads):
+def test_any_number_of_threads(engine, ids, expected_logits, threads):
     other = Engine(CONFIG, engine.weights, threads)
     logits = other.forward(new_cache(other), [0], [ids], last=None)
-    assert logits.tobytes() == whole.tobytes()
+    assert logits.tobytes() == expected_logits.tobytes()
     last = other.forward(new_cache(other), [0], [ids[:400]])
-    assert last.tobytes() == whole[399].tobytes()
+    assert last.tobytes() == expected_logits[399].tobytes()
 
 
 def test_bfloat16_weights_give_what_their_float32_values_give(ids):
@@ -125,13 +125,15 @@ def test_bfloat16_weights_give_what_their_float32_values_give(ids):
     np.testing.assert_allclose(a, b, rtol=0, atol=2e-2 * np.abs(b).max() if BF16_PRODUCTS else 0)
 
 
-def test_rounded_keys_and_values_change_little(engine, ids, whole):
+def test_rounded_keys_and_values_change_little(engine, ids, expected_logits):
     exact = engine.forward(new_cache(engine, dtype="f32"), [0], [ids], last=None)
     limit = 0 if engine.weights.dtype == "f32" else 2e-2
-    np.testing.assert_allclose(whole, exact, rtol=0, atol=limit * np.abs(exact).max())
+    np.testing.assert_allclose(expected_logits, exact, rtol=0, atol=limit * np.abs(exact).max())
 
 
-def test_a_pass_that_fails_leaves_the_lengths_as_they_were(engine, ids, whole, monkeypatch):
+def test_a_pass_that_fails_leaves_the_lengths_as_they_were(
+    engine, ids, expected_logits, monkeypatch
+):
     cache = new_cache(engine)
     engine.forward(cache, [0], [ids[:20]])
     with monkeypatch.context() as patch:
@@ -139,21 +141,21 @@ def test_a_pass_that_fails_leaves_the_lengths_as_they_were(engine, ids, whole, m
         with pytest.raises(KeyboardInterrupt):
             engine.forward(cache, [0], [ids[:30]])
     assert cache.lengths.tolist() == [20]
-    assert engine.forward(cache, [0], [ids[20:50]]).tobytes() == whole[49].tobytes()
+    assert engine.forward(cache, [0], [ids[20:50]]).tobytes() == expected_logits[49].tobytes()
 
 
-def test_logits_of_the_last_positions_are_those_of_all(engine, ids, whole):
+def test_logits_of_the_last_positions_are_those_of_all(engine, ids, expected_logits):
     """`last` is one number for all sequences or one for each; 0 gives none."""
     cache = new_cache(engine, 3)
     logits = engine.forward(cache, [0, 2, 1], [ids[:40], ids[:7], ids[:9]], last=[3, 0, 9])
-    assert logits.tobytes() == whole[[37, 38, 39, *range(9)]].tobytes()
+    assert logits.tobytes() == expected_logits[[37, 38, 39, *range(9)]].tobytes()
     logits = engine.forward(cache, [1, 2], [ids[9:600], ids[7:10]], last=np.int64(2))
-    assert logits.tobytes() == whole[[598, 599, 8, 9]].tobytes()
+    assert logits.tobytes() == expected_logits[[598, 599, 8, 9]].tobytes()
     assert engine.forward(cache, [0], [ids[40:41]], last=0).shape == (0, CONFIG.vocab_size)
-    assert engine.forward(cache, [0], [ids[41:43]]).tobytes() == whole[42].tobytes()
+    assert engine.forward(cache, [0], [ids[41:43]]).tobytes() == expected_logits[42].tobytes()
 
 
-def test_buffers_are_reused(engine, ids, whole):
+def test_buffers_are_reused(engine, ids, expected_logits):
     """By passes of few tokens, and by longer ones that are not the longest so far."""
     cache = new_cache(engine)
     made = []
@@ -161,7 +163,7 @@ def test_buffers_are_reused(engine, ids, whole):
     for count in (1, 16, 3, 30, 20, 40, 1, 40):
         logits = engine.forward(cache, [0], [ids[start : start + count]])
         start += count
-        assert logits.tobytes() == whole[start - 1].tobytes()
+        assert logits.tobytes() == expected_logits[start - 1].tobytes()
         made.append(cache.workspaces[count <= 16].buffers)
     short, longer, longest = made[0], made[3], made[5]
     expected = [short, short, short, longer, longer, longest, short, longest]
@@ -225,17 +227,19 @@ def test_a_cache_of_another_model_is_refused(engine):
 
 
 @pytest.mark.parametrize("length", [0, 1, 33, KEY_BLOCK - 1, KEY_BLOCK, 200])
-def test_a_truncated_sequence_goes_on_as_if_it_had_never_been_longer(engine, ids, whole, length):
+def test_a_truncated_sequence_goes_on_as_if_it_had_never_been_longer(
+    engine, ids, expected_logits, length
+):
     cache = new_cache(engine)
     engine.forward(cache, [0], [ids[300:640]])
     cache.truncate(0, 0)
     engine.forward(cache, [0], [ids[:330]])
     cache.truncate(0, length)
     logits = engine.forward(cache, [0], [ids[length : length + 60]])
-    assert logits.tobytes() == whole[length + 59].tobytes()
+    assert logits.tobytes() == expected_logits[length + 59].tobytes()
 
 
-def test_forks_go_on_each_for_itself(engine, ids, whole):
+def test_forks_go_on_each_for_itself(engine, ids, expected_logits):
     cache = KVCache(CONFIG, 3, 700, engine.weights.dtype)
     slot = cache.allocate()
     engine.forward(cache, [slot], [ids[:150]])
@@ -243,11 +247,11 @@ def test_forks_go_on_each_for_itself(engine, ids, whole):
     engine.forward(cache, [fork], [ids[:20]])  # another text: changes nothing in the original
     again = cache.fork(slot)
     logits = engine.forward(cache, [again, slot], [ids[150:170], ids[150:160]])
-    assert logits.tobytes() == whole[[169, 159]].tobytes()
+    assert logits.tobytes() == expected_logits[[169, 159]].tobytes()
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_nothing_of_a_damaged_sequence_leaks_into_the_next(engine, ids, whole, wrong):
+def test_nothing_of_a_damaged_sequence_leaks_into_the_next(engine, ids, expected_logits, wrong):
     """NaN in the values that attention weighs with 0 would make its sums NaN."""
     cache = new_cache(engine)
     for end in (
@@ -263,7 +267,7 @@ def test_nothing_of_a_damaged_sequence_leaks_into_the_next(engine, ids, whole, w
         end()
         length = int(cache.lengths[0])
         logits = engine.forward(cache, [0], [ids[length : KEY_BLOCK + 20]])
-        assert logits.tobytes() == whole[KEY_BLOCK + 19].tobytes()
+        assert logits.tobytes() == expected_logits[KEY_BLOCK + 19].tobytes()
 
 
 def damage(cache: KVCache, wrong: float, begin: int, end: int) -> None:
