@@ -25,7 +25,7 @@ import numpy as np
 from .activation import exp, exp_bounded
 from .gemm.gemm import as_a_operand, as_b_operand, configure_tiles, gemm_accumulate, release_tiles
 from .gemm.packing import pack_rows
-from .jit import I64_0, I64_1, jit
+from .jit import I64_0, I64_1, expand, jit
 from .kv_cache import head_offset
 from .layout import KEY_BLOCK, LANES, N_BLOCK, padded
 from .simd import (
@@ -90,7 +90,7 @@ def attention_forward(team, out, lse, qkv, cache, heads, query_blocks, partials)
         _merge_partials(team, out, lse, heads, query_blocks, n, partials)
 
 
-@jit
+@expand
 def _query_block_tasks(team, out, lse, qkv, cache, heads, query_blocks, n):
     """A task is one of the n query blocks in one head, with all its keys."""
     NH, HS, HSP = heads.NH, heads.HS, padded(heads.HS)
@@ -119,7 +119,7 @@ def _query_block_tasks(team, out, lse, qkv, cache, heads, query_blocks, n):
     barrier(team)
 
 
-@jit
+@expand
 def _key_block_tasks(team, qkv, cache, heads, query_blocks, n, partials):
     """A task is one block of keys of one of n single queries in one head; its state → partials."""
     NH, HS, HSP = heads.NH, heads.HS, padded(heads.HS)
@@ -144,7 +144,7 @@ def _key_block_tasks(team, qkv, cache, heads, query_blocks, n, partials):
     barrier(team)
 
 
-@jit
+@expand
 def _merge_partials(team, out, lse, heads, query_blocks, n, partials):
     """The states that _key_block_tasks left, merged for each query and head, to the output."""
     NH, HS, HSP = heads.NH, heads.HS, padded(heads.HS)

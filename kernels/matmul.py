@@ -29,7 +29,7 @@ from .gemm.quantized import (
     quantize_activations,
     quantized_at,
 )
-from .jit import I64_0, I64_1, dispatch_on_types, dtype_of, is_instance, jit
+from .jit import I64_0, I64_1, dispatch_on_types, dtype_of, expand, is_instance, jit
 from .layout import LANES, N_BLOCK, padded, panels_size, qx_stride
 from .simd import (
     AMX,
@@ -106,7 +106,7 @@ class LinearWorkspace(NamedTuple):
 # ---- linear layers --------------------------------------------------------------------------
 
 
-@jit
+@expand
 def linear(team, y, x, layer, mode, workspace):
     """y = x · w + bias in mode SET, y += x · w + bias in mode ADD.
 
@@ -140,7 +140,7 @@ def linear_activation(team, y, pre, x, layer, activation, workspace):
     return saving if is_instance(pre, View) else fused
 
 
-@jit
+@expand
 def linear_backward(team, dx, dlayer, dy, x, layer, workspace):
     """The gradients of y = x · w + bias from dy = ∂loss/∂y.
 

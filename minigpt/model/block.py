@@ -22,7 +22,7 @@ from ..config import GPTConfig
 from ..kernels.activation import activation_backward, activation_forward
 from ..kernels.attention import attention_backward, attention_forward
 from ..kernels.gemm.quantized import QuantizedActivations, QuantizedMatrix
-from ..kernels.jit import dispatch_on_types, is_instance, jit
+from ..kernels.jit import dispatch_on_types, expand, is_instance
 from ..kernels.kv_cache import kv_cache_write
 from ..kernels.layernorm import LayerNorm, layernorm_backward, layernorm_forward
 from ..kernels.matmul import (
@@ -134,7 +134,7 @@ def layer_modules(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-@jit
+@expand
 def block(team, x, layer, cache, heads, tokens, buffers, dims):
     """x += its attention half, then x += its MLP half: View [M, C], in place; fills `buffers`."""
     b = buffers
@@ -155,7 +155,7 @@ def block(team, x, layer, cache, heads, tokens, buffers, dims):
     linear(team, x, b.hidden, layer.mlp_c_proj, ADD, b.workspace)
 
 
-@jit
+@expand
 def block_backward(team, x, layer, dlayer, heads, T, buffers, grads, dims):
     """grads.dx from ∂loss/∂x after the block to ∂loss/∂x before it; adds to the gradients dlayer.
 

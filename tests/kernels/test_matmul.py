@@ -7,6 +7,7 @@ import pytest
 
 from minigpt.kernels import reference
 from minigpt.kernels.activation import GELU
+from minigpt.kernels.jit import jit
 from minigpt.kernels.layout import LANES, bf16_to_f32, padded, panels_size, row_stride
 from minigpt.kernels.matmul import (
     ADD,
@@ -149,6 +150,19 @@ def test_results_are_rounded_to_bfloat16(run, rng):
     np.testing.assert_array_equal(y, reference.bfloat16(case.run(run)))
 
 
+# Functions that Numba expands cannot be called with *arguments, as the fixture `run` does.
+
+
+@jit
+def run_linear(team, y, x, layer, mode, workspace):
+    linear(team, y, x, layer, mode, workspace)
+
+
+@jit
+def run_linear_backward(team, dx, dlayer, dy, x, layer, workspace):
+    linear_backward(team, dx, dlayer, dy, x, layer, workspace)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.uint16, marks=pytest.mark.amx)])
 def test_a_plain_layer_has_the_bits_of_a_packed_one(run, rng, dtype):
     M, K, N = 40, 33, 70
@@ -165,7 +179,7 @@ def test_a_plain_layer_has_the_bits_of_a_packed_one(run, rng, dtype):
     for layer in layers:
         y = np.ones(M * N, np.float32)
         for mode in (SET, ADD):
-            run(linear, View(y, M, N, N), x, layer, mode, workspace)
+            run(run_linear, View(y, M, N, N), x, layer, mode, workspace)
         results.append(y.tobytes())
     assert results[0] == results[1]
 
@@ -210,7 +224,8 @@ def test_backward_is_reference(run, rng, M, K, N, a_dtype, b_dtype):
     )
     stored_x = reference.bfloat16(x) if a_dtype == np.uint16 else x
     run(
-        linear_backward, View(dx.reshape(-1), M, K, ldx), PlainLinear(dw.reshape(-1), dbias, K, N),
+        run_linear_backward, View(dx.reshape(-1), M, K, ldx),
+        PlainLinear(dw.reshape(-1), dbias, K, N),
         View(dy.ravel(), M, N, ldy), View(stored_x.ravel(), M, K, ldx),
         PlainLinear(w.ravel(), dbias, K, N), workspace,
     )  # fmt: skip

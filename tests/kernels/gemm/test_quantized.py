@@ -45,6 +45,11 @@ SHAPES = [
 ]
 
 
+@jit
+def run_linear(team, y, x, layer, mode, buffer):
+    linear(team, y, x, layer, mode, buffer)  # it is expanded: `run` cannot call it
+
+
 def run_product(run, x, q, scales, bias, mode=SET, start=np.nan):
     """y [M, N], written in rows that are N + 3 apart."""
     (M, K), N = x.shape, q.shape[1]
@@ -53,8 +58,8 @@ def run_product(run, x, q, scales, bias, mode=SET, start=np.nan):
     y = np.full((M, N + 3), start, np.float32)
     layer = PackedLinear(QuantizedMatrix(*reference.quantized_panels(q, *scales)), bias, K, N)
     run(
-        linear, View(y.reshape(-1), M, N, N + 3), View(rows.ravel(), M, K, row_stride(K)), layer,
-        mode, make_quantized_activations(max(M, 3), K),
+        run_linear, View(y.reshape(-1), M, N, N + 3), View(rows.ravel(), M, K, row_stride(K)),
+        layer, mode, make_quantized_activations(max(M, 3), K),
     )  # fmt: skip
     return y[:, :N]
 
