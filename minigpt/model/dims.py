@@ -20,7 +20,8 @@ _ACTIVATIONS = {
 
 
 class Dims(NamedTuple):
-    """
+    """The dimensions and constants of a model.
+
     L                number of layers
     C                n_embd, the width of the residual stream
     NH, HS           number of heads and head size, C = NH · HS

@@ -75,7 +75,8 @@ class Learner:
         dtype: str = "f32",
         recompute: bool = False,
     ) -> None:
-        """
+        """Start the threads; memory for gradients is allocated here, for moments by the first step.
+
         tensors    C-contiguous float32 arrays of every name in the table; `step` updates them in
                    place
         threads    the number of threads that compute
