@@ -74,6 +74,11 @@ def convert(
             f"Invalid value for '--calibrate': it is for int4, not {dtype}",
             click.get_current_context(),
         )
+    if threads and to == "gguf":
+        raise click.UsageError(
+            "Invalid value for '--threads': it is for a folder; one thread writes a gguf",
+            click.get_current_context(),
+        )
     from ..conversion.convert import convert as write_folder
     from ..conversion.gguf_export import save_gguf
 

@@ -2,7 +2,8 @@
 
     0    done; also if the reader of stdout has gone, as in `minigpt generate … | head -c 10`
     1    a file or its data is bad, or memory or disk is exhausted
-    2    the command line is wrong
+    2    the command line is wrong: an unknown option, or one out of its range, even if it takes the
+         model to know the range
     130  interrupted by Ctrl-C
 
 A failure prints one line on stderr, `Error: …`, and never a traceback.
@@ -39,7 +40,7 @@ def _run(args: list[str]) -> int:
     # Imported here for Ctrl-C during the imports to be handled in `main`.
     import click
 
-    from ..errors import MinigptError
+    from ..errors import InputError, MinigptError
     from .commands import cli
     from .terminal import describe_bug, fail, prepare
 
@@ -48,12 +49,17 @@ def _run(args: list[str]) -> int:
         if "_MINIGPT_COMPLETE" in os.environ:  # the shell asks for completions
             cli.main(args, prog_name="minigpt")
         with cli.make_context("minigpt", args) as context:
-            cli.invoke(context)
+            try:
+                cli.invoke(context)
+            except InputError as error:
+                command = cli.commands[context.invoked_subcommand or ""]
+                is_option = error.argument in [parameter.name for parameter in command.params]
+                return fail(str(error), 2 if is_option else 1)
     except click.exceptions.Exit as done:  # raised by --help and --version
         return done.exit_code
     except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "minigpt"
-        return fail(f"{error.format_message()} (try '{command} --help')", 2)
+        path = error.ctx.command_path if error.ctx else "minigpt"
+        return fail(f"{error.format_message()} (try '{path} --help')", 2)
     except MinigptError as error:
         return fail(str(error), 1)
     except BrokenPipeError:

@@ -342,11 +342,11 @@ def _shower(verbose: bool) -> Callable[[StepReport], None]:
 
 
 def _line(report: StepReport) -> str:
-    """step 120 of 4000   loss 3.2100   held out 3.4000   8123 tokens/s   12:05 left"""
+    """step 120 of 4000   loss 3.2100   validation 3.4000   8123 tokens/s   12:05 left"""
     parts = [f"step {report.step} of {report.steps}", f"loss {report.loss:.4f}"]
     if report.validation_loss is not None:
-        parts.append(f"held out {report.validation_loss:.4f}")
+        parts.append(f"validation {report.validation_loss:.4f}")
     elif report.best_loss is not None:
-        parts.append(f"best held out {report.best_loss:.4f}")
+        parts.append(f"best validation {report.best_loss:.4f}")
     parts += [f"{report.tokens_per_s:.0f} tokens/s", f"{clock(report.seconds_left)} left"]
     return "   ".join(parts)

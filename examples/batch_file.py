@@ -26,7 +26,7 @@ for line in lines:
         request = scheduler.add(tokenizer.encode(line), max_new_tokens, temperature=0.8, seed=1)
         prompts[request] = line
 
-while scheduler.unfinished:
+while scheduler.num_unfinished:
     for event in scheduler.step():
         if event.finished:
             text = tokenizer.decode(event.request.token_ids, skip_special_tokens=True)

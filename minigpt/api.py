@@ -42,7 +42,7 @@ class GPTModel:
         ids = model.generate(ids, max_new_tokens=64)     # int64 [B, T + n]
 
     config  the GPTConfig
-    dtype   "f32", "bf16", "int8" or "int4": how the matrices are stored
+    dtype   data type of the weight matrices: "f32", "bf16", "int8" or "int4"
     source  the folder or GGUF file it was loaded from
 
     Several threads may use one model: they take turns, pass by pass. Ctrl-C ends a call and leaves
@@ -70,13 +70,13 @@ class GPTModel:
 
         source   a folder in Hugging Face layout, a folder that `minigpt convert` or `train` wrote,
                  a GGUF file, or a hub id; by default the bundled model
-        dtype    how the matrices are stored in memory: "f32", "bf16", "int8", "int4"; "auto": as
-                 the source stores them (f16 and f64 as f32)
-        threads  how many threads compute, from 1 to 256; None: one for each processor that this
-                 process may use
+        dtype    data type of the weight matrices in memory: "f32", "bf16", "int8" or "int4";
+                 "auto": that of the source, but f32 for f16 and f64
+        threads  number of threads that compute, from 1 to 256. Default: one per processor of this
+                 process
 
-        Raises SourceError (or its children CheckpointError and ConfigError) for a source that is
-        missing, damaged or of an unsupported kind, and InputError for the other arguments.
+        Raises SourceError (or its subclasses CheckpointError and ConfigError) for a source that is
+        missing, damaged or of an unsupported kind, and InputError for a wrong dtype or threads.
         """
         threads = checked_threads(threads)
         opened = open_source(source)
@@ -130,8 +130,8 @@ class GPTModel:
         max_new_tokens  generate at most this many tokens, an integer from 0. Fewer where
                         eos_token_id comes, or where prompt and new tokens together fill the
                         model's context, n_positions
-        temperature     0 takes the likeliest token each time, and top_k, top_p, min_p and seed
-                        change nothing. Above 0 tokens are drawn from softmax(logits ÷ temperature):
+        temperature     0 takes the likeliest token each time; top_k, top_p, min_p and seed are
+                        then ignored. Above 0 tokens are drawn from softmax(logits ÷ temperature):
                         below 1 sharpens, above 1 flattens the distribution. Any finite number
         top_k           keep only the k likeliest tokens: an integer from 1, or None for all
         top_p           keep only the smallest set of likeliest tokens whose probabilities sum to
@@ -190,20 +190,21 @@ class GPTModel:
         return generation.stream(self, ids, params)
 
     def loss_and_grad(self, ids: Any, targets: Any) -> tuple[float, dict[str, np.ndarray]]:
-        """The mean cross-entropy of predicting the targets, and its gradient.
+        """The mean cross-entropy loss, and its gradient with respect to every parameter.
 
             loss, grads = model.loss_and_grad(ids[:, :-1], ids[:, 1:])
 
         ids      integers [B, T], or [T] for B = 1
-        targets  integers of the ids' shape: targets[b, t] is the token after ids[b, t]; -100 is
-                 ignored
+        targets  integers of the shape of `ids`: targets[b, t] is the token after ids[b, t]; -100
+                 is ignored
 
-        Returns the loss in nats, a float, and {tensor name in the checkpoint: float32 array of its
-        shape}; a tied head's gradient belongs to wte.weight. With dtype "bf16" products multiply
-        bfloat16, else float32; the gradient of int8 and int4 weights is taken at their dequantized
-        values. The first call makes float32 copies of the weights, which stay in memory.
+        Returns the loss in nats, a float, and the gradients: {tensor name in the checkpoint:
+        float32 array of the tensor's shape}. The gradient of a tied head is added to that of
+        wte.weight. Operands of matrix products are bfloat16 for a model of dtype "bf16", else
+        float32; int8 and int4 weights are dequantized. The first call makes float32 copies of the
+        weights, which stay in memory.
 
-        Raises InputError for ids and targets that are not tokens or not of one shape, and for
+        Raises InputError for ids or targets that are not tokens, for different shapes, and for
         targets that are all ignored.
         """
         batch = checked_batch(ids, self.config)
@@ -227,11 +228,12 @@ class GPTModel:
         return Learner(self.config, tensors, self.engine.threads, dtype)
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: str = "f32") -> None:
-        """Write the model in Hugging Face layout: config.json and model.safetensors.
+        """Save the model in Hugging Face layout: config.json, model.safetensors, tokenizer files.
 
-        folder  where; it is made where it is missing. The source's tokenizer files are copied, too
-        dtype   how the matrices are stored, "f32" or "bf16"
+        folder  the folder to write to, created if it does not exist. Tokenizer files are copied
+                from the model's source, except those that the folder already has
+        dtype   data type of the matrices in the file, "f32" or "bf16"; vectors are float32
 
-        Raises InputError for another dtype, and SourceError where the folder cannot be written.
+        Raises InputError for another dtype, and SourceError if the folder cannot be written.
         """
         save_model(self.config, self.engine.weights, self.source, folder, dtype)

@@ -1,8 +1,8 @@
 """Checks of arguments: one function and one wording for each kind of argument.
 
 `checked_x(name, value, …)` returns the value as a plain Python or NumPy type, or raises InputError
-with one line: `name value: must be …`. Compiled kernels do not check bounds, so every integer
-that becomes an index or a size passes through here first.
+with one line, `name value: must be …`, and the name as its `argument`. Compiled kernels do not
+check bounds, so every integer that becomes an index or a size passes through here first.
 """
 
 from __future__ import annotations
@@ -53,9 +53,8 @@ def checked_integer(
         if minimum <= number and (maximum is None or number <= maximum):
             return number
     bounds = f"from {minimum}" if maximum is None else f"from {minimum} to {maximum}"
-    raise InputError(
-        f"{name} {short_repr(value)}: must be an integer {bounds}" + (f", {what}" if what else "")
-    )
+    explanation = f", {what}" if what else ""
+    raise InputError(f"{name} {short_repr(value)}: must be an integer {bounds}{explanation}", name)
 
 
 def checked_number(name: str, value: object, allowed: str, minimum: float, maximum: float) -> float:
@@ -67,7 +66,7 @@ def checked_number(name: str, value: object, allowed: str, minimum: float, maxim
     number = as_float(value)
     if minimum <= number <= maximum and math.isfinite(number):
         return number
-    raise InputError(f"{name} {short_repr(value)}: must be {allowed}")
+    raise InputError(f"{name} {short_repr(value)}: must be {allowed}", name)
 
 
 def checked_choice(name: str, value: object, choices: Sequence[Choice]) -> Choice:
@@ -75,18 +74,20 @@ def checked_choice(name: str, value: object, choices: Sequence[Choice]) -> Choic
     for choice in choices:
         if isinstance(value, str) and value == choice:
             return choice
-    raise InputError(f"{name} {short_repr(value)}: must be one of {', '.join(choices)}")
+    raise InputError(f"{name} {short_repr(value)}: must be one of {', '.join(choices)}", name)
 
 
 def checked_strings(name: str, value: object) -> list[str]:
     """A string or a list of strings, none of them empty, as a list."""
     if not isinstance(value, str | list | tuple):
-        raise InputError(f"{name}: {type(value).__name__}; must be a string or a list of strings")
+        raise InputError(
+            f"{name}: {type(value).__name__}; must be a string or a list of strings", name
+        )
     strings = [value] if isinstance(value, str) else list(value)
     for item in strings:
         if not isinstance(item, str) or not item:
             raise InputError(
-                f"{name} {short_repr(item)}: must be a string of at least one character"
+                f"{name} {short_repr(item)}: must be a string of at least one character", name
             )
     return strings
 
@@ -94,13 +95,14 @@ def checked_strings(name: str, value: object) -> list[str]:
 def checked_text(name: str, value: object) -> str:
     """A str that UTF-8 can encode: one without a lone surrogate."""
     if not isinstance(value, str):
-        raise InputError(f"{name}: {type(value).__name__}; must be a str")
+        raise InputError(f"{name}: {type(value).__name__}; must be a str", name)
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(
             f"{name}: has {value[error.start]!a}, a lone surrogate, at {error.start}; "
-            "must consist of characters"
+            "must consist of characters",
+            name,
         ) from None
     return value
 

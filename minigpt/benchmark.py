@@ -159,12 +159,15 @@ def _check(config: GPTConfig, prompt_tokens: int, gen_tokens: int, depth: int, r
     checked_integer("gen_tokens", gen_tokens, 1)
     checked_integer("depth", depth, 0)
     checked_integer("reps", reps, 1)
-    lengths = {"prompt_tokens": prompt_tokens, "depth + gen_tokens": depth + gen_tokens}
-    for name, value in lengths.items():
+    for argument, name, value in (
+        ("prompt_tokens", "prompt_tokens", prompt_tokens),
+        ("depth", "depth + gen_tokens", depth + gen_tokens),
+    ):
         if value > config.n_positions:
             raise InputError(
                 f"{name} {short_repr(value)}: this model's context is {config.n_positions} tokens; "
-                "take fewer"
+                "take fewer",
+                argument,
             )
 
 

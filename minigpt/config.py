@@ -17,7 +17,15 @@ from .errors import ConfigError, short_repr
 if TYPE_CHECKING:
     from .checkpoint.gguf import GGUF
 
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu")
+# {Hugging Face's name of an activation function: its formula}; "gelu" is exact, by erf.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+}
 
 _MAX_CONFIG_BYTES = 16_000_000
 _MAX_SIZE = 2**24  # of any dimension; a product of two fits an int64 easily
@@ -40,7 +48,7 @@ class GPTConfig:
     n_layer, n_head, n_embd        L, NH and C; C is a multiple of NH
     n_inner                        H, the width of the MLP; default 4·C
     n_positions, vocab_size        the longest sequence, and V
-    activation_function            one of ACTIVATIONS; "gelu" is exact, by erf
+    activation_function            Hugging Face's name, a key of ACTIVATIONS
     layer_norm_epsilon             added to the variance under the root
     scale_attn_weights             attention scores ÷ √HS (÷ HS where mup_scale_qk_dot_by_d)
     scale_attn_by_inverse_layer_idx    … and ÷ (layer index + 1)
@@ -73,6 +81,11 @@ class GPTConfig:
     def head_size(self) -> int:
         """HS = C ÷ NH."""
         return self.n_embd // self.n_head
+
+    @property
+    def activation(self) -> str:
+        """The formula of the activation function: "gelu", "gelu_tanh", "relu" or "silu"."""
+        return ACTIVATIONS[self.activation_function]
 
     @classmethod
     def from_file(cls, path: Path) -> GPTConfig:
@@ -168,7 +181,7 @@ class GPTConfig:
 
 
 def _activation(read: _Reader) -> str:
-    """One of ACTIVATIONS; "swish", which Hugging Face accepts too, is the older name of silu."""
+    """A key of ACTIVATIONS; "swish", which Hugging Face accepts too, is the older name of silu."""
     name = read.choice("activation_function", "gelu_new", (*ACTIVATIONS, "swish"))
     return "silu" if name == "swish" else name
 

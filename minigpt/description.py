@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .bundled import BUNDLED_MODEL
 from .model.kv_cache import kv_cache_bytes
 from .source import ModelSource, open_source
-from .weights.table import HEAD, parameter_count, tensor_shapes, weights_bytes
+from .weights.table import HEAD, parameter_count, weights_bytes
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,12 @@ def describe(source: str | os.PathLike[str] | ModelSource = BUNDLED_MODEL) -> So
     config, names, infos = opened.config, opened.names, opened.checkpoint.tensors
     if opened.quantized:
         tied = HEAD not in names
-        stored = memory_dtype = opened.quantized
+        stored = opened.quantized
     else:
         tied = config.tie_word_embeddings or HEAD not in names
-        found = [infos[names[name]] for name in tensor_shapes(config)]
-        stored = "+".join(sorted({info.dtype for info in found})).lower()
-        # the dtype "auto": vectors, few and small, are f32 in any case
-        matrices = {info.dtype for info in found if len(info.shape) == 2}
-        memory_dtype = "bf16" if matrices == {"BF16"} else "f32"
-    weights = weights_bytes(config, memory_dtype, tied)
-    cache = kv_cache_bytes(config, 1, config.n_positions, memory_dtype)
+        stored = "+".join(sorted({infos[name].dtype for name in names.values()})).lower()
+    weights = weights_bytes(config, opened.auto_dtype, tied)
+    cache = kv_cache_bytes(config, 1, config.n_positions, opened.auto_dtype)
     return SourceDescription(
         source=str(opened.path),
         model_type=config.model_type,

@@ -25,7 +25,15 @@ class TokenizerError(SourceError):
 
 
 class InputError(MinigptError, ValueError):
-    """An argument is wrong: ids, targets, an option out of its range, a prompt that is too long."""
+    """An argument is wrong: ids, targets, an option out of its range, a prompt that is too long.
+
+    argument  the name of the argument that is out of its range; None for an error in what a file
+              or a text contains. The command line exits with code 2 where it is one of its options
+    """
+
+    def __init__(self, message: str, argument: str | None = None) -> None:
+        super().__init__(message)
+        self.argument = argument
 
 
 def short_repr(value: object) -> str:

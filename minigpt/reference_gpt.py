@@ -37,10 +37,9 @@ Params = dict[str, Array]
 Hook = Callable[[str, Array], None] | None
 Saved = list[tuple[Array, ...]]
 
-_gelu_tanh = ops.gelu_tanh_forward, ops.gelu_tanh_backward
 _ACTIVATIONS = {
     "gelu": (ops.gelu_forward, ops.gelu_backward),
-    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), _gelu_tanh),
+    "gelu_tanh": (ops.gelu_tanh_forward, ops.gelu_tanh_backward),
     "relu": (ops.relu_forward, ops.relu_backward),
     "silu": (ops.silu_forward, ops.silu_backward),
 }
@@ -61,9 +60,10 @@ def load(source: str | os.PathLike[str] | ModelSource) -> tuple[GPTConfig, Param
 def forward(
     params: Params, config: GPTConfig, ids: Any, hook: Hook = None, saved: Saved | None = None
 ) -> Array:
-    """ids [B, T] → logits [B, T, V]
+    """ids [B, T] → logits [B, T, V].
 
-    hook   called with the name ("h.0.mlp.c_fc", "lm_head") and input [B, T, K] of each linear layer
+    hook   called with the name ("h.0.mlp.c_fc", "lm_head") and input [B, T, K] of each linear
+           layer; quantization is calibrated by these inputs (conversion/calibrate.py)
     saved  an empty list, to which the activations that `backward` needs are appended
     """
     ids = np.asarray(ids)  # [B, T]
@@ -102,7 +102,7 @@ def backward(params: Params, config: GPTConfig, ids: Any, dlogits: Array, saved:
 def block_forward(
     x: Array, params: Params, config: GPTConfig, n: int, hook: Hook, saved: Saved | None = None
 ) -> Array:
-    """x [B, T, C] → [B, T, C] after layer n, whose parameters alone are read"""
+    """x [B, T, C] → [B, T, C] after layer n, whose parameters alone are read."""
     h, NH, scale = f"h.{n}", config.n_head, attention_scale(config, n)
     ln_1 = _layernorm_forward(x, params, config, f"{h}.ln_1")  # [B, T, C]
     qkv = _linear_forward(ln_1, params, f"{h}.attn.c_attn", hook)  # [B, T, 3C]
@@ -111,7 +111,7 @@ def block_forward(
     x_mid = x + _linear_forward(attn, params, f"{h}.attn.c_proj", hook)  # [B, T, C]
     ln_2 = _layernorm_forward(x_mid, params, config, f"{h}.ln_2")  # [B, T, C]
     fc = _linear_forward(ln_2, params, f"{h}.mlp.c_fc", hook)  # [B, T, H]
-    act = _ACTIVATIONS[config.activation_function][0](fc)  # [B, T, H]
+    act = _ACTIVATIONS[config.activation][0](fc)  # [B, T, H]
     x_out: Array = x_mid + _linear_forward(act, params, f"{h}.mlp.c_proj", hook)  # [B, T, C]
     if saved is not None:
         saved.append((x, ln_1, q, k, v, attn, x_mid, ln_2, fc, act))
@@ -121,11 +121,11 @@ def block_forward(
 def block_backward(
     dx_out: Array, saved: Saved, params: Params, grads: Params, config: GPTConfig, n: int
 ) -> Array:
-    """dx_out [B, T, C] → dx [B, T, C]; stores the gradients of layer n's parameters in `grads`"""
+    """dx_out [B, T, C] → dx [B, T, C]; adds layer n's parameters to `grads`."""
     h, NH, scale = f"h.{n}", config.n_head, attention_scale(config, n)
     x, ln_1, q, k, v, attn, x_mid, ln_2, fc, act = saved.pop()
     dact = _linear_backward(dx_out, act, params, grads, f"{h}.mlp.c_proj")  # [B, T, H]
-    dfc = _ACTIVATIONS[config.activation_function][1](dact, fc)  # [B, T, H]
+    dfc = _ACTIVATIONS[config.activation][1](dact, fc)  # [B, T, H]
     dln_2 = _linear_backward(dfc, ln_2, params, grads, f"{h}.mlp.c_fc")  # [B, T, C]
     dx_mid = _layernorm_backward(dln_2, x_mid, params, grads, config, f"{h}.ln_2")  # [B, T, C]
     dx_mid += dx_out  # [B, T, C], the gradient of the residual connection
@@ -138,7 +138,7 @@ def block_backward(
 
 
 def attention_scale(config: GPTConfig, n: int) -> float:
-    """The scale of layer n's attention scores: 1/√HS in GPT-2"""
+    """The scale of layer n's attention scores: 1/√HS in GPT-2."""
     scale = 1.0
     if config.scale_attn_weights:
         scale *= config.head_size ** (-1.0 if config.mup_scale_qk_dot_by_d else -0.5)
@@ -193,7 +193,7 @@ def _linear_backward(dy: Array, x: Array, params: Params, grads: Params, name: s
 def loss_and_grads(
     params: Params, config: GPTConfig, ids: Any, targets: Any
 ) -> tuple[float, Params]:
-    """The mean cross-entropy in nats over the targets that are not -100, and its gradients
+    """The mean cross-entropy in nats over the targets that are not -100, and its gradients.
 
     ids, targets  integers [B, T]: targets[b, t] is the token that follows ids[b, t]
     """
@@ -230,7 +230,7 @@ def adamw_step(
 def generate(
     params: Params, config: GPTConfig, ids: Sequence[int], max_new_tokens: int = 64
 ) -> list[int]:
-    """ids and the most likely tokens after them, up to eos_token_id or n_positions; no KV cache"""
+    """ids and the most likely tokens after them, up to eos_token_id or n_positions; no KV cache."""
     ids = list(ids)  # [T]
     for _ in range(min(max_new_tokens, config.n_positions - len(ids))):
         logits = forward(params, config, [ids])  # [1, T, V]

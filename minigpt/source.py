@@ -52,6 +52,19 @@ class ModelSource:
     prefix: str
     names: dict[str, str] = field(repr=False)
 
+    @property
+    def auto_dtype(self) -> str:
+        """The dtype that "auto" loads: that of quantized weights; "bf16" where all matrices are
+        stored as BF16; else "f32".
+
+        A stored head counts: one that equals wte bit for bit is of the same dtype.
+        """
+        if self.quantized:
+            return self.quantized
+        infos = [self.checkpoint.tensors[name] for name in self.names.values()]
+        matrices = {info.dtype for info in infos if len(info.shape) == 2}
+        return "bf16" if matrices == {"BF16"} else "f32"
+
     @cached_property
     def tied(self) -> bool:
         """Whether the head is wte: none is stored, or one that equals wte bit for bit.

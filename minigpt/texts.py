@@ -39,11 +39,11 @@ def _documents(sources: Sequence[str]) -> Iterator[str]:
             for where, value in json_objects(source):
                 yield checked_text(value.get("text"), '"text"', where)
         else:
-            yield read_text(source, MAX_TEXT_BYTES).removeprefix("\ufeff")
+            yield read_text(source, MAX_TEXT_BYTES)
 
 
 def read_text(source: str, max_bytes: int) -> str:
-    """The text of a file, or of standard input for `-`, unchanged: a byte order mark is part of it.
+    """The text of a file, or of standard input for `-`, without a byte order mark at its beginning.
 
     Raises InputError, naming the file, where it cannot be read, is longer than `max_bytes`, or is
     not UTF-8.
@@ -128,7 +128,7 @@ def _read_text(file: BinaryIO, name: str, max_bytes: int) -> str:
             f"{name}: longer than {max_bytes} bytes, the maximum for one text; "
             "split it, or make each text of it a line of a .jsonl file"
         )
-    return _decoded(data, name)
+    return _decoded(data, name).removeprefix("\ufeff")
 
 
 def _lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:

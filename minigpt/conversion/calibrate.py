@@ -38,7 +38,7 @@ def importance(
     config = source.config
     if not ids or not 0 <= min(ids) <= max(ids) < config.vocab_size:
         raise InputError("the text to calibrate with: has no tokens, or some that the model lacks")
-    if config.activation_function == "gelu":
+    if config.activation == "gelu":
         # The tanh formula is faster and near enough: only mean squares are needed.
         config = replace(config, activation_function="gelu_new")
     T = min(SEQUENCE, config.n_positions, len(ids))

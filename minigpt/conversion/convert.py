@@ -77,7 +77,7 @@ def convert(
     """
     dtype = checked_choice("dtype", dtype, DTYPES)
     if calibration is not None and dtype != "int4":
-        raise InputError(f"dtype {dtype}: only int4 can be calibrated")
+        raise InputError(f"dtype {dtype}: only int4 can be calibrated", "dtype")
     folder, threads = checked_folder(folder), checked_threads(threads)
     opened = open_source(source)
     if opened.quantized and dtype in QUANTIZED:

@@ -38,9 +38,9 @@ GGUF_DTYPES = {"f32": F32, "f16": F16, "q8_0": Q8_0}
 _FILE_TYPE = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.cpp's LLAMA_FTYPE
 _CHUNK_BYTES = 16 << 20  # of float32
 
-# llama.cpp computes the first for every GPT-2. The next two are the same formula under another name
-# or to 1e-7; the last, which Cerebras-GPT was trained with, differs by less than 0.0005.
-_EXPORTED_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu")
+# llama.cpp computes GELU by tanh for every GPT-2. The exact GELU, which Cerebras-GPT was trained
+# with, differs by less than 0.0005.
+_EXPORTED_ACTIVATIONS = ("gelu_tanh", "gelu")
 
 
 def save_gguf(
@@ -62,7 +62,7 @@ def save_gguf(
     """
     dtype = checked_choice("dtype", dtype, tuple(GGUF_DTYPES))
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
-        raise InputError(f"path {short_repr(path)}: must be the path of a file")
+        raise InputError(f"path {short_repr(path)}: must be the path of a file", "path")
     opened = open_source(source)
     _check_exportable(opened.config, opened.path)
     vocabulary = read_vocabulary(opened.files)
@@ -88,7 +88,7 @@ def _check_exportable(config: GPTConfig, source: Path) -> None:
     wrong = None
     if config.model_type != "gpt2":
         wrong = f"model_type {config.model_type}"
-    elif config.activation_function not in _EXPORTED_ACTIVATIONS:
+    elif config.activation not in _EXPORTED_ACTIVATIONS:
         wrong = f"activation_function {config.activation_function}"
     elif not config.scale_attn_weights:
         wrong = "scale_attn_weights false"

@@ -58,7 +58,7 @@ def save_model(
 def checked_folder(folder: object) -> Path:
     """The path of a folder to write; raises InputError for anything that is not a path."""
     if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
-        raise InputError(f"folder {short_repr(folder)}: must be the path of a folder")
+        raise InputError(f"folder {short_repr(folder)}: must be the path of a folder", "folder")
     return Path(folder)
 
 

@@ -116,8 +116,8 @@ def compare_on_file(
     a, b = _opened(a), _opened(b)
     ids = common_ids(_tokenizer_of(a), _tokenizer_of(b), text)
     _check_length(len(ids), name_of(file))
-    model_a = _loaded(a, dtype_a, threads, progress)
-    model_b = _loaded(b, dtype_b, threads, progress)
+    model_a = _loaded(a, dtype_a, threads, progress, "dtype_a")
+    model_b = _loaded(b, dtype_b, threads, progress, "dtype_b")
     return compare(model_a, model_b, ids, window, stride, _progress_of(file, progress))
 
 
@@ -168,13 +168,23 @@ def _tokenizer_of(model: GPTModel | ModelSource) -> GPTTokenizer:
 
 
 def _loaded(
-    model: GPTModel | ModelSource, dtype: str, threads: int | None, progress: FileProgress | None
+    model: GPTModel | ModelSource,
+    dtype: str,
+    threads: int | None,
+    progress: FileProgress | None,
+    dtype_argument: str = "dtype",
 ) -> GPTModel:
+    """The model of a source; dtype_argument is the caller's name of `dtype`, for InputError."""
     if isinstance(model, GPTModel):
         return model
     if progress:
         progress(None, 0, 0)
-    return GPTModel.from_pretrained(model, dtype=dtype, threads=threads)
+    try:
+        return GPTModel.from_pretrained(model, dtype=dtype, threads=threads)
+    except InputError as error:
+        if error.argument == "dtype":
+            error.argument = dtype_argument
+        raise
 
 
 def _progress_of(file: str, progress: FileProgress | None) -> Progress | None:

@@ -2,6 +2,6 @@
 
 sampler.py      the distribution of the next token, and the draw from it
 scheduler.py    sequences that join and leave a running batch
-generate.py     a batch to its end, or one sequence as it comes
-text_stream.py  the same as text, up to a stop string
+generate.py     a batch of prompts to completion, or the tokens of one prompt as a stream
+text_stream.py  the continuation of one prompt as text, up to a stop string
 """

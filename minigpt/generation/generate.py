@@ -1,7 +1,6 @@
-"""Generation without a scheduler of one's own: a batch to its end, or one sequence as it comes.
+"""`generate` runs a batch of prompts to completion; `stream` yields the tokens of one prompt.
 
-Both run a scheduler that lives as long as the call. `GPTModel.generate` and `GPTModel.stream`
-document the options.
+Both use a temporary Scheduler. `GPTModel.generate` and `GPTModel.stream` document the options.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def generate(model: GPTModel, ids: Any, params: SamplingParams) -> np.ndarray | list[np.ndarray]:
-    """The continuations of a batch of prompts; see GPTModel.generate."""
+    """A batch of prompts with their continuations; see GPTModel.generate."""
     prompts = checked_prompts(ids, model.config)
     scheduler, requests = schedule(model, prompts, params)
     for _ in events(scheduler):
@@ -37,7 +36,7 @@ def generate(model: GPTModel, ids: Any, params: SamplingParams) -> np.ndarray | 
 
 
 def stream(model: GPTModel, ids: Any, params: SamplingParams) -> Generator[int, None, None]:
-    """The new tokens of one sequence, as they come; see GPTModel.stream."""
+    """Yield the new tokens of one sequence; see GPTModel.stream."""
     scheduler, _ = schedule(model, [checked_single_prompt(model, ids)], params)
     return _token_ids(scheduler)
 
@@ -53,7 +52,7 @@ def checked_single_prompt(model: GPTModel, ids: Any) -> np.ndarray:
 def schedule(
     model: GPTModel, prompts: list[np.ndarray], params: SamplingParams
 ) -> tuple[Scheduler, list[Request]]:
-    """A scheduler for these prompts alone, and their requests; row i draws from stream i."""
+    """A scheduler for these prompts alone, and their requests; row i has its own random numbers."""
     params = replace(params, seed=params.seed_or_fresh())  # all rows have the same seed
     capacity = max(len(prompt) for prompt in prompts) + params.max_new_tokens
     scheduler = Scheduler(
@@ -71,7 +70,7 @@ def events(scheduler: Scheduler) -> Generator[Event, None, None]:
 
     Closing the generator stops the work. Raises the error of the first request that has one.
     """
-    while scheduler.unfinished:
+    while scheduler.num_unfinished:
         for event in scheduler.step():
             if event.request.error is not None:
                 raise event.request.error

@@ -26,12 +26,13 @@ Eos = int | None | Literal["config"]
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """The options of a generation, checked. ℓ are the logits, p = softmax(ℓ / temperature).
+    """The options of a generation, checked; p = softmax(logits / temperature).
 
     max_new_tokens  generate at most this many tokens; an integer from 0
     temperature     divides the logits: below 1 sharpens, above 1 flattens the distribution
                     (Ackley, Hinton and Sejnowski 1985, https://doi.org/10.1207/s15516709cog0901_7);
-                    0 takes the token of the largest logit, and the other options change nothing
+                    0 takes the token of the largest logit; top_k, top_p, min_p and seed are then
+                    ignored
     top_k           keep the k likeliest tokens; an integer from 1, or None for all
                     (Fan et al. 2018, https://arxiv.org/abs/1805.04833, section 5.1)
     top_p           keep the smallest set of likeliest tokens with Σ p ≥ top_p; above 0 and at
@@ -85,7 +86,8 @@ class SamplingParams:
         if not (is_integer(eos) and 0 <= eos < V):
             raise InputError(
                 f"eos_token_id {short_repr(eos)}: must be an integer from 0 to {V - 1}, "
-                "or None for no end"
+                "or None for no end",
+                "eos_token_id",
             )
         return int(eos)
 
@@ -151,9 +153,9 @@ def top_k(logits: np.ndarray, k: int | None) -> np.ndarray:
     if k is None or k >= V:
         return np.arange(V)
     k = int(k)  # V - k may not fit the type of a NumPy integer
-    smallest = np.partition(logits, V - k)[V - k]
-    kept = logits > smallest
-    ties = np.flatnonzero(logits == smallest)
+    kth_largest = np.partition(logits, V - k)[V - k]
+    kept = logits > kth_largest
+    ties = np.flatnonzero(logits == kth_largest)
     kept[ties[: k - np.count_nonzero(kept)]] = True
     return np.flatnonzero(kept)
 

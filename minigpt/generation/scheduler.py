@@ -1,7 +1,7 @@
 """The scheduler: sequences that join and leave a running batch, each with its own options.
 
-Every pass takes one token of each sequence that is generating, and as many tokens of waiting
-prompts as fit beside them. Logits do not depend on the other sequences of a pass, and random
+Every pass takes one token of each sequence that is generating, and fills the rest of the pass with
+prompt tokens. Logits do not depend on the other sequences of a pass, and random
 numbers only on seed and position, so a request's tokens are the same alone, in any batch, and
 however its prompt is cut.
 """
@@ -15,6 +15,7 @@ import numpy as np
 
 from ..arguments import checked_choice, checked_integer, checked_prompt
 from ..errors import InputError, MinigptError
+from ..model.engine import ROWS
 from .sampler import Eos, SamplingParams, logprob, sample
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 Finish = Literal["length", "eos", "stop", "context", "cancelled", "error"]
 Reason = Literal["stop", "cancelled"]
 
-MAX_BATCH_TOKENS = 512  # the engine cuts longer passes into chunks of as many
+MAX_BATCH_TOKENS = ROWS  # the engine cuts longer passes into chunks of this size
 
 
 class Request:
@@ -38,7 +39,7 @@ class Request:
     def __init__(
         self, prompt: np.ndarray, params: SamplingParams, eos: int | None, limit: int, row: int
     ) -> None:
-        """limit: how many tokens the prompt and the new tokens can have together"""
+        """limit: the maximum number of tokens of the prompt and the continuation together"""
         self.prompt = prompt
         self.token_ids: list[int] = []
         self.finished: Finish | None = None
@@ -60,12 +61,12 @@ class Request:
             return self.prompt[length:]
         return np.array(self.token_ids[length - len(self.prompt) :], np.int64)
 
-    def _choose(self, logits: np.ndarray) -> int:
-        """The next token for the logits after the last one."""
+    def _sample(self, logits: np.ndarray) -> int:
+        """The next token, sampled from the logits at the last position, float32 [V]."""
         return sample(logits, self._params, self._seed, self._row, self._length())
 
-    def _end(self) -> Finish | None:
-        """Why nothing follows the tokens so far, or None."""
+    def _finish_reason(self) -> Finish | None:
+        """Why the request is finished with the tokens so far, or None."""
         if self.token_ids and self.token_ids[-1] == self._eos:
             return "eos"
         if len(self.token_ids) >= self._params.max_new_tokens:
@@ -135,7 +136,7 @@ class Scheduler:
 
         scheduler = Scheduler(model, slots=8)
         request = scheduler.add(ids, max_new_tokens=64, temperature=0.8, seed=1)
-        while scheduler.unfinished:
+        while scheduler.num_unfinished:
             for event in scheduler.step():
                 print(event.request, event.token_id, event.finished)
 
@@ -179,8 +180,8 @@ class Scheduler:
         self._events: list[Event] = []  # of requests that ended outside a pass
 
     @property
-    def unfinished(self) -> int:
-        """How many requests have an event still to come."""
+    def num_unfinished(self) -> int:
+        """The number of requests whose last event is still to come."""
         return len(self._waiting) + len(self._running) + len(self._events)
 
     def add(
@@ -242,8 +243,10 @@ class Scheduler:
     def step(self) -> list[Event]:
         """Run one pass of at most max_batch_tokens tokens, and return what it did.
 
-        Returns the events in the order in which their requests were added: one for each new
-        token and each end; [] where there is nothing to do.
+        Returns an event for each new token and each end; [] where there is nothing to do. First
+        come the requests that ended outside the pass, in the order in which they ended: they were
+        cancelled, or had nothing to generate. Those of the pass follow, in the order in which they
+        were added.
 
         A model whose logits are not finite ends that request alone: its event's finished is
         "error", and request.error the CheckpointError. Where the whole pass fails (memory) or is
@@ -261,17 +264,18 @@ class Scheduler:
         """Give free slots to waiting requests; those that need no pass end here."""
         while self._waiting and len(self._running) < self._cache.slots:
             request = self._waiting[0]
-            end = request._end()
-            if end is None:
+            reason = request._finish_reason()
+            if reason is None:
                 request._slot = self._cache.allocate()
                 self._running.append(request)
             else:
-                self._finish(request, end)
+                self._finish(request, reason)
             self._waiting.popleft()
 
     def _next_batch(self) -> list[Chunk]:
         """The tokens of the next pass: one of each generating request, then those of prompts."""
-        room = self._max_batch_tokens - sum(bool(request.token_ids) for request in self._running)
+        generating = sum(bool(request.token_ids) for request in self._running)
+        budget = self._max_batch_tokens - generating  # of prompt tokens
         batch = []
         for request in self._running:
             slot = request._slot
@@ -279,8 +283,8 @@ class Scheduler:
             start = self._read_length(request, slot)
             unread = request._unread(start)
             if not request.token_ids:
-                unread = unread[:room]
-                room -= len(unread)
+                unread = unread[:budget]
+                budget -= len(unread)
             if len(unread):
                 batch.append(Chunk(request, slot, unread, start + len(unread) == request._length()))
         return batch
@@ -306,17 +310,17 @@ class Scheduler:
         logits = self._engine.forward(self._cache, slots, ids, last)
         for request, row in zip(requests, logits, strict=True):
             try:
-                token = request._choose(row)
+                token = request._sample(row)
             except MinigptError as error:
                 request.error = error
                 self._finish(request, "error")
                 continue
             request.token_ids.append(token)
-            end = request._end()
-            if end is None:
+            reason = request._finish_reason()
+            if reason is None:
                 self._events.append(Event(request, token, None, row))
             else:
-                self._finish(request, end, token, row)
+                self._finish(request, reason, token, row)
 
     def _finish(
         self,

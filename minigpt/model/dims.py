@@ -11,9 +11,7 @@ from ..kernels.activation import GELU, GELU_TANH, RELU, SILU
 
 _ACTIVATIONS = {
     "gelu": GELU,
-    "gelu_new": GELU_TANH,
-    "gelu_pytorch_tanh": GELU_TANH,
-    "gelu_fast": GELU_TANH,
+    "gelu_tanh": GELU_TANH,
     "relu": RELU,
     "silu": SILU,
 }
@@ -57,7 +55,7 @@ def make_dims(config: GPTConfig) -> Dims:
         H=config.n_inner,
         V=config.vocab_size,
         n_positions=config.n_positions,
-        activation=int(_ACTIVATIONS[config.activation_function]),
+        activation=int(_ACTIVATIONS[config.activation]),
         eps=np.float32(config.layer_norm_epsilon),
         embedding_scale=np.float32(config.mup_embeddings_scale),
         logit_scale=np.float32(config.mup_output_alpha * config.mup_width_scale),

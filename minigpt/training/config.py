@@ -128,9 +128,11 @@ def checked_config(config: Config) -> Config:
     if config.dtype is not None:
         checked_choice("dtype", config.dtype, DTYPES)
     if type(config.recompute) is not bool:
-        raise InputError(f"recompute {short_repr(config.recompute)}: must be True or False")
+        raise InputError(
+            f"recompute {short_repr(config.recompute)}: must be True or False", "recompute"
+        )
     if config.steps is not None and config.epochs is not None:
-        raise InputError(f"epochs {config.epochs}: give either epochs or steps, not both")
+        raise InputError(f"epochs {config.epochs}: give either epochs or steps, not both", "epochs")
     return replace(config, **checked)
 
 

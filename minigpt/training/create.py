@@ -101,7 +101,9 @@ def train(
         }  # fmt: skip
         for name, value in options.items():
             if value is not None:
-                raise InputError(f"{name}: only a new run takes it, and a new run needs texts")
+                raise InputError(
+                    f"{name}: only a new run takes it, and a new run needs texts", name
+                )
     else:
         if limits.steps is not None:
             config = replace(config or TrainingConfig(), steps=limits.steps)
@@ -238,7 +240,9 @@ def _initial_model(
     """The model of a source, or a random one in the shape of a preset."""
     if source is not None:
         if preset is not None:
-            raise InputError("preset: give either preset or model, which has its own shape")
+            raise InputError(
+                "preset: give either preset or model, which has its own shape", "preset"
+            )
         model, tensors = model_tensors(source)
         context = min(RunConfig.context, model.n_positions)
         return InitialModel(

@@ -28,7 +28,7 @@ def loss_curve(lines: Sequence[Metrics]) -> str:
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
         *(_y_tick(axes, y) for y in y_ticks),
         *(_x_tick(axes, x) for x in x_ticks),
-        _text(_LEFT + axes.width / 2, _HEIGHT - 8, "updates", "middle"),
+        _text(_LEFT + axes.width / 2, _HEIGHT - 8, "steps", "middle"),
         _text(_LEFT, 20, "loss, nats per token", "start"),
         *_legend(bool(validation)),
         _line(axes, training, _TRAINING),
@@ -105,7 +105,7 @@ def _dot(axes: _Axes, point: Point) -> str:
 
 
 def _legend(with_validation: bool) -> list[str]:
-    names = [("batches", _TRAINING)] + [("held-out text", _VALIDATION)] * with_validation
+    names = [("training", _TRAINING)] + [("validation", _VALIDATION)] * with_validation
     parts = []
     for n, (name, color) in enumerate(names):
         x = _WIDTH - _RIGHT - 110 * (len(names) - n)

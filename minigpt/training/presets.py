@@ -81,11 +81,11 @@ def checked_preset(preset: str | Preset) -> Preset:
     if isinstance(preset, str):
         preset = PRESETS[checked_choice("preset", preset, tuple(PRESETS))]
     if not isinstance(preset, Preset):
-        raise InputError(f"preset {short_repr(preset)}: must be a name or a Preset")
+        raise InputError(f"preset {short_repr(preset)}: must be a name or a Preset", "preset")
     try:
         new_config(preset, context=1, vocab_size=1, eos_token_id=None)
     except ConfigError as error:
-        raise InputError(str(error)) from None
+        raise InputError(str(error), "preset") from None
     return preset
 
 

@@ -113,8 +113,10 @@ def _config(values: dict[str, Any], model: GPTConfig, where: str) -> RunConfig:
     try:
         config = checked_config(config)
         checked_integer("context", config.context, 1, model.n_positions, "the model's context")
-    except InputError as error:
-        raise CheckpointError(f"{where}: {error}") from None
+    except InputError as error:  # which names the field
+        name = error.argument or ""
+        message = str(error).removeprefix(name)
+        raise CheckpointError(f"{where}: {_KEYS.get(name, name)}{message}") from None
     if any(v is None for name, v in asdict(config).items() if name not in _OPTIONAL):
         raise CheckpointError(f"{where}: must have no null but epochs and most_steps")
     return config

@@ -49,11 +49,12 @@ def load_weights(source: ModelSource, dtype: str = "auto", threads: int = 1) -> 
         if dtype not in ("auto", source.quantized):
             raise InputError(
                 f"dtype {dtype}: {source.path} was quantized to {source.quantized}; "
-                f"take {source.quantized} or auto, or convert the original again"
+                f"take {source.quantized} or auto, or convert the original again",
+                "dtype",
             )
         return map_quantized(source, source.quantized)
     if dtype == "auto":
-        dtype = stored_dtype(source)
+        dtype = source.auto_dtype
     shapes = source.shapes
     tensors, scales = allocate_packed(shapes, dtype)
     team = Team(threads)
@@ -64,12 +65,6 @@ def load_weights(source: ModelSource, dtype: str = "auto", threads: int = 1) -> 
             tensors[name] = read_unpacked(source, name, dtype)
     tensors = {name: tensors[name] for name in shapes}
     return Weights(tensors, scales, shapes, dtype, source.prefix)
-
-
-def stored_dtype(source: ModelSource) -> str:
-    """The dtype that "auto" takes: "bf16" where all matrices are stored as BF16, else "f32"."""
-    infos = [source.checkpoint.tensors[source.names[name]] for name in source.shapes]
-    return "bf16" if {info.dtype for info in infos if info.shape[1:]} == {"BF16"} else "f32"
 
 
 def allocate_packed(

@@ -47,8 +47,8 @@ def test_table(run: Run, model: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "word", "args"),
     [
-        (1, "context is 2048", ["--prompt-tokens", "2049"]),
-        (1, "context is 2048", ["--depth", "2000"]),
+        (2, "context is 2048", ["--prompt-tokens", "2049"]),
+        (2, "context is 2048", ["--depth", "2000"]),
         (2, "--prompt-tokens", ["--prompt-tokens", "0"]),
         (2, "--gen-tokens", ["--gen-tokens", "0"]),
         (2, "--depth", ["--depth", "-1"]),

@@ -81,7 +81,7 @@ def test_a_wrong_text_is_named(
     ("code", "word", "args"),
     [
         (1, "nowhere.txt", ["--text", "nowhere.txt"]),
-        (1, "window 2049", ["--text", "a.txt", "--window", "2049"]),
+        (2, "window 2049", ["--text", "a.txt", "--window", "2049"]),
         (2, "--text", []),
         (2, "--stride", ["--text", "a.txt", "--window", "8", "--stride", "9"]),
         (2, "--window", ["--text", "a.txt", "--window", "0"]),

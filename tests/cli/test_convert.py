@@ -63,6 +63,7 @@ def test_wrong_arguments(fails: Callable[..., None], model: Path, tmp_path: Path
     fails(1, "nowhere", "convert", "nowhere", "new")
     fails(2, "--dtype", "convert", model, "new", "--dtype", "int2")
     fails(2, "--threads", "convert", model, "new", "--threads", "0")
+    fails(2, "--threads", "convert", model, "new.gguf", "--to", "gguf", "--threads", "1")
     fails(2, "FOLDER", "convert", model)
     fails(2, "q8_0", "convert", model, "new", "--dtype", "q8_0")
     fails(2, "int8", "convert", model, "new.gguf", "--to", "gguf", "--dtype", "int8")

@@ -200,8 +200,8 @@ def test_a_missing_file_is_an_error(fails: Fails, model: Path, texts: Path) -> N
 @pytest.mark.parametrize(
     ("code", "word", "args"),
     [
-        (1, "window 2049: must be an integer from 1 to 2048", ["--window", "2049"]),
-        (1, "stride 2049: must be an integer from 1 to 2048", ["--stride", "2049"]),
+        (2, "window 2049: must be an integer from 1 to 2048", ["--window", "2049"]),
+        (2, "stride 2049: must be an integer from 1 to 2048", ["--stride", "2049"]),
         (2, "--window", ["--window", "0"]),
         (2, "--stride", ["--stride", "0"]),
         (2, "--stride", ["--window", "8", "--stride", "9"]),

@@ -65,7 +65,7 @@ def test_evaluations_are_noted_with_speed_and_time_left(trained: Path) -> None:
     assert len(notes) == 4
     assert [note.startswith(f"[step {n} of {STEPS}   loss ") for note, n in
             zip(notes, (100, 200, 300), strict=False)] == [True] * 3  # fmt: skip
-    assert all(word in notes[0] for word in ("   held out ", " tokens/s   ", " left]"))
+    assert all(word in notes[0] for word in ("   validation ", " tokens/s   ", " left]"))
     assert notes[-1].startswith(f"[run: {STEPS} steps, the best after ")
 
 
@@ -195,6 +195,10 @@ def test_a_folder_that_holds_a_run(fails: Fails, run: Run, texts: Path) -> None:
         ("--minutes", [*NEW, "--minutes", "0"]),
         ("--minutes", [*NEW, "--minutes", "inf"]),
         ("--minutes", ["--resume", "run", "--minutes", "nan"]),
+        (
+            "context 2049: must be an integer from 1 to 2048",
+            [*NEW[:3], "-m", "base", "--context", "2049"],
+        ),
     ],
 )
 def test_a_wrong_command_line(fails: Fails, texts: Path, word: str, line: list[str]) -> None:
@@ -211,10 +215,6 @@ def test_a_wrong_command_line(fails: Fails, texts: Path, word: str, line: list[s
         ("nowhere: holds no training run", ["--resume", "nowhere"]),
         ("base: holds no training run", ["--resume", "base"]),
         ("context 9999: the text has", [*NEW, "--context", "9999"]),
-        (
-            "context 2049: must be an integer from 1 to 2048",
-            [*NEW[:3], "-m", "base", "--context", "2049"],
-        ),
     ],
 )
 def test_bad_files_and_data(fails: Fails, texts: Path, word: str, line: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import sys
 from collections.abc import Callable
 
@@ -44,6 +45,25 @@ def message(call: Callable[[], object]) -> str:
     assert len(text.splitlines()) == 1
     assert len(text) < 300
     return text
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda: checked_integer("option", 9, 1, 8),
+        lambda: checked_number("option", math.nan, "from 0 to 1", 0, 1),
+        lambda: checked_choice("option", "c", ["a", "b"]),
+        lambda: checked_strings("option", [""]),
+        lambda: checked_text("option", "\ud800"),
+    ],
+)
+def test_an_error_carries_the_name_of_the_argument(check: Callable[[], object]) -> None:
+    """The command line tells by it a wrong option from a bad file."""
+    with pytest.raises(InputError) as caught:
+        check()
+    assert caught.value.argument == "option"
+    assert pickle.loads(pickle.dumps(caught.value)).argument == "option"
+    assert InputError("book.txt: is empty").argument is None
 
 
 integers = st.integers() | st.builds(np.int64, st.integers(-(2**63), 2**63 - 1))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from minigpt.bundled import BUNDLED_MODEL
-from minigpt.checkpoint import Checkpoint
+from minigpt.checkpoint import Checkpoint, write_safetensors
 from minigpt.conversion.convert import convert
 from minigpt.description import describe
 from minigpt.errors import SourceError
 from minigpt.source import open_source
 from minigpt.weights.loading import load_weights
+from minigpt.weights.packed import f32_to_bf16
+from minigpt.weights.table import HEAD
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
@@ -44,6 +47,24 @@ def test_memory_is_that_of_the_loaded_model(folder: str) -> None:
     found = describe(GOLDEN / folder)
     assert found.parameters == sum(tensor.size for tensor in tensors)
     assert found.weights_bytes == sum(tensor.nbytes for tensor in tensors) <= weights.nbytes
+
+
+def test_a_float32_head_beside_bf16_matrices(tmp_path: Path) -> None:
+    """Loading takes f32 for all of them, and so does the memory that is reported."""
+    source = open_source(GOLDEN / "unscaled-inverse-untied")
+    tensors = {
+        source.names[name]: (
+            f32_to_bf16(source.read(name))
+            if len(shape) == 2 and name != HEAD
+            else source.read(name)
+        )
+        for name, shape in source.shapes.items()
+    }
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    shutil.copy(source.path / "config.json", tmp_path)
+    found, weights = describe(tmp_path), load_weights(open_source(tmp_path))
+    assert (found.dtype, weights.dtype) == ("bf16+f32", "f32")
+    assert found.weights_bytes == describe(source).weights_bytes
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])

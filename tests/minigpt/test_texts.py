@@ -115,9 +115,9 @@ def test_a_pipe_is_opened_only_once(tmp_path) -> None:
     writer.join()
 
 
-def test_read_text_keeps_the_byte_order_mark_that_documents_drop(tmp_path) -> None:
+def test_a_byte_order_mark_is_dropped_and_line_ends_are_not_changed(tmp_path) -> None:
     name = write(tmp_path / "a.txt", b"\xef\xbb\xbfone\r\n")
-    assert read_text(name, 99) == "\ufeffone\r\n"
+    assert read_text(name, 99) == "one\r\n"
     assert list(documents([name])) == ["one\r\n"]
 
 

@@ -51,6 +51,15 @@ def untimed(result: object) -> dict[str, object]:
     return {name: fields[name] for name in fields if name not in ("seconds", "tokens_per_s")}
 
 
+def test_a_byte_order_mark_is_not_scored(model, text, tmp_path) -> None:
+    marked = str(tmp_path / "marked.txt")
+    Path(marked).write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+    plain, scored = (result for _, result in evaluate_files(model, [text, marked], window=20))
+    assert untimed(scored) == untimed(plain)
+    plain, scored = (compare_on_file(model, model, file, window=20) for file in (text, marked))
+    assert untimed(scored) == untimed(plain)
+
+
 def test_each_file_has_the_result_of_its_kind(model, tokenizer, text, documents) -> None:
     results = evaluate_files(model, [text, WORDS, documents, CHOICES], window=20, stride=10)
     assert [file for file, _ in results] == [text, WORDS, documents, CHOICES]

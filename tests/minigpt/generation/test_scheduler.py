@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from minigpt import GPTModel
 from minigpt.errors import CheckpointError, InputError
 from minigpt.generation.scheduler import Event, Request, Scheduler
-from minigpt.model.engine import ROWS, Engine
+from minigpt.model.engine import Engine
 
 FOLDER = Path(__file__).resolve().parents[2] / "golden" / "gelu-new"
 
@@ -23,7 +23,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "golden" / "gelu-new"
 def drain(scheduler: Scheduler) -> list[Event]:
     """All events to the end."""
     events = []
-    while scheduler.unfinished:
+    while scheduler.num_unfinished:
         events += scheduler.step()
     assert scheduler.step() == []
     return events
@@ -76,16 +76,24 @@ def test_events_come_in_the_order_of_the_requests() -> None:
         assert [event.request for event in scheduler.step()] == requests
 
 
+def test_requests_that_end_outside_the_pass_come_first_in_the_order_of_their_ends() -> None:
+    scheduler = Scheduler(Counter(), 3)
+    a, b, c = (scheduler.add([i], 3, eos_token_id=None) for i in range(3))
+    scheduler.step()
+    scheduler.cancel(c)
+    scheduler.cancel(b)
+    d = scheduler.add([3], 0)  # nothing to generate
+    e = scheduler.add([4], 1, eos_token_id=None)
+    events = [(event.request, event.finished) for event in scheduler.step()]
+    assert events == [
+        (c, "cancelled"), (b, "cancelled"), (d, "length"), (a, None), (e, "length"),
+    ]  # fmt: skip
+
+
 def test_a_step_without_requests_does_nothing() -> None:
     model = Counter()
     scheduler = Scheduler(model)
-    assert (scheduler.unfinished, scheduler.step(), model.fed) == (0, [], [])
-
-
-def test_a_batch_holds_as_many_tokens_as_the_engine_computes_together() -> None:
-    from minigpt.generation.scheduler import MAX_BATCH_TOKENS
-
-    assert MAX_BATCH_TOKENS == ROWS
+    assert (scheduler.num_unfinished, scheduler.step(), model.fed) == (0, [], [])
 
 
 # ---- how requests end ----
@@ -160,7 +168,7 @@ def test_cancelling_a_finished_request_changes_nothing() -> None:
     drain(scheduler)
     scheduler.cancel(request)
     assert request.finished == "length"
-    assert scheduler.unfinished == 0
+    assert scheduler.num_unfinished == 0
 
 
 def test_cancel_refuses_other_reasons_and_other_schedulers_requests() -> None:
@@ -200,7 +208,7 @@ def test_wrong_prompts_are_not_queued(ids: object) -> None:
         scheduler.add([1], temperature=-1)
     with pytest.raises(InputError, match=r"^eos_token_id"):
         scheduler.add([1], eos_token_id=V)
-    assert scheduler.unfinished == 0
+    assert scheduler.num_unfinished == 0
 
 
 # ---- errors ----
@@ -318,7 +326,7 @@ def test_a_request_is_the_same_alone_and_among_strangers(models, data) -> None:
     tokens: dict[Request, list[int]] = defaultdict(list)
     cancelled = set(rng.choice(16, 5, replace=False).tolist())
     waiting = rng.permutation(16).tolist()
-    while waiting or scheduler.unfinished:
+    while waiting or scheduler.num_unfinished:
         if waiting and rng.random() < 0.5:
             i = waiting.pop()
             seed, length, new, option = cases[i]

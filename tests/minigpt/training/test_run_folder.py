@@ -146,6 +146,7 @@ DAMAGES: dict[str, Damage] = {
     "state.json: is not valid JSON": change("step-*/state.json", lambda data: data[:100]),
     "state.json: is of version 9": change("step-*/state.json", swap(b'ion": 1', b'ion": 9')),
     "state.json: settings: lr -1": change("step-*/state.json", swap(b'"lr": 0.02', b'"lr": -1')),
+    "state.json: settings: clip -1: must be a number": set_in_state("settings", {"clip": -1}),
     "state.json: settings: must have no": change(
         "step-*/state.json", swap(b'"warmup": 2', b'"warmup": null')
     ),
