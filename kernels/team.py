@@ -32,7 +32,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from .jit import compile_for, inline, jit
-from .simd import SLEEP_TIME, atomic_add, atomic_load, atomic_store, pause, sleep
+from .simd import SLEEP_TIME, atomic_add, atomic_load, atomic_store, borrowed, pause, sleep
 
 # Offsets in Member.sync, each in a cache line of its own.
 _ARRIVED, _ROUND, _NEXT_TASK, _ABORT, _SPIN_LIMIT, _SYNC_SIZE = 0, 8, 16, 24, 32, 40
@@ -56,6 +56,12 @@ class Member(NamedTuple):
     size: int
     sync: np.ndarray
     scratch: np.ndarray
+
+
+@inline
+def borrowed_member(team):
+    """The member with borrowed arrays, for an entry that hands it to many kernels."""
+    return Member(team.rank, team.size, borrowed(team.sync), borrowed(team.scratch))
 
 
 @inline

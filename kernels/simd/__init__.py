@@ -48,6 +48,7 @@ from .int_tiles import (
 from .llvm import AMX, AMX_INT8, BF16_PRODUCTS
 from .memory import (
     array_at,
+    borrowed,
     get,
     load,
     load_first,
@@ -101,6 +102,7 @@ __all__ = [
     "atomic_add",
     "atomic_load",
     "atomic_store",
+    "borrowed",
     "fma",
     "get",
     "int_microkernel",
