@@ -36,6 +36,7 @@ from minigpt.kernels.layout import (
     LANES,
     STORAGE_DTYPE,
     aligned_zeros,
+    f32_to_bf16,
     padded,
     panels_size,
     qweight_size,
@@ -52,7 +53,7 @@ from minigpt.kernels.matmul import (
     matmul_forward,
 )
 from minigpt.kernels.memory_read import CHUNK, read_forward
-from minigpt.kernels.reference import bfloat16, panels, quantized, quantized_panels
+from minigpt.kernels.reference import pack_panels, pack_quantized, quantize
 from minigpt.kernels.simd import BF16_PRODUCTS
 from minigpt.kernels.team import Team
 from minigpt.kernels.view import View
@@ -76,7 +77,7 @@ SHAPES = [
 ROWS_OF_WEIGHTS = [(768, 768), (768, 3072), (3072, 768), (2048, 8192)]
 MEMORY_BYTES = 1 << 28
 TYPES = {"f32": np.float32, "bf16": np.uint16}
-QUANTIZED = ("int8", "int4")
+QUANTIZED_DTYPES = ("int8", "int4")
 ONE, NO_BIAS = np.float32(1), np.empty(0, np.float32)
 
 
@@ -185,9 +186,9 @@ class Bench:
         rows = np.zeros((padded(M, LANES), row_stride(K)), np.float32)
         rows[:M, :K] = x
         narrow = dtype == "bf16" and BF16_PRODUCTS
-        a = aligned(bfloat16(rows) if narrow else rows)
+        a = aligned(f32_to_bf16(rows) if narrow else rows)
         y = aligned_zeros(M * N, np.float32)
-        b = aligned(panels(w, TYPES[dtype]))
+        b = aligned(pack_panels(w, TYPES[dtype]))
         y_view, x_view = View(y, M, N, N), View(a, M, K, row_stride(K))
         return partial(self.run, matmul, y_view, x_view, b, NO_BIAS)
 
@@ -216,11 +217,11 @@ def products(bench: Bench, torch: Any) -> None:
 
 def quantized_products(bench: Bench) -> None:
     """Many rows, weights of 8 and 4 bits against our bfloat16: GFLOP/s."""
-    for dtype in QUANTIZED:
+    for dtype in QUANTIZED_DTYPES:
         print(f"\nx · w in {dtype}\n{'M, K, N':<28}{'ours':>8}{'bf16':>9}{'ratio':>8}   GFLOP/s")
         for M, K, N in SHAPES[1:-1]:
             x, w = bench.random(M, K), bench.random(K, N)
-            b = QuantizedMatrix(*map(aligned, quantized_panels(*quantized(w, dtype))))
+            b = QuantizedMatrix(*map(aligned, pack_quantized(*quantize(w, dtype))))
             y = aligned_zeros(M * N, np.float32)
             buffer, layer = make_quantized_activations(M, K), PackedLinear(b, NO_BIAS, K, N)
             y_view, x_view = View(y, M, N, N), View(x.ravel(), M, K, K)
@@ -243,7 +244,7 @@ def one_row(bench: Bench) -> None:
             ours = partial(bench.run, matmul_each, y_view, x_view, memory, NO_BIAS, size)
             work = memory.size // size * size * memory.itemsize
             bench.compare(f"{dtype}, {K}, {N}", work, ours, plain, MEMORY_BYTES)
-    for dtype in QUANTIZED:
+    for dtype in QUANTIZED_DTYPES:
         memory = bench.memory.view(STORAGE_DTYPE[dtype])
         for K, N in ROWS_OF_WEIGHTS:
             x, y = np.ones(K, np.float32), bench.random(N)

@@ -333,8 +333,8 @@ class Problem:
         self.bias = rng.standard_normal(columns, np.float32)
         self.w = {
             "rows": w.ravel(),
-            "panels": reference.panels(w, np.float32),
-            "bf16": reference.panels(w, np.uint16),
+            "panels": reference.pack_panels(w, np.float32),
+            "bf16": reference.pack_panels(w, np.uint16),
         }
 
     def arguments(self, step: Step) -> tuple[Any, ...]:

@@ -126,6 +126,8 @@ def activate(x, kind):
         return _sigmoid_times(x, x * fma(x * x, splat(_TANH_B), splat(_TANH_A)))
     if kind == SILU:
         return _sigmoid_times(x, x)
+    # RELU. Any other kind would end here, too: add its branch above, and in activation_derivative;
+    # tests/kernels/test_activation.py lists what each kind must compute.
     return vmax(x, splat(_ZERO))
 
 
@@ -150,6 +152,7 @@ def activation_derivative(x, kind):
     if kind == SILU:
         x = vmax(splat(-_SILU_FAR), vmin(splat(_SILU_FAR), x))
         return _sigmoid_derivative(x, x, splat(_ONE))
+    # RELU, see activate
     return select_less(splat(_ZERO), x, splat(_ONE), splat(_ZERO))
 
 

@@ -12,8 +12,8 @@ FlashAttention):
 The output is o / l after the last block. Blocks begin at multiples of KEY_BLOCK and merge in their
 order, so the output of a token has the same bits in a whole prompt, in a batch, or alone.
 
-A state is stored as 32 + HSP float32, HSP = padded(HS): m in sixteen lanes, l as sixteen partial
-sums, then o.
+A state is stored as 32 + HSP float32, HSP = padded(HS): m sixteen times over, for vectors to load;
+l as sixteen partial sums, which `reduce_sum` adds in a fixed tree at the end; then o.
 """
 
 from __future__ import annotations
@@ -74,15 +74,17 @@ def attention_forward(team, out, lse, qkv, cache, heads, query_blocks, partials)
     lse           float32 [M · NH]: log Σ_t e^score, which attention_backward reads; or empty
     qkv           View [M, 3C], of which the queries are read
     cache, heads  LayerCache and Heads; the cache has the keys and values of these tokens, too
-    query_blocks  int64 [n · 4]: slot, first row, rows ≤ QUERY_BLOCK, position of the first; the
-                  rows of a block are consecutive tokens of one sequence
+    query_blocks  int64 [n, 4], flat: slot, first row, rows, first position; the rows, at most
+                  QUERY_BLOCK, are consecutive tokens of one sequence
     partials      float32 [partials_size(n, …)], where each block is one query; else not used
 
-    A task takes the queries of one block, in one head, through all their keys. Where each block is
-    one query, as in decoding, there are few such blocks: then a task is one block of keys of one
-    query and head, and the states are merged afterwards. Both compute the same bits.
+    In a prompt a task is one query block in one head, with all its keys. In decoding, where each
+    query block is one query, there are too few such tasks: a task is one block of keys of one query
+    and head, and the states are merged afterwards. Both compute the same bits.
     """
     n = query_blocks.size // 4
+    # Fewer blocks than rows: some block has several queries. That is a prompt, alone or in a batch
+    # with sequences that decode, whose single queries then take this path, too.
     if n < out.M:
         _query_block_tasks(team, out, lse, qkv, cache, heads, query_blocks, n)
     else:
@@ -237,7 +239,13 @@ def _clear_states(states, size, state):
 @jit
 def _attend(work, cache, block, rows, visible, HSP):
     """work.part = the states of `rows` queries, in work.q, and the block of keys at element `block`
-    of the cache. The first query attends to `visible` of these keys, each further one to one more.
+    of the cache.
+
+    visible  how many of these keys the first query attends to; each further query attends to one
+             more. ≤ 0 where the block begins after the query; > KEY_BLOCK where it ends before it.
+
+    Where BF16_PRODUCTS and the cache is bfloat16, pass 3 multiplies e rounded to bfloat16, while l
+    sums the unrounded e.
     """
     state = _O + HSP
     q, e, s, part = work.q, work.e, work.s, work.part
@@ -252,7 +260,7 @@ def _attend(work, cache, block, rows, visible, HSP):
     )  # fmt: skip
     # pass 2: m, l, and e = e^(s − m)
     for r in range(rows):
-        _softmax(part, r * state, e, s, r * KEY_BLOCK, min(KEY_BLOCK, visible + r), width)
+        _exp_and_sum(part, r * state, e, s, r * KEY_BLOCK, min(KEY_BLOCK, visible + r), width)
     # pass 3: o = e · v
     for r in range(rows):
         for d in range(_O, state, LANES):
@@ -264,11 +272,15 @@ def _attend(work, cache, block, rows, visible, HSP):
 
 
 @jit
-def _softmax(part, ip, e, s, row, visible, width):
-    """One query's m and l to the state at `ip` of `part`, and e^(s − m) to e, 0 beyond `visible`.
+def _exp_and_sum(part, ip, e, s, row, visible, width):
+    """One query's m = max s and l = Σ e^(s − m) to the state at `ip` of `part`; e^(s − m) to e.
 
-    row    the element of e and s at which the query's scores begin
-    width  the scores computed, a multiple of N_BLOCK
+    row      the element of e and s at which the query's scores begin
+    visible  how many of the scores count, at most KEY_BLOCK; e is 0 for the others. If ≤ 0, none
+             does, and the state is that of no keys
+    width    the scores computed, a multiple of N_BLOCK
+
+    The scores beyond `visible` are not used, whatever they are.
     """
     if visible <= 0:
         for t in range(0, width, LANES):

@@ -3,8 +3,12 @@
 Keys and values lie in panels (layout.py), the B operands of attention's products:
   keys    [slots, NH, capacity / KEY_BLOCK]  of kᵀ [HS, KEY_BLOCK]
   values  [slots, NH, capacity / KEY_BLOCK]  of v  [KEY_BLOCK, HS]
-each of KEY_BLOCK · HSP elements, HSP = padded(HS). A slot holds one sequence. Elements that were
-never written are zero.
+each of KEY_BLOCK · HSP elements, HSP = padded(HS). A slot holds one sequence.
+
+What attention needs beyond a query's position: values are finite, since e = 0 multiplies them and
+0 · NaN is NaN; keys can be anything, as their scores are not used. The rows and columns that pad HS
+to HSP are zero, and never written. minigpt/model/kv_cache.py provides zeros and clears what earlier
+sequences left.
 """
 
 from __future__ import annotations

@@ -169,6 +169,13 @@ def bf16_to_f32(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+def f32_to_bf16(array: np.ndarray) -> np.ndarray:
+    """The bfloat16, as uint16, nearest to each float32; ties to even, NaN stays NaN."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(array), 0x7FC0, rounded).astype(np.uint16)
+
+
 def unpack_panels(panels: np.ndarray, K: int, N: int) -> np.ndarray:
     """The matrix [K, N] of float panels (1-D), in their dtype."""
     rows = padded(K)

@@ -47,8 +47,8 @@ from .team import barrier, next_task
 from .view import View, copy_rows, view
 
 # Terms of a block. A panel's block, 48 KiB of float32, passes from L2 through the L1 cache once for
-# each tile of rows: that costs less than partial sums that come and go more often. Two panels'
-# blocks of bfloat16 stay in L1, as AMX needs.
+# each tile of rows: that costs less than partial sums that would be stored and reloaded more often
+# with shorter blocks. Two panels' blocks of bfloat16 stay in L1, as AMX needs.
 K_BLOCK = 512 if AMX else 768
 
 # int64, not literals, for each of which Numba would compile the callee once more (see jit.py)
@@ -221,7 +221,7 @@ def matmul_forward(team, y, x, w, bias, mode, activation, scale):
 
 @jit
 def _rows_per_task(M):
-    """M up to _ROWS; beyond, parts of whole tiles, as even as possible."""
+    """M rounded up to a multiple of _ROW_UNIT; above _ROWS, even parts of such units."""
     parts = (M + _ROWS - 1) // _ROWS
     return (M + parts * _ROW_UNIT - 1) // (parts * _ROW_UNIT) * _ROW_UNIT
 

@@ -1,8 +1,9 @@
-"""The formulas of a GPT in plain NumPy: each `x_forward` beside its `x_backward`.
+"""The formulas of a GPT in plain NumPy: each `*_forward` beside its `*_backward`.
 
 Functions take and return ordinary arrays and compute in the float type of their arguments. Leading
-axes are free: [..., C] is [M, C] or [B, T, C]. In `x_backward`, dy is the gradient of the loss with
-respect to the result of `x_forward`; it returns the gradients with respect to the arguments.
+axes are free: [..., C] is [M, C] or [B, T, C]. In a `*_backward`, dy is the gradient of the loss
+with respect to the result of the `*_forward`; it returns the gradients with respect to the
+arguments.
 
 minigpt/reference_gpt.py puts these parts together into a GPT, and the tests compare the kernels
 with them. Packing and quantization of operands follow at the end.
@@ -14,7 +15,7 @@ import math
 
 import numpy as np
 
-from .layout import IGNORED, LANES, N_BLOCK, QUANT_BLOCK, bf16_to_f32, padded
+from .layout import IGNORED, LANES, N_BLOCK, QUANT_BLOCK, bf16_to_f32, f32_to_bf16, padded
 
 Array = np.ndarray
 
@@ -41,20 +42,26 @@ def embedding_backward(
 
 def layernorm_forward(x: Array, weight: Array, bias: Array, eps: float) -> Array:
     """x [..., C], weight [C], bias [C] → [..., C]"""
-    mean = x.mean(-1, keepdims=True)
-    variance = ((x - mean) ** 2).mean(-1, keepdims=True)
-    return (x - mean) / np.sqrt(variance + eps) * weight + bias
+    n, _ = _normalized(x, eps)
+    return n * weight + bias
 
 
 def layernorm_backward(
     dy: Array, x: Array, weight: Array, eps: float
 ) -> tuple[Array, Array, Array]:
     """→ dx [..., C], dweight [C], dbias [C]"""
-    rstd = 1 / np.sqrt(x.var(-1, keepdims=True) + eps)
-    n = (x - x.mean(-1, keepdims=True)) * rstd
+    n, rstd = _normalized(x, eps)
     dn = dy * weight
     dx = rstd * (dn - dn.mean(-1, keepdims=True) - n * (dn * n).mean(-1, keepdims=True))
     return dx, _rows(dy * n).sum(0), _rows(dy).sum(0)
+
+
+def _normalized(x: Array, eps: float) -> tuple[Array, Array]:
+    """n = (x − mean) / std [..., C], and rstd = 1 / std [..., 1], with std = √(variance + eps)"""
+    mean = x.mean(-1, keepdims=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdims=True)
+    std = np.sqrt(variance + eps)
+    return (x - mean) / std, 1 / std
 
 
 def matmul_forward(x: Array, w: Array, bias: Array | float) -> Array:
@@ -119,7 +126,7 @@ def gelu_tanh_forward(x: Array) -> Array:
 def gelu_tanh_backward(dy: Array, x: Array) -> Array:
     """dy · the derivative of gelu_tanh_forward"""
     t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
-    dt = (1 - t**2) * math.sqrt(2 / math.pi) * (1 + 0.134145 * x**2)
+    dt = (1 - t**2) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
     return dy * (0.5 * (1 + t) + 0.5 * x * dt)
 
 
@@ -135,13 +142,19 @@ def relu_backward(dy: Array, x: Array) -> Array:
 
 def silu_forward(x: Array) -> Array:
     """x · σ(x)"""
-    return x / (1 + np.exp(-x))
+    return x / _reciprocal_sigmoid(x)
 
 
 def silu_backward(dy: Array, x: Array) -> Array:
     """dy · σ(x) · (1 + x · (1 − σ(x)))"""
-    s = 1 / (1 + np.exp(-x))
+    s = 1 / _reciprocal_sigmoid(x)
     return dy * s * (1 + x * (1 - s))
+
+
+def _reciprocal_sigmoid(x: Array) -> Array:
+    """1 / σ(x) = 1 + e^−x; inf, without a warning, where that is too large for the float type"""
+    with np.errstate(over="ignore"):
+        return 1 + np.exp(-x)
 
 
 def crossentropy_forward(logits: Array, targets: Array) -> Array:
@@ -163,7 +176,17 @@ def adamw(
     w: Array, g: Array, m: Array, v: Array, step: int, lr: float,
     beta_1: float, beta_2: float, eps: float, weight_decay: float,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
-    """One step, counted from 1 → w, m, v"""
+    """One step of AdamW on one tensor → the new w, m, v
+
+    w, g  a weight tensor and its gradient, of the same shape
+    m, v  the moments, running means of g and of g², of that shape; 0 before step 1
+    step  counted from 1
+    lr    the learning rate of this step
+
+    beta_1, beta_2  the decay rates of m and v
+    eps             added to √v
+    weight_decay    decay per step, times lr; 0 for tensors that do not decay
+    """
     m = beta_1 * m + (1 - beta_1) * g
     v = beta_2 * v + (1 - beta_2) * g**2
     change = (m / (1 - beta_1**step)) / (np.sqrt(v / (1 - beta_2**step)) + eps)
@@ -183,51 +206,46 @@ def _transposed(x: Array) -> Array:
 # ---- packing and quantization: layout.py in plain NumPy ------------------------------------------
 
 
-def panels(w: Array, dtype: type) -> Array:
+def pack_panels(w: Array, dtype: type) -> Array:
     """[K, N] → its panels (layout.py), 1-D: np.float32, or the bits of bfloat16 in np.uint16"""
     K, N = w.shape
     matrix = np.zeros((padded(K), padded(N, N_BLOCK)), np.float32)
     matrix[:K, :N] = w
     if dtype == np.float32:
         return matrix.reshape(len(matrix), -1, LANES).transpose(1, 0, 2).ravel()
-    pairs = bfloat16(matrix).reshape(len(matrix) // 2, 2, -1, LANES)
+    pairs = f32_to_bf16(matrix).reshape(len(matrix) // 2, 2, -1, LANES)
     return pairs.transpose(2, 0, 3, 1).ravel()
 
 
-def bfloat16(x: Array) -> Array:
-    """float32 → the bits of bfloat16, rounded to nearest, ties to even (NaN is not supported)"""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def quantized(w: Array, dtype: str) -> tuple[Array, ...]:
+def quantize(w: Array, dtype: str) -> tuple[Array, ...]:
     """[K, N] → integers [K, N] and scales (int4: scales, offsets), each [K / QUANT_BLOCK, N]
 
-    "int8" maps the maximum |w| of a block to 127, "int4" its minimum and maximum to 0 and 15.
+    "int8" maps the maximum |w| of a block to 127, "int4" its minimum and maximum to 0 and 15. This
+    int4 is a baseline, against which tests compare the smaller error of gemm/quantize.py.
     """
     K, N = w.shape
     blocks = np.zeros((padded(K, QUANT_BLOCK) // QUANT_BLOCK, QUANT_BLOCK, N), np.float32)
     blocks.reshape(-1, N)[:K] = w
     if dtype == "int8":
         low, high, offset = -127, 127, np.zeros((len(blocks), N), np.float32)
-        scale = bf16_to_f32(bfloat16(np.abs(blocks).max(1) / np.float32(127)))
+        scale = bf16_to_f32(f32_to_bf16(np.abs(blocks).max(1) / np.float32(127)))
     else:
-        low, high, offset = 0, 15, bf16_to_f32(bfloat16(blocks.min(1)))
-        scale = bf16_to_f32(bfloat16((blocks.max(1) - blocks.min(1)) / np.float32(15)))
+        low, high, offset = 0, 15, bf16_to_f32(f32_to_bf16(blocks.min(1)))
+        scale = bf16_to_f32(f32_to_bf16((blocks.max(1) - blocks.min(1)) / np.float32(15)))
     exact = (blocks - offset[:, None]) / np.where(scale == 0, 1, scale)[:, None]
     q = np.clip(np.rint(exact), low, high).reshape(-1, N)[:K].astype(np.int64)
     return (q, scale) if dtype == "int8" else (q, scale, offset)
 
 
-def quantized_panels(q: Array, scale: Array, offset: Array | None = None) -> tuple[Array, Array]:
-    """The result of `quantized` → qweight and scales of layout.py, 1-D"""
+def pack_quantized(q: Array, scale: Array, offset: Array | None = None) -> tuple[Array, Array]:
+    """The result of `quantize` → qweight and scales of layout.py, 1-D"""
     K, N = q.shape
     matrix = np.zeros((padded(K, QUANT_BLOCK), padded(N, N_BLOCK)), np.int64)
     matrix[:K, :N] = q
     parts = [scale] if offset is None else [scale, offset]
     wide = np.zeros((len(parts), len(matrix) // QUANT_BLOCK, padded(N, N_BLOCK)), np.float32)
     wide[:, :, :N] = parts
-    scales = bfloat16(wide.reshape(*wide.shape[:2], -1, LANES).transpose(2, 1, 0, 3)).ravel()
+    scales = f32_to_bf16(wide.reshape(*wide.shape[:2], -1, LANES).transpose(2, 1, 0, 3)).ravel()
     if offset is None:
         lines = matrix.reshape(-1, 4, matrix.shape[1] // LANES, LANES)
         return lines.transpose(2, 0, 3, 1).astype(np.int8).ravel(), scales
@@ -236,13 +254,13 @@ def quantized_panels(q: Array, scale: Array, offset: Array | None = None) -> tup
     return lines.transpose(2, 0, 3, 1).astype(np.uint8).ravel(), scales
 
 
-def dequantized(q: Array, scale: Array, offset: Array | None = None) -> Array:
-    """The result of `quantized` → the weights [K, N] that it represents"""
+def dequantize(q: Array, scale: Array, offset: Array | None = None) -> Array:
+    """The result of `quantize` → the weights [K, N] that it represents"""
     rows = np.arange(len(q)) // QUANT_BLOCK
     return q * scale[rows] + (0 if offset is None else offset[rows])
 
 
-def quantized_activations(x: Array) -> tuple[Array, Array]:
+def quantize_activations(x: Array) -> tuple[Array, Array]:
     """[M, K] → integers [M, K] and scales [M, K / QUANT_BLOCK]; a block's maximum |x| is 127"""
     M, K = x.shape
     blocks = np.zeros((M, padded(K, QUANT_BLOCK) // QUANT_BLOCK, QUANT_BLOCK), np.float32)

@@ -211,7 +211,7 @@ def adamw_step(
     beta_1: float = 0.9, beta_2: float = 0.95, eps: float = 1e-8, weight_decay: float = 0.1,
     max_grad_norm: float = 1.0,
 ) -> float:  # fmt: skip
-    """Update params, m and v in place; returns the norm of all gradients together.
+    """Update params, m and v in place; returns the global gradient norm, before clipping.
 
     m, v           the first and second moments of each parameter, zeros before step 1
     weight_decay   of matrices; biases and layernorms do not decay

@@ -78,7 +78,7 @@ class ModelSource:
     @cached_property
     def shapes(self) -> Shapes:
         """{name: shape} of the tensors the model has; the head among them unless it is tied."""
-        return all_shapes(self.config, own_head=not self.tied)
+        return all_shapes(self.config, tied=self.tied)
 
     def read(self, name: str) -> np.ndarray:
         """A float tensor in its own shape: bfloat16 bits (uint16) if stored as BF16, else float32.

@@ -26,7 +26,7 @@ from ..source import ModelSource, open_source
 from ..tokenizer.tokenizer import GPTTokenizer
 from ..weights.loading import allocate_packed, pack_matrix, read_unpacked
 from ..weights.packed import map_quantized
-from ..weights.table import QUANTIZED, SCALES, is_packed
+from ..weights.table import QUANTIZED_DTYPES, SCALES, is_packed
 from .calibrate import importance
 from .saving import (
     as_dtype,
@@ -80,14 +80,14 @@ def convert(
         raise InputError(f"dtype {dtype}: only int4 can be calibrated", "dtype")
     folder, threads = checked_folder(folder), checked_threads(threads)
     opened = open_source(source)
-    if opened.quantized and dtype in QUANTIZED:
+    if opened.quantized and dtype in QUANTIZED_DTYPES:
         raise InputError(
             f"dtype {dtype}: {opened.path} is quantized to {opened.quantized} already; "
             "convert the original"
         )
     if opened.quantized:
         infos, read = _dequantized(opened, opened.quantized, dtype)
-    elif dtype in QUANTIZED:
+    elif dtype in QUANTIZED_DTYPES:
         row_importance = {}
         if calibration is not None:
             tokenizer = GPTTokenizer.from_pretrained(opened)
@@ -99,7 +99,7 @@ def convert(
         read = _with_progress(read, infos, progress)
     try:
         with creating_folder(folder) as temporary:
-            metadata = {"format": "minigpt" if dtype in QUANTIZED else "pt"}
+            metadata = {"format": "minigpt" if dtype in QUANTIZED_DTYPES else "pt"}
             write_tensors(temporary / "model.safetensors", infos, read, metadata)
             config = _config_json(opened.config, opened.tied, dtype)
             write_config_and_tokenizer(temporary, config, opened.files)
@@ -111,7 +111,7 @@ def convert(
 
 def _config_json(config: GPTConfig, tied: bool, dtype: str) -> dict[str, Any]:
     data = {**config.to_dict(), "tie_word_embeddings": tied}
-    if dtype in QUANTIZED:  # programs that cannot read the folder see it here
+    if dtype in QUANTIZED_DTYPES:  # programs that cannot read the folder see it here
         bits = int(dtype.removeprefix("int"))
         data["quantization_config"] = {
             "quant_method": "minigpt",

@@ -15,10 +15,10 @@ from ..checkpoint import TensorInfo, by_width, write_file, write_tensors
 from ..checkpoint.tensors import NUMPY_DTYPE
 from ..config import GPTConfig
 from ..errors import InputError, SourceError, short_repr
-from ..kernels.layout import bf16_to_f32
+from ..kernels.layout import bf16_to_f32, f32_to_bf16
 from ..tokenizer.files import tokenizer_files
 from ..weights.checks import quantized_layout
-from ..weights.packed import Weights, f32_to_bf16
+from ..weights.packed import Weights
 from ..weights.table import PREFIX, Shapes, checkpoint_name
 
 if TYPE_CHECKING:

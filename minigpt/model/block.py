@@ -1,7 +1,9 @@
 """A transformer block, compiled: forward for inference and training, and backward, its mirror.
 
-    x += c_proj · attention(c_attn · ln_1(x))
-    x += c_proj · activation(c_fc · ln_2(x))
+    x += c_proj(attention(c_attn(ln_1(x))))
+    x += c_proj(activation(c_fc(ln_2(x))))
+
+where c_attn, c_fc and c_proj, of which each half has its own, are y = x · w + bias.
 
 The tokens of all sequences are the rows of one matrix x [M, C]; only attention and the KV cache
 know which sequence a row belongs to. A prompt, a batch of prompts of unequal length and one token
@@ -71,7 +73,7 @@ class TokenBatch(NamedTuple):
     ids           int64 [M]
     positions     int64 [M]: of each token in its sequence, from 0
     slots         int64 [M]: of each token's sequence in the KV cache
-    query_blocks  int64 [4 · n], of query_blocks
+    query_blocks  int64 [n, 4], flat: slot, first row, rows, first position; see query_blocks
     """
 
     ids: np.ndarray
@@ -93,7 +95,8 @@ class BlockBuffers(NamedTuple):
     partials   float32, for attention_forward
     workspace  for `linear`
 
-    normed, qkv, attn, fc and hidden are bfloat16 where products read them so, else float32.
+    normed, attn, hidden, and in training qkv and fc, are bfloat16 where products read bfloat16
+    activations, else float32. qkv is always float32 in inference.
     """
 
     normed: View
@@ -136,10 +139,19 @@ def layer_modules(config: GPTConfig) -> dict[str, tuple[int, ...]]:
 
 @expand
 def block(team, x, layer, cache, heads, tokens, buffers, dims):
-    """x += its attention half, then x += its MLP half: View [M, C], in place; fills `buffers`."""
+    """x += its attention half, then x += its MLP half, in place.
+
+    x        View [M, C], float32: the residual stream
+    layer    Layer: the weights
+    cache    LayerCache, into which the keys and values of the tokens are written
+    heads    Heads
+    tokens   TokenBatch: the sequence and position of each row of x
+    buffers  BlockBuffers, filled
+    dims     Dims
+    """
     b = buffers
 
-    # x += c_proj · attention(c_attn · ln_1(x))
+    # x += c_proj(attention(c_attn(ln_1(x))))
     layernorm_forward(team, b.normed, x, layer.ln_1, dims.eps)
     linear(team, b.qkv, b.normed, layer.attn_c_attn, SET, b.workspace)
     kv_cache_write(team, cache, heads, b.qkv, tokens.slots, tokens.positions)
@@ -147,7 +159,7 @@ def block(team, x, layer, cache, heads, tokens, buffers, dims):
     linear(team, x, b.attn, layer.attn_c_proj, ADD, b.workspace)
     save(team, b.x_mid, x)
 
-    # x += c_proj · activation(c_fc · ln_2(x))
+    # x += c_proj(activation(c_fc(ln_2(x))))
     layernorm_forward(team, b.normed, x, layer.ln_2, dims.eps)
     linear_activation(
         team, b.hidden, b.fc, b.normed, layer.mlp_c_fc, dims.activation, b.workspace
@@ -159,9 +171,14 @@ def block(team, x, layer, cache, heads, tokens, buffers, dims):
 def block_backward(team, x, layer, dlayer, heads, T, buffers, grads, dims):
     """grads.dx from ∂loss/∂x after the block to ∂loss/∂x before it; adds to the gradients dlayer.
 
-    x        View [M, C]: the block's input
+    x        View [M, C], float32: the block's input
+    layer    Layer: the weights
+    dlayer   Layer: their gradients
+    heads    Heads
     T        the length of each of the M / T sequences
-    buffers  as `block` filled them
+    buffers  BlockBuffers, as `block` filled them
+    grads    GradBuffers
+    dims     Dims
 
     Each line undoes the line of `block` beside it, from the last to the first. dx passes every
     `x +=` unchanged, and each half adds its own gradient to it. Layernorms and activations are
@@ -170,7 +187,7 @@ def block_backward(team, x, layer, dlayer, heads, T, buffers, grads, dims):
     b, g, eps = buffers, grads, dims.eps
     fc, x_mid, work = b.fc, b.x_mid, b.workspace
 
-    # x += c_proj · activation(c_fc · ln_2(x))
+    # x += c_proj(activation(c_fc(ln_2(x))))
     activation_forward(team, b.hidden, fc, dims.activation)
     linear_backward(team, g.dhidden, dlayer.mlp_c_proj, g.dx, b.hidden, layer.mlp_c_proj, work)
     activation_backward(team, g.dhidden, g.dhidden, fc, dims.activation)
@@ -178,7 +195,7 @@ def block_backward(team, x, layer, dlayer, heads, T, buffers, grads, dims):
     linear_backward(team, g.dnormed, dlayer.mlp_c_fc, g.dhidden, b.normed, layer.mlp_c_fc, work)
     layernorm_backward(team, g.dx, dlayer.ln_2, g.dnormed, x_mid, layer.ln_2, g.partials, eps)
 
-    # x += c_proj · attention(c_attn · ln_1(x))
+    # x += c_proj(attention(c_attn(ln_1(x))))
     linear_backward(team, g.dnormed, dlayer.attn_c_proj, g.dx, b.attn, layer.attn_c_proj, work)
     attention_backward(
         team, g.dqkv, g.dnormed, b.qkv, b.attn, b.lse, heads, T, work.panels

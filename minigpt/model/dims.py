@@ -63,7 +63,10 @@ def make_dims(config: GPTConfig) -> Dims:
 
 
 def attention_scales(config: GPTConfig) -> np.ndarray:
-    """float32 [L]: the factor of each layer's attention scores, 1/√HS in GPT-2."""
+    """float32 [L]: the factor of each layer's attention scores, 1/√HS in GPT-2.
+
+    reference_gpt.py states the rule independently, on purpose: the tests compare the two.
+    """
     scale = 1.0
     if config.scale_attn_weights:
         power = 1.0 if config.mup_scale_qk_dot_by_d else 0.5

@@ -48,7 +48,7 @@ from ..kernels.simd import BF16_PRODUCTS, array_at
 from ..kernels.team import borrowed_member
 from ..kernels.view import View, gather_rows, view
 from ..weights.packed import Weights
-from ..weights.table import HEAD, QUANTIZED, operand_shape
+from ..weights.table import HEAD, QUANTIZED_DTYPES, operand_shape
 from .block import BlockBuffers, Layer, NonLayerWeights, block, layer_modules
 
 
@@ -235,7 +235,7 @@ def make_weight_table(weights: Weights, config: GPTConfig) -> WeightTable:
     return WeightTable(
         layers=layers,
         non_layer=_records(weights, ["wte", "wpe", "ln_f", head]),
-        packed=quantized if weights.dtype in QUANTIZED else array,
+        packed=quantized if weights.dtype in QUANTIZED_DTYPES else array,
         plain=np.empty(0, AUX_DTYPE[weights.dtype]),
         vector=np.empty(0, np.float32),
     )
@@ -270,6 +270,7 @@ def make_buffers(config: GPTConfig, rows: int, capacity: int, dtype: str, thread
     C, H = config.n_embd, config.n_inner
     operand = np.uint16 if bf16 else np.float32
     partials = partials_size(rows, config.n_head, config.head_size, capacity)
+    quantized_K = max(C, H) if dtype in QUANTIZED_DTYPES else 0
     all_rows = padded(rows, LANES) if bf16 else rows  # AMX reads and writes whole tiles
     return Buffers(
         x=aligned_zeros(all_rows * row_stride(C), np.float32),
@@ -278,7 +279,7 @@ def make_buffers(config: GPTConfig, rows: int, capacity: int, dtype: str, thread
         attn=aligned_zeros(all_rows * row_stride(C), operand),
         hidden=aligned_zeros(all_rows * row_stride(H), operand),
         partials=aligned_zeros(partials, np.float32),
-        qx=make_quantized_activations(max(rows, threads), max(C, H) if dtype in QUANTIZED else 0),
+        qx=make_quantized_activations(max(rows, threads), quantized_K),
     )
 
 
@@ -293,7 +294,7 @@ def query_blocks(slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
     slots, positions  int64 [M], as in TokenBatch
 
-    Returns int64 [4 · n]: slot, first row, rows and first position of each.
+    Returns int64 [n, 4], flat: slot, first row, rows and first position of each.
     """
     M = len(slots)
     borders = np.flatnonzero(np.diff(slots)) + 1

@@ -138,9 +138,9 @@ class KVCache:
     def _clear(self, slot: int, first: int) -> None:
         """Set what was written from block `first` on to zero.
 
-        Attention gives positions after the query the weight 0, so finite numbers that an earlier
+        Attention gives positions after the query the weight 0, so finite values that an earlier
         sequence left there change nothing. NaN and infinity, which a damaged model computes,
-        would: 0 · NaN is NaN.
+        would: 0 · NaN is NaN. Keys there change nothing, whatever they are, and are cleared too.
         """
         end = _blocks(self._written[slot])
         if first < end:

@@ -199,7 +199,7 @@ class Learner:
     # ---- the optimizer ----
 
     def step(self, settings: AdamW) -> float:
-        """Update the weights by one step of AdamW; returns the norm of all gradients together."""
+        """One step of AdamW on the weights; returns the global gradient norm, before clipping."""
         if not self.first_moments:
             for moments in (self.first_moments, self.second_moments):
                 moments.update(_zeros_like(self.tensors)[1])

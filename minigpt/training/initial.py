@@ -24,7 +24,7 @@ def random_tensors(config: GPTConfig, seed: int) -> dict[str, np.ndarray]:
     Cerebras-GPT (arXiv 2304.03208) starts from the same, truncated at two standard deviations.
     """
     rng = np.random.default_rng(seed)
-    shapes = all_shapes(config, own_head=not config.tie_word_embeddings)
+    shapes = all_shapes(config, tied=config.tie_word_embeddings)
     return {
         name: _random_tensor(name, shape, config.n_layer, rng) for name, shape in shapes.items()
     }

@@ -232,7 +232,7 @@ def _split(run: Run, texts: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarr
 
 def _read_tensors(checkpoint: Path, model: GPTConfig, state: TrainState) -> WeightsAndMoments:
     source = open_source(checkpoint, model)
-    shapes = all_shapes(model, own_head=not model.tie_word_embeddings)
+    shapes = all_shapes(model, tied=model.tie_word_embeddings)
     weights = {name: source.read_float32(name) for name in shapes}
     first, second = _read_moments(checkpoint / _MOMENTS, shapes if state.step else {})
     return WeightsAndMoments(weights, first, second)

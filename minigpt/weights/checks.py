@@ -38,7 +38,7 @@ def checked_names(
     ignored. Raises CheckpointError.
     """
     prefix, stored = _without_prefix(checkpoint)
-    shapes = all_shapes(config, HEAD in stored or not config.tie_word_embeddings)
+    shapes = all_shapes(config, tied=HEAD not in stored and config.tie_word_embeddings)
     if quantized:
         layout = quantized_layout(shapes, quantized)
         for name, (dtype, shape) in layout.items():

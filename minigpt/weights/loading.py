@@ -19,6 +19,7 @@ from ..kernels.layout import (
     STORAGE_DTYPE,
     aligned_arrays,
     bf16_to_f32,
+    f32_to_bf16,
     padded,
     panels_size,
     qweight_size,
@@ -26,8 +27,8 @@ from ..kernels.layout import (
     thread_scratch,
 )
 from ..kernels.team import Team
-from .packed import Weights, f32_to_bf16, map_quantized
-from .table import DTYPES, QUANTIZED, Shapes, is_packed, is_transposed, operand_shape
+from .packed import Weights, map_quantized
+from .table import DTYPES, QUANTIZED_DTYPES, Shapes, is_packed, is_transposed, operand_shape
 
 if TYPE_CHECKING:
     from ..source import ModelSource  # which imports weights/checks.py
@@ -76,7 +77,7 @@ def allocate_packed(
     faults would take half of the loading time, and GEMMs would miss the TLB.
     """
     operands = {name: operand_shape(name, s) for name, s in shapes.items() if is_packed(name, s)}
-    if dtype not in QUANTIZED:
+    if dtype not in QUANTIZED_DTYPES:
         sizes = {name: panels_size(K, N) for name, (K, N) in operands.items()}
         return aligned_arrays(sizes, STORAGE_DTYPE[dtype])[1], {}
     sizes = {name: qweight_size(K, N, dtype) for name, (K, N) in operands.items()}

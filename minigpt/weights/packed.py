@@ -86,10 +86,3 @@ def float32_tensors(source: ModelSource) -> dict[str, np.ndarray]:
     if source.quantized:
         return map_quantized(source, source.quantized).float32_copies()
     return {name: source.read_float32(name) for name in source.shapes}
-
-
-def f32_to_bf16(array: np.ndarray) -> np.ndarray:
-    """float32 to bfloat16 bits (uint16), rounded to nearest, ties to even; NaN stays NaN."""
-    bits = np.ascontiguousarray(array).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.where(np.isnan(array), 0x7FC0, rounded).astype(np.uint16)

@@ -1,9 +1,9 @@
 """The tensors of a GPT: the one table of their names and shapes, and how memory stores them.
 
 Names are those of Hugging Face's checkpoints, without the prefix `transformer.` that some have.
-A matrix that multiplies activations is packed in panels (kernels/layout.py) of float32, of
-bfloat16 in uint16 arrays, or of int8 or int4 with scales. Vectors (layernorms, biases) are always
-float32. wpe is looked up by rows: it is float32 beside float32 panels, bfloat16 beside others.
+Memory stores every matrix but wpe in panels (kernels/layout.py) of float32, of bfloat16 as its bits
+in uint16, or of int8 or int4 with scales. Vectors (layernorms, biases) are always float32. wpe is
+only looked up by rows: it is float32 beside float32 panels, bfloat16 beside others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..config import GPTConfig
 from ..kernels.layout import AUX_DTYPE, BITS_PER_WEIGHT
 
 DTYPES = ("auto", "f32", "bf16", "int8", "int4")
-QUANTIZED = ("int8", "int4")
+QUANTIZED_DTYPES = ("int8", "int4")
 PREFIX = "transformer."
 HEAD = "lm_head.weight"
 SCALES = ".scales"  # suffix, in a quantized checkpoint, of the name of a matrix's scales
@@ -23,52 +23,60 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def layer_shapes(config: GPTConfig) -> Shapes:
-    """{name within a layer: shape}, in the order of the computation; matrices are [K, N]."""
+    """{name within a layer: shape}, in the order of the computation.
+
+    Matrices are [K, N], as Conv1D stores them: y [M, N] = x [M, K] · w + bias. C = n_embd,
+    H = n_inner; the comments name the variables of model/block.py.
+    """
     C, H = config.n_embd, config.n_inner
     return {
-        "ln_1.weight": (C,),
+        "ln_1.weight": (C,),  # normed = ln_1(x), the input of c_attn
         "ln_1.bias": (C,),
-        "attn.c_attn.weight": (C, 3 * C),
+        "attn.c_attn.weight": (C, 3 * C),  # qkv = c_attn(normed): queries, keys, values
         "attn.c_attn.bias": (3 * C,),
-        "attn.c_proj.weight": (C, C),
+        "attn.c_proj.weight": (C, C),  # x += c_proj(attention(qkv))
         "attn.c_proj.bias": (C,),
-        "ln_2.weight": (C,),
+        "ln_2.weight": (C,),  # normed = ln_2(x), the input of c_fc
         "ln_2.bias": (C,),
-        "mlp.c_fc.weight": (C, H),
+        "mlp.c_fc.weight": (C, H),  # hidden = activation(c_fc(normed))
         "mlp.c_fc.bias": (H,),
-        "mlp.c_proj.weight": (H, C),
+        "mlp.c_proj.weight": (H, C),  # x += c_proj(hidden)
         "mlp.c_proj.bias": (C,),
     }
 
 
 def tensor_shapes(config: GPTConfig) -> Shapes:
-    """{name: shape} of every tensor but the head."""
+    """{name: shape} of every tensor but lm_head.weight.
+
+    wte and lm_head are [V, C], a row for each token, and the head multiplies by their transpose;
+    wpe has a row for each position. C = n_embd, V = vocab_size.
+    """
     C = config.n_embd
     layers = layer_shapes(config)
     return {
-        "wte.weight": (config.vocab_size, C),
-        "wpe.weight": (config.n_positions, C),
+        "wte.weight": (config.vocab_size, C),  # x = wte[id] + …; the head, too, if it is tied
+        "wpe.weight": (config.n_positions, C),  # … + wpe[position]
         **{f"h.{n}.{name}": s for n in range(config.n_layer) for name, s in layers.items()},
-        "ln_f.weight": (C,),
+        "ln_f.weight": (C,),  # logits = ln_f(x) · lm_headᵀ
         "ln_f.bias": (C,),
     }
 
 
-def all_shapes(config: GPTConfig, own_head: bool) -> Shapes:
-    """{name: shape} of every tensor, with a head that is not wte if `own_head`."""
+def all_shapes(config: GPTConfig, tied: bool) -> Shapes:
+    """{name: shape} of every tensor; lm_head.weight [V, C] is one of them unless `tied`."""
     shapes = tensor_shapes(config)
-    return {**shapes, HEAD: shapes["wte.weight"]} if own_head else shapes
+    return shapes if tied else {**shapes, HEAD: shapes["wte.weight"]}
 
 
 def parameter_count(config: GPTConfig, tied: bool = True) -> int:
     """The number of parameters; a tied head counts once."""
-    return sum(math.prod(shape) for shape in all_shapes(config, not tied).values())
+    return sum(math.prod(shape) for shape in all_shapes(config, tied).values())
 
 
 def weights_bytes(config: GPTConfig, dtype: str, tied: bool = True) -> int:
     """The bytes of the weights in memory at that dtype, without padding."""
     total = 0.0
-    for name, shape in all_shapes(config, not tied).items():
+    for name, shape in all_shapes(config, tied).items():
         size = math.prod(shape)
         if is_packed(name, shape):
             total += BITS_PER_WEIGHT[dtype] / 8 * size
@@ -83,7 +91,7 @@ def checkpoint_name(name: str, prefix: str) -> str:
 
 
 def is_packed(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether memory stores a tensor in panels: a matrix that multiplies activations."""
+    """Whether memory stores a tensor in panels: every matrix but wpe."""
     return len(shape) == 2 and name != "wpe.weight"
 
 

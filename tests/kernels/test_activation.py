@@ -10,6 +10,7 @@ from minigpt.kernels.jit import entry, jit
 from minigpt.kernels.simd import load, load_first, store, store_first
 from minigpt.kernels.team import barrier
 from minigpt.kernels.view import View
+from minigpt.model import dims
 
 pytestmark = pytest.mark.kernel
 
@@ -66,13 +67,36 @@ def test_exp_of_infinity_and_nan():
     np.testing.assert_array_equal(x, np.array([1, 0, 0, np.nan] * 4, np.float32))
 
 
-@pytest.mark.parametrize("kind", REFERENCE)
-def test_infinite_and_huge_inputs(run, kind):
-    y = np.array([-1e30, 1e30, -np.inf, np.inf], np.float32)
+AT_HUGE_INPUTS = [  # kind, its values at HUGE and ∞, its derivative at HUGE
+    (activation.GELU, [0, 1e30, np.inf], [0, 1]),
+    (activation.GELU_TANH, [0, 1e30, np.inf], [0, 1]),
+    (activation.RELU, [0, 1e30, np.inf], [0, 1]),
+    (activation.SILU, [0, 1e30, np.inf], [0, 1]),
+]
+HUGE = [-1e30, 1e30]
+
+
+def test_every_activation_is_tested():
+    kinds = set(REFERENCE)
+    assert kinds == set(dims._ACTIVATIONS.values())
+    assert kinds == set(BACKWARD) == {kind for kind, _, _ in AT_HUGE_INPUTS}
+
+
+@pytest.mark.parametrize(("kind", "values", "derivatives"), AT_HUGE_INPUTS)
+def test_infinite_and_huge_inputs(run, kind, values, derivatives):
+    y = np.array([*HUGE, np.inf], np.float32)
     run(_apply, y, kind)
-    assert y[0] == 0
-    assert y[1] == np.float32(1e30)
-    assert y[3] == np.inf
+    np.testing.assert_array_equal(y, np.array(values, np.float32))
+    x, dx, dy = np.array(HUGE, np.float32), np.empty(2, np.float32), np.ones(2, np.float32)
+    run(activation.activation_backward, *(View(array, 1, 2, 2) for array in (dx, dy, x)), kind)
+    np.testing.assert_array_equal(dx, np.array(derivatives, np.float32))
+
+
+def test_reference_silu_far_below_zero_is_zero_without_a_warning():
+    """e^100 overflows in float32; pytest turns warnings into errors."""
+    x, dy = np.array([-100], np.float32), np.ones(1, np.float32)
+    assert reference.silu_forward(x) == 0
+    assert reference.silu_backward(dy, x) == 0
 
 
 BACKWARD = {
@@ -104,14 +128,6 @@ def test_reference_backward_is_the_derivative(kind):
     x, step = np.linspace(-8, 8, 1000), 1e-5
     derivative = (REFERENCE[kind](x + step) - REFERENCE[kind](x - step)) / (2 * step)
     np.testing.assert_allclose(BACKWARD[kind](1.5, x), 1.5 * derivative, atol=1e-9)
-
-
-@pytest.mark.parametrize("kind", BACKWARD)
-def test_derivatives_of_huge_inputs(run, kind):
-    far = np.array([-1e30, 1e30], np.float32)
-    dx, dy = np.empty(2, np.float32), np.ones(2, np.float32)
-    run(activation.activation_backward, *(View(array, 1, 2, 2) for array in (dx, dy, far)), kind)
-    np.testing.assert_array_equal(dx, np.array([0, 1], np.float32))
 
 
 @pytest.mark.parametrize("kind", REFERENCE)

@@ -15,7 +15,7 @@ from minigpt.kernels.attention import (
     partials_size,
 )
 from minigpt.kernels.kv_cache import Heads, LayerCache, kv_cache_write
-from minigpt.kernels.layout import KEY_BLOCK, bf16_to_f32, padded
+from minigpt.kernels.layout import KEY_BLOCK, bf16_to_f32, f32_to_bf16, padded
 from minigpt.kernels.simd import BF16_PRODUCTS
 from minigpt.kernels.view import View
 
@@ -37,14 +37,20 @@ class Sequence:
         size = SLOTS * NH * capacity * padded(HS)
         self.cache = LayerCache(np.zeros(size, dtype), np.zeros(size, dtype), capacity)
 
-    def read(self, run, start, end, slot=2):
-        """The output of tokens start … end − 1, [n, C], after the cache got them."""
+    def write(self, run, start, end, slot=2):
+        """Write tokens start … end − 1 to the cache; returns the View of their rows of qkv."""
         M, ldq = end - start, 3 * self.C + 2
         rows = np.zeros((M, ldq), np.float32)
         rows[:, : 3 * self.C] = self.qkv[start:end]
         qkv = View(rows.reshape(-1), M, 3 * self.C, ldq)
         slots, positions = np.full(M, slot), np.arange(start, end)
         run(kv_cache_write, self.cache, self.heads, qkv, slots, positions)
+        return qkv
+
+    def read(self, run, start, end, slot=2):
+        """The output of tokens start … end − 1, [n, C], after the cache got them."""
+        M = end - start
+        qkv = self.write(run, start, end, slot)
         blocks = np.array(
             [(slot, r, min(QUERY_BLOCK, M - r), start + r) for r in range(0, M, QUERY_BLOCK)]
         ).ravel()
@@ -102,12 +108,25 @@ def test_a_prompt_in_parts_has_the_bits_of_a_prompt_at_once(run, rng, dtype):
     assert np.vstack(parts).tobytes() == at_once.tobytes()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_keys_after_a_query_are_not_used(run, rng, dtype):
+    """Not even NaN, in a prompt and token by token; their values, which e = 0 multiplies, are."""
+    T, left = KEY_BLOCK + 70, KEY_BLOCK + 37
+    sequence, other = (Sequence(rng, T, 2, 20, dtype=dtype) for _ in range(2))
+    expected = sequence.read(run, 0, left)
+    other.qkv[:, other.C : 2 * other.C] = np.nan
+    other.write(run, 0, T)
+    other.qkv = sequence.qkv
+    result = np.vstack([other.read(run, a, b) for a, b in pairwise((0, 50, 51, left - 1, left))])
+    assert result.tobytes() == expected.tobytes()
+
+
 @pytest.mark.amx
 def test_bfloat16_keys_and_values(run, rng):
     sequence = Sequence(rng, 300, 2, 33, dtype=np.uint16)
     q, kv = np.split(sequence.qkv, [sequence.C], axis=1)
     # reference.py then reads the keys and values that the cache has
-    sequence.qkv = np.hstack([q, bf16_to_f32(reference.bfloat16(kv))])
+    sequence.qkv = np.hstack([q, bf16_to_f32(f32_to_bf16(kv))])
     atol = 1e-2 if BF16_PRODUCTS else 2e-6
     result = sequence.read(run, 0, 300)
     np.testing.assert_allclose(result, sequence.expected(), rtol=2e-5, atol=atol)

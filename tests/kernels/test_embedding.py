@@ -11,7 +11,7 @@ from minigpt.kernels.embedding import (
     embedding_forward,
     packed_embedding_forward,
 )
-from minigpt.kernels.layout import bf16_to_f32
+from minigpt.kernels.layout import bf16_to_f32, f32_to_bf16
 from minigpt.kernels.view import View
 
 pytestmark = pytest.mark.kernel
@@ -23,14 +23,14 @@ def test_packed_forward_is_reference(run, rng, dtype):
     wte, wpe = (rng.standard_normal((n, C)).astype(np.float32) for n in (V, 11))
     ids, positions = np.array([69, 0, 17, 17]), np.array([0, 1, 2, 10])
     x = np.full((4, ld), np.nan, np.float32)
-    packed = reference.panels(wte.T, dtype)
+    packed = reference.pack_panels(wte.T, dtype)
     scale = np.float32(0.25)
     run(
         packed_embedding_forward, View(x.reshape(-1), 4, C, ld), ids, positions, packed,
         wpe.ravel(), scale,
     )  # fmt: skip
     if dtype == np.uint16:
-        wte = bf16_to_f32(reference.bfloat16(wte))
+        wte = bf16_to_f32(f32_to_bf16(wte))
     expected = reference.embedding_forward(ids, positions, wte, wpe, scale)
     np.testing.assert_array_equal(x[:, :C], expected)
     assert np.isnan(x[:, C:]).all()

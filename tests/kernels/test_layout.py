@@ -1,11 +1,18 @@
-"""Memory for kernels begins with a cache line."""
+"""Memory for kernels begins with a cache line; conversion to bfloat16 rounds to the nearest."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from minigpt.kernels.layout import CACHE_LINE, aligned_arrays, aligned_zeros, thread_scratch
+from minigpt.kernels.layout import (
+    CACHE_LINE,
+    aligned_arrays,
+    aligned_zeros,
+    bf16_to_f32,
+    f32_to_bf16,
+    thread_scratch,
+)
 
 
 @pytest.mark.parametrize(
@@ -35,3 +42,13 @@ def test_aligned_arrays_are_disjoint_parts_of_one_memory(dtype):
         assert array.ctypes.data % CACHE_LINE == 0
         array += 1
     assert memory.sum() == sum(sizes.values())  # no element is in two arrays, gaps are zero
+
+
+def test_f32_to_bf16_rounds_to_nearest_and_ties_to_even():
+    one, step = 0x3F80, 2.0**-7  # of bfloat16 just above 1
+    values = [1, 1 + step / 2, 1 + 1.5 * step, 1 + 0.49 * step, 1 + 0.51 * step, -1, 0]
+    expected = [one, one, one + 2, one, one + 1, 0xBF80, 0]
+    assert f32_to_bf16(np.array(values, np.float32)).tolist() == expected
+    special = np.array([np.inf, -np.inf, np.nan, 3.4e38], np.float32)
+    assert np.isnan(bf16_to_f32(f32_to_bf16(special))[2])
+    assert bf16_to_f32(f32_to_bf16(special))[[0, 1, 3]].tolist() == [np.inf, -np.inf, np.inf]

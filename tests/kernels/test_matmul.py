@@ -8,7 +8,7 @@ import pytest
 from minigpt.kernels import reference
 from minigpt.kernels.activation import GELU
 from minigpt.kernels.jit import jit
-from minigpt.kernels.layout import LANES, bf16_to_f32, padded, panels_size, row_stride
+from minigpt.kernels.layout import LANES, bf16_to_f32, f32_to_bf16, padded, panels_size, row_stride
 from minigpt.kernels.matmul import (
     ADD,
     K_BLOCK,
@@ -57,14 +57,14 @@ class Case:
             rng.standard_normal(shape).astype(np.float32) for shape in ((M, K), (K, N), (N,))
         )
         self.x, self.w = (
-            a if dtype == np.float32 else bf16_to_f32(reference.bfloat16(a))
+            a if dtype == np.float32 else bf16_to_f32(f32_to_bf16(a))
             for a, dtype in ((x, x_dtype), (w, w_dtype))
         )
         self.ldx = row_stride(K)
         rows = np.zeros((padded(M, LANES), self.ldx), np.float32)
         rows[:M, :K] = self.x
-        self.rows = rows.ravel() if x_dtype == np.float32 else reference.bfloat16(rows).ravel()
-        self.panels = reference.panels(self.w, w_dtype)
+        self.rows = rows.ravel() if x_dtype == np.float32 else f32_to_bf16(rows).ravel()
+        self.panels = reference.pack_panels(self.w, w_dtype)
 
     def run(self, run, mode=SET, activation=NO_ACTIVATION, scale=1, y=None, M=None):
         """y [M, N] of matmul_forward, computed in rows that lie N + 3 apart."""
@@ -134,7 +134,7 @@ def test_bfloat16_weights_are_widened_exactly(run, rng):
     case = Case(rng, 10, 33, 50, "f32 · bf16")
     exact = Case(rng, 10, 33, 50)
     exact.rows, exact.bias = case.rows, case.bias
-    exact.panels = reference.panels(case.w, np.float32)
+    exact.panels = reference.pack_panels(case.w, np.float32)
     for rows in (10, 1):
         assert case.run(run, M=rows).tobytes() == exact.run(run, M=rows).tobytes()
 
@@ -147,7 +147,7 @@ def test_results_are_rounded_to_bfloat16(run, rng):
         matmul_forward, View(y.reshape(-1), M, N, N), View(case.rows, M, K, case.ldx), case.panels,
         case.bias, SET, NO_ACTIVATION, np.float32(1),
     )  # fmt: skip
-    np.testing.assert_array_equal(y, reference.bfloat16(case.run(run)))
+    np.testing.assert_array_equal(y, f32_to_bf16(case.run(run)))
 
 
 # Functions that Numba expands cannot be called with *arguments, as the fixture `run` does.
@@ -222,7 +222,7 @@ def test_backward_is_reference(run, rng, M, K, N, a_dtype, b_dtype):
     workspace = LinearWorkspace(
         np.full(max(panels_size(M, N), panels_size(N, K)), 1, b_dtype), np.full(rows, 1, a_dtype)
     )
-    stored_x = reference.bfloat16(x) if a_dtype == np.uint16 else x
+    stored_x = f32_to_bf16(x) if a_dtype == np.uint16 else x
     run(
         run_linear_backward, View(dx.reshape(-1), M, K, ldx),
         PlainLinear(dw.reshape(-1), dbias, K, N),

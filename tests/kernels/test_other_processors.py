@@ -18,7 +18,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-KERNEL_TESTS, AMX_TESTS = 370, 120
+KERNEL_TESTS, AMX_TESTS = 375, 125
 QUIET = ["-q", "-p", "no:cacheprovider"]
 KERNELS = ["-m", "kernel and not threads", "tests/kernels"]
 
@@ -74,6 +74,9 @@ def test_kernels_on_older_processors(run_python, name, features, tile, absent):
     assert_passed(process, KERNEL_TESTS)
 
 
+# Tests of the engine in which nothing depends on AMX: checks of arguments, and the KV cache's slots
+WITHOUT_AMX = "not (unchecked or refused or capacity or fails or truncated or damaged or forks)"
+
 # The emulator must be installed before simd/ asks whether AMX is allowed.
 AMX_PROGRAM = """
 import sys
@@ -96,7 +99,7 @@ def test_kernels_with_amx(run_python):
     process = run_python(
         # faulthandler would replace the emulator's signal handler
         *["-c", AMX_PROGRAM, *QUIET, "-p", "no:faulthandler", "-m", "amx and not threads"],
-        *["tests/kernels", "tests/minigpt/model"],
+        *["-k", WITHOUT_AMX, "tests/kernels", "tests/minigpt/model"],
         NUMBA_CPU_FEATURES=llvm.get_host_cpu_features().flatten()
         + ",+amx-tile,+amx-bf16,+amx-int8",
         PYTHONPATH=str(Path(__file__).parent / "simd"),

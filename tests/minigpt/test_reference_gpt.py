@@ -53,7 +53,7 @@ VARIANTS = {
 def random_model(fields: dict, dtype: type = np.float64) -> tuple[Params, GPTConfig]:
     config = GPTConfig.from_dict({**SIZES, **fields}, "config")
     rng = np.random.default_rng(5)
-    shapes = all_shapes(config, not config.tie_word_embeddings)
+    shapes = all_shapes(config, config.tie_word_embeddings)
     return {name: rng.normal(0, 0.5, s).astype(dtype) for name, s in shapes.items()}, config
 
 

@@ -15,10 +15,10 @@ from minigpt.config import GPTConfig
 from minigpt.conversion.convert import convert
 from minigpt.conversion.gguf_export import save_gguf
 from minigpt.errors import CheckpointError, ConfigError, SourceError
-from minigpt.kernels.layout import bf16_to_f32
+from minigpt.kernels.layout import bf16_to_f32, f32_to_bf16
 from minigpt.source import open_source
 from minigpt.tokenizer.files import read_vocabulary
-from minigpt.weights.packed import f32_to_bf16, float32_tensors
+from minigpt.weights.packed import float32_tensors
 from minigpt.weights.table import HEAD, SCALES, tensor_shapes
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

@@ -7,7 +7,14 @@ import pytest
 
 from minigpt.kernels import reference
 from minigpt.kernels.gemm.packing import pack, pack_operand, transpose_rows
-from minigpt.kernels.layout import LANES, padded, panels_size, row_stride, unpack_panels
+from minigpt.kernels.layout import (
+    LANES,
+    f32_to_bf16,
+    padded,
+    panels_size,
+    row_stride,
+    unpack_panels,
+)
 
 pytestmark = pytest.mark.kernel
 
@@ -38,19 +45,19 @@ def test_pack_equals_the_reference(run, rng, K, N, transposed, stored_dtype, dty
     w = rng.standard_normal((K, N)).astype(np.float32)
     stored = w
     if stored_dtype == np.uint16:
-        stored = reference.bfloat16(w)
+        stored = f32_to_bf16(w)
         w = (stored.astype(np.uint32) << 16).view(np.float32)
     stored = np.ascontiguousarray(stored.T) if transposed else stored
     panels = packed(run, stored, transposed, dtype, 2 * LANES)
-    np.testing.assert_array_equal(panels, reference.panels(w, dtype))
+    np.testing.assert_array_equal(panels, reference.pack_panels(w, dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("K", "N"), SHAPES)
 def test_unpack_panels_inverts_packing(rng, K, N, dtype):
     w = rng.standard_normal((K, N)).astype(np.float32)
-    expected = w if dtype == np.float32 else reference.bfloat16(w)
-    np.testing.assert_array_equal(unpack_panels(reference.panels(w, dtype), K, N), expected)
+    expected = w if dtype == np.float32 else f32_to_bf16(w)
+    np.testing.assert_array_equal(unpack_panels(reference.pack_panels(w, dtype), K, N), expected)
 
 
 def test_nan_stays_nan_in_bfloat16(run):
@@ -65,7 +72,7 @@ def test_nan_stays_nan_in_bfloat16(run):
 def test_pack_operand_overwrites_an_earlier_operand(run, rng, K, N, dtype):
     """From rows with a stride, and transposed."""
     w = rng.standard_normal((K, N + 3)).astype(np.float32)
-    truth = unpack_panels(reference.panels(w[:, :N], dtype), padded(K), N)
+    truth = unpack_panels(reference.pack_panels(w[:, :N], dtype), padded(K), N)
     for matrix, strides in ((w, (N + 3, 1)), (np.ascontiguousarray(w.T), (1, K))):
         panels = np.full(panels_size(K, N), 7, dtype)
         start = np.int64(2)
@@ -80,6 +87,6 @@ def test_transposed_rows_are_padded_with_zeros(run, rng, M, N, dtype):
     x = rng.standard_normal((M, N + 2)).astype(np.float32)
     y = np.full((N, row_stride(M)), 7, dtype)
     run(transpose_rows, y.reshape(-1), row_stride(M), x.ravel(), N + 2, M, N)
-    expected = x[:, :N].T if dtype == np.float32 else reference.bfloat16(x[:, :N].T)
+    expected = x[:, :N].T if dtype == np.float32 else f32_to_bf16(x[:, :N].T)
     np.testing.assert_array_equal(y[:, :M], expected)
     assert not y[:, M : padded(M)].any()

@@ -11,7 +11,9 @@ from minigpt.kernels.layout import (
     LANES,
     QUANT_BLOCK,
     STORAGE_DTYPE,
+    bf16_to_f32,
     dequantize_panels,
+    f32_to_bf16,
     padded,
     qweight_size,
     scales_size,
@@ -49,10 +51,10 @@ def test_int8_equals_the_reference(run, rng, K, N, transposed, stored_dtype):
     w = rng.standard_normal((K, N)).astype(np.float32)
     stored = w
     if stored_dtype == np.uint16:
-        stored = reference.bfloat16(w)
-        w = reference.bf16_to_f32(stored)
+        stored = f32_to_bf16(w)
+        w = bf16_to_f32(stored)
     result = quantized(run, stored, "int8", transposed, QUANT_BLOCK)
-    expected = reference.quantized_panels(*reference.quantized(w, "int8"))
+    expected = reference.pack_quantized(*reference.quantize(w, "int8"))
     for found, truth in zip(result, expected, strict=True):
         np.testing.assert_array_equal(found, truth)
 
@@ -79,7 +81,7 @@ def test_int4_has_a_smaller_error_than_the_full_range(run, rng, spread):
         np.square(found - w).mean()
         for found in (
             dequantize_panels(*quantized(run, w, "int4"), K, N),
-            reference.dequantized(*reference.quantized(w, "int4")),
+            reference.dequantize(*reference.quantize(w, "int4")),
         )
     ]
     assert errors[0] < 0.93 * errors[1]

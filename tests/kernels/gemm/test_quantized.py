@@ -56,7 +56,7 @@ def run_product(run, x, q, scales, bias, mode=SET, start=np.nan):
     rows = np.zeros((M, row_stride(K)), np.float32)
     rows[:, :K] = x
     y = np.full((M, N + 3), start, np.float32)
-    layer = PackedLinear(QuantizedMatrix(*reference.quantized_panels(q, *scales)), bias, K, N)
+    layer = PackedLinear(QuantizedMatrix(*reference.pack_quantized(q, *scales)), bias, K, N)
     run(
         run_linear, View(y.reshape(-1), M, N, N + 3), View(rows.ravel(), M, K, row_stride(K)),
         layer, mode, make_quantized_activations(max(M, 3), K),
@@ -67,15 +67,15 @@ def run_product(run, x, q, scales, bias, mode=SET, start=np.nan):
 def random_operands(rng, M, K, N, dtype):
     """x, quantized weights, their scales (int4: and offsets), a bias."""
     x, w, bias = (rng.standard_normal(s).astype(np.float32) for s in ((M, K), (K, N), (N,)))
-    q, *scales = reference.quantized(w, dtype)
+    q, *scales = reference.quantize(w, dtype)
     return x, q, scales, bias
 
 
 def truth(x, q, scales, bias):
     """The product of the same integers in float64, and a bound of the error in float32."""
-    p, scale = reference.quantized_activations(x)
+    p, scale = reference.quantize_activations(x)
     exact = p * np.repeat(scale, QUANT_BLOCK, 1)[:, : x.shape[1]].astype(np.float64)
-    w = reference.dequantized(q, *scales)
+    w = reference.dequantize(q, *scales)
     scaled = q * scales[0][np.arange(len(q)) // QUANT_BLOCK]  # without the offset
     magnitude = np.abs(exact) @ (np.abs(scaled) + np.abs(w)) + 1
     return exact @ w + bias, 4 * np.finfo(np.float32).eps * magnitude
@@ -145,9 +145,9 @@ def look_up(team, out, w, K, N):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("K", "N"), [(1, 1), (QUANT_BLOCK + 9, 70)])
 def test_weight_and_dequantize_panels_read_what_was_quantized(run, rng, K, N, dtype):
-    quantized = reference.quantized(rng.standard_normal((K, N)).astype(np.float32), dtype)
-    expected = reference.dequantized(*quantized)
-    stored = reference.quantized_panels(*quantized)
+    quantized = reference.quantize(rng.standard_normal((K, N)).astype(np.float32), dtype)
+    expected = reference.dequantize(*quantized)
+    stored = reference.pack_quantized(*quantized)
     np.testing.assert_array_equal(dequantize_panels(*stored, K, N), expected)
     out = np.empty((K, N), np.float32)
     run(look_up, out.ravel(), QuantizedMatrix(*stored), K, N)
@@ -160,7 +160,7 @@ def test_quantized_activations_equal_the_reference(run, rng, M, K):
     x[0] = 0
     buffer = make_quantized_activations(M, K)
     run(quantize_rows, buffer, x.ravel(), M, K)
-    p, scale = reference.quantized_activations(x)
+    p, scale = reference.quantize_activations(x)
     qx = buffer.qx.reshape(-1, qx_stride(K))[:M]
     scales_and_sums = buffer.scales_and_sums.reshape(-1, activation_scales_stride(K))[:M]
     np.testing.assert_array_equal(qx[:, :K], p)

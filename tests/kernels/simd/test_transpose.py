@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minigpt.kernels import layout, reference
+from minigpt.kernels import layout
 from minigpt.kernels.jit import entry
-from minigpt.kernels.layout import LANES, panels_size, unpack_panels
+from minigpt.kernels.layout import LANES, f32_to_bf16, panels_size, unpack_panels
 from minigpt.kernels.simd import transpose_16x16, transpose_16x16_to_panel
 
 pytestmark = pytest.mark.kernel
@@ -24,14 +24,14 @@ def transpose(x, y, panel):
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16])
 def test_transposes_are_numpys_and_leave_other_elements_alone(rng, dtype, to):
     x = rng.standard_normal((16, 21)).astype(np.float32)  # rows 21 apart, from element 3 on
-    stored = x if dtype == np.float32 else reference.bfloat16(x)
+    stored = x if dtype == np.float32 else f32_to_bf16(x)
     flat = np.concatenate([np.zeros(3, dtype), stored.ravel()])
     y, panel = np.full(2 + 16 * 18, 7, to), np.full(panels_size(32, 16), 7, to)
     transpose(flat, y, panel)
     expected = stored[:, :16].T
     if to != dtype:
         wide = x if dtype == np.float32 else layout.bf16_to_f32(stored)
-        expected = wide[:, :16].T if to == np.float32 else reference.bfloat16(x[:, :16].T)
+        expected = wide[:, :16].T if to == np.float32 else f32_to_bf16(x[:, :16].T)
     rows = y[2:].reshape(16, 18)
     np.testing.assert_array_equal(rows[:, :16], expected)
     assert (y[:2] == 7).all()

@@ -17,8 +17,7 @@ from minigpt.checkpoint import open_checkpoint, write_safetensors
 from minigpt.config import GPTConfig
 from minigpt.conversion.convert import Progress, convert
 from minigpt.errors import CheckpointError, InputError, SourceError
-from minigpt.kernels.layout import bf16_to_f32
-from minigpt.weights.packed import f32_to_bf16
+from minigpt.kernels.layout import bf16_to_f32, f32_to_bf16
 from minigpt.weights.table import tensor_shapes
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -25,9 +25,9 @@ from minigpt.checkpoint import open_checkpoint, resolve, write_safetensors
 from minigpt.conversion.convert import Progress, convert
 from minigpt.conversion.gguf_export import save_gguf
 from minigpt.errors import CheckpointError, ConfigError, InputError, SourceError, TokenizerError
+from minigpt.kernels.layout import f32_to_bf16
 from minigpt.tokenizer.bpe import byte_symbols
 from minigpt.tokenizer.files import read_vocabulary
-from minigpt.weights.packed import f32_to_bf16
 from minigpt.weights.table import HEAD, tensor_shapes
 
 GOLDEN = Path(__file__).parents[2] / "golden"

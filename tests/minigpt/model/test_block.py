@@ -27,14 +27,14 @@ def test_layer_has_the_modules_of_the_table_in_its_order():
     assert names == list(layer_shapes(small_config()))
 
 
-@pytest.mark.parametrize("own_head", [True, False])
-def test_the_weight_table_has_the_address_and_shape_of_every_tensor(own_head):
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_weight_table_has_the_address_and_shape_of_every_tensor(tied):
     config = small_config()
-    shapes = all_shapes(config, own_head)
+    shapes = all_shapes(config, tied)
     tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     table = make_weight_table(Weights(tensors, {}, shapes, "f32", ""), config)
     assert table.layers.shape == (2, 6)
-    head = HEAD.removesuffix(".weight") if own_head else "wte"
+    head = "wte" if tied else HEAD.removesuffix(".weight")
     modules = {("wte", 0): table.non_layer[0], ("wpe", 0): table.non_layer[1]}
     modules |= {("ln_f", 0): table.non_layer[2], (head, 1): table.non_layer[3]}
     for n in range(2):
