@@ -13,9 +13,9 @@ from minigpt.checkpoint import Checkpoint, write_safetensors
 from minigpt.conversion.convert import convert
 from minigpt.description import describe
 from minigpt.errors import SourceError
+from minigpt.kernels.layout import f32_to_bf16
 from minigpt.source import open_source
 from minigpt.weights.loading import load_weights
-from minigpt.weights.packed import f32_to_bf16
 from minigpt.weights.table import HEAD
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
