@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -60,21 +61,20 @@ class SamplingParams:
     vocab_size: int | None = None
 
     def __post_init__(self) -> None:
-        checked_integer("max_new_tokens", self.max_new_tokens, 0)
-        checked_number(
-            "temperature", self.temperature, "a number of at least 0", 0, sys.float_info.max
-        )
-        if self.top_k is not None:
-            checked_integer("top_k", self.top_k, 1, what="or None")
-        if self.top_p is not None:
-            above_0 = math.nextafter(0, 1)
-            checked_number("top_p", self.top_p, "above 0 and at most 1, or None", above_0, 1)
-        if self.min_p is not None:
-            checked_number("min_p", self.min_p, "from 0 to 1, or None", 0, 1)
-        if self.seed is not None:
-            checked_integer("seed", self.seed, 0, 2**64 - 1, "or None")
-        if self.vocab_size is not None:
-            checked_integer("vocab_size", self.vocab_size, 1, what="or None")
+        above_0, largest = math.nextafter(0, 1), sys.float_info.max
+        self._check("max_new_tokens", checked_integer, 0)
+        self._check("temperature", checked_number, "a number of at least 0", 0, largest)
+        self._check("top_k", checked_integer, 1, None, "or None")
+        self._check("top_p", checked_number, "above 0 and at most 1, or None", above_0, 1)
+        self._check("min_p", checked_number, "from 0 to 1, or None", 0, 1)
+        self._check("seed", checked_integer, 0, 2**64 - 1, "or None")
+        self._check("vocab_size", checked_integer, 1, None, "or None")
+
+    def _check(self, name: str, check: Callable[..., object], *bounds: object) -> None:
+        """Put the checked value, a plain Python number, in place of the given one."""
+        value = getattr(self, name)
+        if value is not None or name in ("max_new_tokens", "temperature"):
+            object.__setattr__(self, name, check(name, value, *bounds))
 
     def eos_of(self, config: GPTConfig) -> int | None:
         """The id that ends a sequence of this model, or None. Raises InputError."""

@@ -1,9 +1,9 @@
 """The scheduler: sequences that join and leave a running batch, each with its own options.
 
 Every pass takes one token of each sequence that is generating, and fills the rest of the pass with
-prompt tokens. Logits do not depend on the other sequences of a pass, and random
-numbers only on seed and position, so a request's tokens are the same alone, in any batch, and
-however its prompt is cut.
+prompt tokens. Logits do not depend on the other sequences of a pass, and random numbers depend on
+seed and position only, so a request's tokens are the same alone, in any batch, and however its
+prompt is cut.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from ..arguments import checked_choice, checked_integer, checked_prompt
-from ..errors import InputError, MinigptError
+from ..errors import InputError, MinigptError, short_repr
 from ..model.engine import ROWS
 from .sampler import Eos, SamplingParams, logprob, sample
 
@@ -164,6 +164,8 @@ class Scheduler:
 
         Raises InputError for an argument out of its range.
         """
+        if getattr(model, "engine", None) is None:
+            raise InputError(f"model {short_repr(model)}: must be a GPTModel", "model")
         n_positions = model.config.n_positions
         self.config = model.config
         self._max_batch_tokens = checked_integer(
@@ -178,6 +180,7 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._events: list[Event] = []  # of requests that ended outside a pass
+        self._torn = False  # whether an exception left the queues and slots half changed
 
     @property
     def num_unfinished(self) -> int:
@@ -232,13 +235,17 @@ class Scheduler:
         a request of another scheduler.
         """
         reason = checked_choice("reason", reason, ("cancelled", "stop"))
+        if not isinstance(request, Request):
+            raise InputError(f"request {short_repr(request)}: must come from add", "request")
         if request.finished is not None:
             return
+        if request not in self._waiting and request not in self._running:
+            raise InputError("request: belongs to another scheduler")
+        self._begin_changes()
         if request in self._waiting:
             self._waiting.remove(request)
-        elif request not in self._running:
-            raise InputError("request: belongs to another scheduler")
         self._finish(request, reason)
+        self._torn = False
 
     def step(self) -> list[Event]:
         """Run one pass of at most max_batch_tokens tokens, and return what it did.
@@ -251,14 +258,33 @@ class Scheduler:
         A model whose logits are not finite ends that request alone: its event's finished is
         "error", and request.error the CheckpointError. Where the whole pass fails (memory) or is
         interrupted (Ctrl-C), the exception is raised and nothing has changed: the next step
-        repeats the pass.
+        repeats the pass. An interrupt that hits the microseconds of bookkeeping beside the pass
+        ends the scheduler: the next step raises InputError.
         """
+        self._begin_changes()
         self._start_waiting()
         batch = self._next_batch()
-        if batch:
-            self._run(batch)
+        self._torn = False
+        logits = self._logits(batch)
+        self._begin_changes()
+        self._append_tokens(batch, logits)
+        self._torn = False
         events, self._events = self._events, []
         return events
+
+    def _begin_changes(self) -> None:
+        """Begin changes of queues, slots and requests that belong together; they end with
+        `self._torn = False`.
+
+        Ctrl-C can come between any two of them. A scheduler that did not reach the end refuses to
+        go on.
+        """
+        if self._torn:
+            raise InputError(
+                "scheduler: was interrupted between two passes; make a new one and add the "
+                "requests again"
+            )
+        self._torn = True
 
     def _start_waiting(self) -> None:
         """Give free slots to waiting requests; those that need no pass end here."""
@@ -300,14 +326,21 @@ class Scheduler:
             self._cache.truncate(slot, length)
         return length
 
-    def _run(self, batch: list[Chunk]) -> None:
-        """One pass, and the events that come of it."""
-        slots = [chunk.slot for chunk in batch]
-        ids = [chunk.ids for chunk in batch]
+    def _logits(self, batch: list[Chunk]) -> np.ndarray:
+        """float32 [n, V]: one pass, and the logits after each of the batch's last chunks."""
+        if not batch:
+            return np.empty((0, self.config.vocab_size), np.float32)
+        all_last = all(chunk.is_last for chunk in batch)
+        return self._engine.forward(
+            self._cache,
+            [chunk.slot for chunk in batch],
+            [chunk.ids for chunk in batch],
+            1 if all_last else [int(chunk.is_last) for chunk in batch],
+        )
+
+    def _append_tokens(self, batch: list[Chunk], logits: np.ndarray) -> None:
+        """Sample the next token of each request whose last chunk was read, and report it."""
         requests = [chunk.request for chunk in batch if chunk.is_last]
-        all_last = len(requests) == len(batch)
-        last = 1 if all_last else [int(chunk.is_last) for chunk in batch]
-        logits = self._engine.forward(self._cache, slots, ids, last)
         for request, row in zip(requests, logits, strict=True):
             try:
                 token = request._sample(row)

@@ -256,3 +256,11 @@ def test_eos_must_be_a_token(eos: object) -> None:
         SamplingParams(eos_token_id=eos).eos_of(config)
     assert SamplingParams().eos_of(config) is None
     assert SamplingParams(eos_token_id=np.int8(9)).eos_of(config) == 9
+
+
+def test_numpy_numbers_become_plain_ones() -> None:
+    """Else sums with them would overflow in their type."""
+    params = SamplingParams(np.int8(100), np.float32(0.5), top_k=np.uint64(3), seed=np.int16(7))
+    values = (params.max_new_tokens, params.temperature, params.top_k, params.seed)
+    assert values == (100, 0.5, 3, 7)
+    assert [type(value) for value in values] == [int, float, int, int]

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import linecache
+import sys
 import threading
 from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,6 +205,12 @@ def test_wrong_arguments_of_a_scheduler(options: dict) -> None:
         Scheduler(Counter(), **options)
 
 
+@pytest.mark.parametrize("model", [None, "gpt2"])
+def test_what_is_no_model_is_refused(model: object) -> None:
+    with pytest.raises(InputError, match="must be a GPTModel"):
+        Scheduler(model)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("ids", [[], [V], [[1], [2]], [0] * (N_POSITIONS + 1), "1", None])
 def test_wrong_prompts_are_not_queued(ids: object) -> None:
     scheduler = Scheduler(Counter())
@@ -259,6 +271,66 @@ def test_a_pass_that_fails_is_repeated_by_the_next_step(when: str, error: BaseEx
         model.forward = forward
     drain(scheduler)
     assert [request.token_ids for request in requests] == expected
+
+
+def interrupted_at(number: int, action: Callable[[], object]) -> str | None:
+    """Raise KeyboardInterrupt before a line of scheduler.py that `action` runs, as Ctrl-C may.
+
+    number  which of the lines, counted from 0 as they run
+
+    Returns the line, or None where `action` runs fewer.
+    """
+    left, found = number, None
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left, found
+        if not frame.f_code.co_filename.endswith("scheduler.py"):
+            return None
+        if event == "line":
+            left -= 1
+            if left < 0:
+                found = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    with suppress(KeyboardInterrupt):
+        action()
+    sys.settrace(before)
+    return found
+
+
+def test_an_interrupt_at_any_line_is_repaired_or_ends_the_scheduler() -> None:
+    """Three requests for two slots: each line of each of their steps is interrupted once."""
+    number, line, outcomes = 0, "", set()
+    while line is not None:
+        scheduler = Scheduler(Counter(), 2)
+        requests = [scheduler.add([i], 2, eos_token_id=None) for i in range(3)]
+        events: list[Event] = []
+
+        def run(scheduler: Scheduler = scheduler, events: list[Event] = events) -> None:
+            while scheduler.num_unfinished:
+                events += scheduler.step()
+
+        line = interrupted_at(number, run)
+        try:
+            run()
+            outcomes.add("went on")
+        except InputError as error:
+            assert "was interrupted" in str(error)
+            outcomes.add("refused")
+        else:
+            tokens = [[i + 1, i + 2] for i in range(3)]
+            assert [request.token_ids for request in requests] == tokens
+            if line != "return events":  # between two instructions: whose events these are is open
+                by_request = [[e.token_id for e in events if e.request is r] for r in requests]
+                assert by_request == tokens
+                assert sum(event.finished is not None for event in events) == 3
+        number += 1
+    assert number > 100
+    assert outcomes == {"went on", "refused"}
 
 
 def test_events_of_cancelled_requests_survive_a_pass_that_fails() -> None:
