@@ -53,7 +53,7 @@ def describe(source: str | os.PathLike[str] | ModelSource = BUNDLED_MODEL) -> So
     """Describe a folder, a GGUF file or a hub id; default: the bundled model.
 
     Reads config.json and the headers of the files of weights, not the weights. Raises SourceError
-    (and its children) for a wrong source.
+    (and its subclasses) for a wrong source.
     """
     opened = open_source(source)
     config, names, infos = opened.config, opened.names, opened.checkpoint.tensors

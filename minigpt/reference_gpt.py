@@ -121,7 +121,7 @@ def block_forward(
 def block_backward(
     dx_out: Array, saved: Saved, params: Params, grads: Params, config: GPTConfig, n: int
 ) -> Array:
-    """dx_out [B, T, C] → dx [B, T, C]; adds layer n's parameters to `grads`."""
+    """dx_out [B, T, C] → dx [B, T, C]; adds the gradients of layer n to `grads`."""
     h, NH, scale = f"h.{n}", config.n_head, attention_scale(config, n)
     x, ln_1, q, k, v, attn, x_mid, ln_2, fc, act = saved.pop()
     dact = _linear_backward(dx_out, act, params, grads, f"{h}.mlp.c_proj")  # [B, T, H]

@@ -72,7 +72,7 @@ def convert(
     progress     called after each array that is written
 
     Raises InputError for an argument out of its range and for quantizing a quantized source;
-    SourceError (and its children) for a wrong source, and where the folder exists or cannot be
+    SourceError (and its subclasses) for a wrong source, and where the folder exists or cannot be
     written. An interrupted conversion leaves no folder behind.
     """
     dtype = checked_choice("dtype", dtype, DTYPES)

@@ -57,7 +57,7 @@ def save_gguf(
     progress  called after every few megabytes that are written
 
     Memory holds about one tensor. Raises InputError for another dtype and for a quantized source;
-    SourceError (and its children) for a source that is damaged, has no tokenizer, or is a model
+    SourceError (and its subclasses) for a source that is damaged, has no tokenizer, or is a model
     that llama.cpp would run wrongly, and where the file cannot be written.
     """
     dtype = checked_choice("dtype", dtype, tuple(GGUF_DTYPES))

@@ -215,7 +215,10 @@ class Scheduler:
         return self.add_request(checked_prompt(ids, self.config), params)
 
     def add_request(self, prompt: np.ndarray, params: SamplingParams, row: int = 0) -> Request:
-        """`add` for a checked prompt and options; `row` chooses the stream of random numbers."""
+        """`add` for a checked prompt and options.
+
+        row  index of the sequence in its batch; each row has its own random numbers
+        """
         if len(prompt) > self._capacity:
             raise InputError(
                 f"ids: {len(prompt)} tokens, where a request of this scheduler has room for "
