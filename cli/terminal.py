@@ -19,7 +19,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ..bundled import BUNDLED_MODEL
-from ..errors import InputError, MinigptError
+from ..errors import InputError, MinigptError, printable
 
 # Copies of weights.table.DTYPES and arguments.MAX_THREADS, which a test compares: importing the
 # originals loads NumPy and Numba, and --help should not wait for these.
@@ -85,10 +85,16 @@ verbose_option = click.option(
 
 
 def prepare() -> None:
-    """Make stdout UTF-8 without newline translation; replace closed streams by the null device."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  (open until exit)
+    """Make stdout UTF-8 without newline translation, and replace streams that are closed.
+
+    Notes and errors for a closed stderr go to the null device. A result for a closed stdout would
+    be lost: writing it fails.
+    """
+    if sys.stdout is None:
+        descriptor = os.open(os.devnull, os.O_RDONLY)  # a write to it raises OSError
+        sys.stdout = open(descriptor, "w")  # noqa: SIM115, PTH123  (open until exit)
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  (open until exit)
     assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(encoding="utf-8", newline="")
 
@@ -212,8 +218,7 @@ def fail(message: str, code: int) -> int:
     """Print `Error: message` as one line on stderr, and return `code`."""
     show_line("")  # erases a progress line
     line = " ".join(message.split())
-    printable = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
-    _write_error_line(f"Error: {printable}")
+    _write_error_line(f"Error: {printable(line)}")
     return code
 
 

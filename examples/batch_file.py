@@ -15,16 +15,18 @@ from pathlib import Path
 
 from minigpt import GPTModel, GPTTokenizer, Scheduler
 
-tokenizer = GPTTokenizer.from_pretrained()
-scheduler = Scheduler(GPTModel.from_pretrained(), slots=8)
-lines = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
-max_new_tokens = int(sys.argv[2]) if len(sys.argv) > 2 else 32
-
 prompts = {}
-for line in lines:
-    if line.strip():
-        request = scheduler.add(tokenizer.encode(line), max_new_tokens, temperature=0.8, seed=1)
-        prompts[request] = line
+try:
+    lines = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
+    max_new_tokens = int(sys.argv[2]) if len(sys.argv) > 2 else 32
+    tokenizer = GPTTokenizer.from_pretrained()
+    scheduler = Scheduler(GPTModel.from_pretrained(), slots=8)
+    for line in lines:
+        if line.strip():
+            request = scheduler.add(tokenizer.encode(line), max_new_tokens, temperature=0.8, seed=1)
+            prompts[request] = line
+except (IndexError, OSError, ValueError) as error:  # minigpt's InputError is a ValueError
+    sys.exit(f"python examples/batch_file.py FILE [TOKENS]: {error}")
 
 while scheduler.num_unfinished:
     for event in scheduler.step():

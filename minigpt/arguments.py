@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .config import GPTConfig
 
 MAX_THREADS = 256
+MAX_INTEGER = 2**53 - 1  # every JSON reader returns integers up to here exactly
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -107,6 +109,79 @@ def checked_text(name: str, value: object) -> str:
     return value
 
 
+def checked_count(name: str, value: object, minimum: int) -> int:
+    """An integer from `minimum` to MAX_INTEGER; only an error about the maximum names it."""
+    number = checked_integer(name, value, minimum)
+    return number if number <= MAX_INTEGER else checked_integer(name, value, minimum, MAX_INTEGER)
+
+
+def checked_bool(name: str, value: object) -> bool:
+    """True or False, of Python or NumPy."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise InputError(f"{name} {short_repr(value)}: must be True or False", name)
+
+
+def check_callable(name: str, value: object) -> None:
+    """Raises InputError for a callback that is neither None nor a function."""
+    if value is not None and not callable(value):
+        raise InputError(f"{name} {short_repr(value)}: must be a function or None", name)
+
+
+def check_kind(name: str, value: object, kind: str, *attributes: str) -> None:
+    """Raises InputError unless `value` has the attributes that are used of a `kind`: "a GPTModel".
+
+    A class itself is refused, whose attributes are those of no object.
+    """
+    if isinstance(value, type) or not all(hasattr(value, each) for each in attributes):
+        raise InputError(f"{name} {short_repr(value)}: must be {kind}", name)
+
+
+def check_model(name: str, value: object) -> None:
+    """Raises InputError for anything but a GPTModel."""
+    check_kind(name, value, "a GPTModel", "engine", "config")
+
+
+def check_tokenizer(name: str, value: object) -> None:
+    """Raises InputError for anything but a GPTTokenizer."""
+    check_kind(name, value, "a GPTTokenizer", "vocab_size", "stream_decoder")
+
+
+def checked_folder(folder: object) -> Path:
+    """The path of a folder to write; raises InputError for anything that is not a path."""
+    path = _as_path(folder)
+    if not path:
+        raise InputError(f"folder {short_repr(folder)}: must be the path of a folder", "folder")
+    return Path(path)
+
+
+def checked_file_name(name: str, file: object) -> str:
+    """The name of one file, a str or os.PathLike, as a str."""
+    path = _as_path(file)
+    if not path:
+        raise InputError(f"{name} {short_repr(file)}: must be a file name", name)
+    return path
+
+
+def checked_file_names(name: str, files: object) -> list[str]:
+    """The names of a file or of a list of files, at least one."""
+    if _as_path(files):
+        return [checked_file_name(name, files)]
+    if not isinstance(files, Sequence) or files == "":
+        raise InputError(
+            f"{name}: {type(files).__name__}; must be a file name or a list of file names", name
+        )
+    if not files:
+        raise InputError(f"{name}: none; give at least one file", name)
+    return [checked_file_name(name, file) for file in files]
+
+
+def _as_path(value: object) -> str:
+    """A str or os.PathLike as a str; "" for anything else."""
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
+    return path if isinstance(path, str) else ""
+
+
 def checked_threads(threads: object) -> int:
     """The number of threads: `threads`, or one for each processor of this process for None."""
     if threads is None:
@@ -127,7 +202,7 @@ def _processors() -> int:
 def checked_ids(ids: Any, vocab_size: int) -> npt.NDArray[np.int64]:
     """`ids`, a flat sequence of any length of integers below `vocab_size`, as int64 [T]."""
     try:
-        array = np.asarray(ids)
+        array = _as_array(ids)
     except (ValueError, OverflowError, TypeError):  # ragged, or no numbers at all
         raise InputError("ids: must be a flat sequence of integers") from None
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
@@ -138,6 +213,21 @@ def checked_ids(ids: Any, vocab_size: int) -> npt.NDArray[np.int64]:
         if not 0 <= extreme < vocab_size:
             raise InputError(f"ids: {extreme} is not a token; ids go from 0 to {vocab_size - 1}")
     return array.astype(np.int64)
+
+
+def _as_array(values: Any) -> np.ndarray:
+    """`values` as np.asarray gives them, but integers of mixed NumPy types as integers.
+
+    NumPy promotes int8 beside uint64 to float64.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind == "f" and isinstance(values, list | tuple):
+        objects = np.array(values, object)
+        if objects.size and all(map(is_integer, objects.flat)):
+            flat = [int(value) for value in objects.flat]
+            dtype = np.int64 if max(flat) < 2**63 else object
+            return np.array(flat, dtype).reshape(objects.shape)
+    return array
 
 
 def is_list_of_prompts(ids: object) -> bool:
@@ -206,7 +296,7 @@ def checked_targets(
 ) -> tuple[np.ndarray, int]:
     """`targets` as int64 of the ids' shape [B, T], and the number of them that are not -100."""
     try:
-        array = np.asarray(targets)
+        array = _as_array(targets)
     except ValueError:  # sequences of unequal length
         raise InputError(f"targets: ragged; must be of the ids' shape, {list(shape)}") from None
     if array.dtype.kind not in "iu":

@@ -30,7 +30,7 @@ from time import perf_counter
 import numpy as np
 
 from .api import GPTModel
-from .arguments import checked_integer
+from .arguments import check_callable, checked_integer
 from .checkpoint import resolve
 from .config import GPTConfig
 from .errors import InputError, short_repr
@@ -103,6 +103,7 @@ def measure(
     Raises InputError for an argument out of its range, before the weights are read, and the errors
     of GPTModel.from_pretrained.
     """
+    check_callable("progress", progress)
     folder = resolve(source)
     config = GPTConfig.from_source(folder)
     _check(config, prompt_tokens, gen_tokens, depth, reps)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 
 class MinigptError(Exception):
-    """The base class of every error that a caller can cause or meet."""
+    """The base class of every error that a caller can cause or meet.
+
+    The message can be printed on one line: in the names of files, characters that no terminal
+    shows, such as a newline or a lone surrogate, are escaped.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class SourceError(MinigptError):
@@ -34,6 +41,13 @@ class InputError(MinigptError, ValueError):
     def __init__(self, message: str, argument: str | None = None) -> None:
         super().__init__(message)
         self.argument = argument
+
+
+def printable(text: str) -> str:
+    """`text` with escapes in place of the characters that cannot be printed."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def short_repr(value: object) -> str:

@@ -16,7 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import checked_choice, checked_threads
+from ..arguments import (
+    check_callable,
+    checked_choice,
+    checked_folder,
+    checked_text,
+    checked_threads,
+)
 from ..checkpoint import TensorInfo, by_width, creating_folder, write_tensors
 from ..config import GPTConfig
 from ..errors import InputError, SourceError
@@ -30,7 +36,6 @@ from ..weights.table import QUANTIZED_DTYPES, SCALES, is_packed
 from .calibrate import importance
 from .saving import (
     as_dtype,
-    checked_folder,
     float_infos,
     quantized_infos,
     table_name,
@@ -78,7 +83,10 @@ def convert(
     dtype = checked_choice("dtype", dtype, DTYPES)
     if calibration is not None and dtype != "int4":
         raise InputError(f"dtype {dtype}: only int4 can be calibrated", "dtype")
+    if calibration is not None:
+        checked_text("calibration", calibration)
     folder, threads = checked_folder(folder), checked_threads(threads)
+    check_callable("progress", progress)
     opened = open_source(source)
     if opened.quantized and dtype in QUANTIZED_DTYPES:
         raise InputError(

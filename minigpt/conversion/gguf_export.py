@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..arguments import checked_choice
+from ..arguments import check_callable, checked_choice, checked_file_name
 from ..checkpoint.blocks import F16, F32, Q8_0, Encoding, all_finite, encode
 from ..checkpoint.gguf_gpt2 import (
     ACTIVATION,
@@ -26,7 +26,7 @@ from ..checkpoint.gguf_gpt2 import (
 )
 from ..checkpoint.gguf_writing import NewTensor, WrittenValue, write_gguf
 from ..config import GPTConfig
-from ..errors import CheckpointError, ConfigError, InputError, TokenizerError, short_repr
+from ..errors import CheckpointError, ConfigError, InputError, TokenizerError
 from ..kernels.layout import bf16_to_f32
 from ..source import ModelSource, open_source
 from ..tokenizer.files import read_vocabulary
@@ -61,8 +61,8 @@ def save_gguf(
     that llama.cpp would run wrongly, and where the file cannot be written.
     """
     dtype = checked_choice("dtype", dtype, tuple(GGUF_DTYPES))
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
-        raise InputError(f"path {short_repr(path)}: must be the path of a file", "path")
+    path = checked_file_name("path", path)
+    check_callable("progress", progress)
     opened = open_source(source)
     _check_exportable(opened.config, opened.path)
     vocabulary = read_vocabulary(opened.files)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..arguments import checked_choice
+from ..arguments import checked_choice, checked_folder
 from ..checkpoint import TensorInfo, by_width, write_file, write_tensors
 from ..checkpoint.tensors import NUMPY_DTYPE
 from ..config import GPTConfig
-from ..errors import InputError, SourceError, short_repr
+from ..errors import SourceError
 from ..kernels.layout import bf16_to_f32, f32_to_bf16
 from ..tokenizer.files import tokenizer_files
 from ..weights.checks import quantized_layout
@@ -53,13 +53,6 @@ def save_model(
     )
     config_json = {**config.to_dict(), "tie_word_embeddings": weights.tied}
     write_config_and_tokenizer(folder, config_json, source)
-
-
-def checked_folder(folder: object) -> Path:
-    """The path of a folder to write; raises InputError for anything that is not a path."""
-    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
-        raise InputError(f"folder {short_repr(folder)}: must be the path of a folder", "folder")
-    return Path(folder)
 
 
 def write_config_and_tokenizer(folder: Path, config: dict[str, Any], source: Path | GGUF) -> None:

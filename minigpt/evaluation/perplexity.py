@@ -34,7 +34,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..api import GPTModel
-from ..arguments import checked_ids, checked_integer
+from ..arguments import (
+    check_callable,
+    check_model,
+    check_tokenizer,
+    checked_count,
+    checked_ids,
+    checked_integer,
+)
 from ..config import GPTConfig
 from ..errors import CheckpointError, InputError
 from ..tokenizer.tokenizer import GPTTokenizer
@@ -124,8 +131,10 @@ def perplexity(
     Raises InputError for an argument out of its range, CheckpointError for logits that are NaN or
     infinite.
     """
+    check_model("model", model)
+    check_callable("progress", progress)
     tokens = checked_text_ids(ids, model.config)
-    text_bytes = checked_integer("text_bytes", text_bytes, 1)
+    text_bytes = checked_count("text_bytes", text_bytes, 1)
     window, stride = _checked_window(model.config.n_positions, window, stride)
     warm_up(model, tokens)
     total = len(tokens) - 1
@@ -179,6 +188,9 @@ def compare(
     Raises InputError for an argument out of its range, and for models whose vocabularies differ in
     size; CheckpointError for logits that are NaN or infinite.
     """
+    check_model("a", a)
+    check_model("b", b)
+    check_callable("progress", progress)
     if a.config.vocab_size != b.config.vocab_size:
         raise InputError(
             f"models of {a.config.vocab_size} and {b.config.vocab_size} tokens cannot be "
@@ -222,6 +234,8 @@ def compare(
 
 def common_ids(a: GPTTokenizer, b: GPTTokenizer, text: str) -> list[int]:
     """The ids of `text`; raises InputError unless both tokenizers give the same."""
+    check_tokenizer("a", a)
+    check_tokenizer("b", b)
     ids_a, ids_b = a.encode(text), b.encode(text)
     if ids_a != ids_b:
         shorter = min(len(ids_a), len(ids_b))

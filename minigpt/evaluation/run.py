@@ -16,6 +16,13 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from ..api import GPTModel
+from ..arguments import (
+    check_callable,
+    check_tokenizer,
+    checked_file_name,
+    checked_file_names,
+    checked_threads,
+)
 from ..errors import InputError
 from ..source import ModelSource, open_source
 from ..texts import is_json_lines, name_of, read_text
@@ -27,6 +34,7 @@ from .tasks import LastWordAccuracy, MultipleChoiceAccuracy, last_word_accuracy,
 MAX_TEXT_BYTES = 64 << 20  # of a text file: a text is tokenized as a whole
 
 Source: TypeAlias = str | os.PathLike[str] | ModelSource  # a folder, a GGUF file, or a hub id
+File: TypeAlias = str | os.PathLike[str]
 Result: TypeAlias = Perplexity | LastWordAccuracy | MultipleChoiceAccuracy
 # Called with (name, tokens done, tokens in all) of a file; with (name, 0, 0) before it is scored,
 # and with (None, 0, 0) before a model is loaded.
@@ -36,7 +44,7 @@ FileProgress: TypeAlias = Callable[[str | None, int, int], None]
 class FileResult(NamedTuple):
     """The result for one file.
 
-    file    its name as given
+    file    its name as given; of a path, its str
     result  Perplexity for a text or a file of documents, LastWordAccuracy or MultipleChoiceAccuracy
             for a task file
     """
@@ -47,7 +55,7 @@ class FileResult(NamedTuple):
 
 def evaluate_files(
     model: GPTModel | Source,
-    files: Sequence[str],
+    files: File | Sequence[File],
     *,
     tokenizer: GPTTokenizer | None = None,
     dtype: str = "auto",
@@ -59,9 +67,10 @@ def evaluate_files(
     """Evaluate a model on files: perplexity of texts, accuracy on task files.
 
     model           a GPTModel, or the source to load one from
-    files           names. `name.jsonl` is a task file (see task_files.py): documents, which are
-                    scored each on its own, last words, or multiple-choice questions. Any other file
-                    is a text in UTF-8 of at most 64 MiB, and `-` is standard input
+    files           the name of a file, or a list of names. `name.jsonl` is a task file (see
+                    task_files.py): documents, which are scored each on its own, last words, or
+                    multiple-choice questions. Any other file is a text in UTF-8 of at most 64 MiB,
+                    and `-` is standard input
     tokenizer       default: that of the model's source
     dtype, threads  of a model that is loaded, as in `GPTModel.from_pretrained`
     window, stride  as in `perplexity`; they apply to texts and documents
@@ -71,13 +80,17 @@ def evaluate_files(
     that cannot be read or scored, and for an argument out of its range; SourceError for a model or
     tokenizer that cannot be loaded; CheckpointError for logits that are NaN or infinite.
     """
-    contents = [_read(file) for file in files]
+    names = checked_file_names("files", files)
+    _check_options(threads, progress)
+    if tokenizer is not None:
+        check_tokenizer("tokenizer", tokenizer)
+    contents = [_read(name) for name in names]
     model = _opened(model)
-    tokenizer = tokenizer or _tokenizer_of(model)
+    tokenizer = _tokenizer_of(model) if tokenizer is None else tokenizer
     tokenized = [_tokenized(tokenizer, lines) for lines in contents]
     model = _loaded(model, dtype, threads, progress)
     results = []
-    for file, lines, documents in zip(files, contents, tokenized, strict=True):
+    for file, lines, documents in zip(names, contents, tokenized, strict=True):
         file_progress = _progress_of(file, progress)
         result: Result
         if documents:
@@ -91,7 +104,7 @@ def evaluate_files(
 def compare_on_file(
     a: GPTModel | Source,
     b: GPTModel | Source,
-    file: str,
+    file: File,
     *,
     dtype_a: str = "auto",
     dtype_b: str = "auto",
@@ -112,6 +125,8 @@ def compare_on_file(
     and for an argument out of its range; SourceError for a model or tokenizer that cannot be
     loaded; CheckpointError for logits that are NaN or infinite.
     """
+    file = checked_file_name("file", file)
+    _check_options(threads, progress)
     text = read_text(file, MAX_TEXT_BYTES)
     a, b = _opened(a), _opened(b)
     ids = common_ids(_tokenizer_of(a), _tokenizer_of(b), text)
@@ -122,6 +137,11 @@ def compare_on_file(
 
 
 # ---- the steps ----
+
+
+def _check_options(threads: int | None, progress: FileProgress | None) -> None:
+    checked_threads(threads)
+    check_callable("progress", progress)
 
 
 class _Document(NamedTuple):

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..api import GPTModel
-from ..arguments import checked_ids
+from ..arguments import check_callable, check_model, check_tokenizer, checked_ids
 from ..config import GPTConfig
 from ..errors import InputError
 from ..tokenizer.tokenizer import GPTTokenizer
@@ -101,6 +101,7 @@ def last_word_accuracy(
     Raises InputError for a word that is longer than the model's context, CheckpointError for logits
     that are NaN or infinite.
     """
+    _check_arguments(model, tokenizer, progress)
     continuations = [
         make_continuation(tokenizer, model.config, question.where, question.context, question.word)
         for question in questions
@@ -132,6 +133,7 @@ def multiple_choice(
     Raises InputError for a choice that is longer than the model's context, CheckpointError for
     logits that are NaN or infinite.
     """
+    _check_arguments(model, tokenizer, progress)
     continuations = [
         make_continuation(tokenizer, model.config, question.where, question.context, choice)
         for question in questions
@@ -157,6 +159,12 @@ def multiple_choice(
         seconds=scored.seconds,
         tokens_per_s=scored.tokens / scored.seconds,
     )
+
+
+def _check_arguments(model: GPTModel, tokenizer: GPTTokenizer, progress: Progress | None) -> None:
+    check_model("model", model)
+    check_tokenizer("tokenizer", tokenizer)
+    check_callable("progress", progress)
 
 
 def _right(question: Choice, scores: Sequence[Score]) -> tuple[bool, bool, bool]:

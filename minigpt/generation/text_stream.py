@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..arguments import checked_strings
+from ..arguments import check_model, check_tokenizer, checked_strings
 from .generate import checked_single_prompt, events, schedule
 from .sampler import Eos, SamplingParams
 from .scheduler import Finish
@@ -103,6 +103,8 @@ class TextStream(Iterator[str]):
         The other options are those of GPTModel.generate. Raises InputError for a wrong argument;
         iterating raises CheckpointError where the model's logits are not finite.
         """
+        check_model("model", model)
+        check_tokenizer("tokenizer", tokenizer)
         vocab_size = tokenizer.vocab_size  # the model's may be larger, and those ids have no text
         params = SamplingParams(
             max_new_tokens, temperature, top_k, top_p, min_p, seed, eos_token_id, vocab_size

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from ..arguments import is_integer
 from ..config import GPTConfig
 from ..errors import InputError, short_repr
+from ..kernels.layout import AUX_DTYPE
 from ..kernels.team import Team
 from ..weights.packed import Weights
 from .block import TokenBatch
@@ -44,6 +44,7 @@ class Engine:
         self.config = config
         self.weights = weights
         self.threads = threads
+        self._cache_dtype = np.dtype(AUX_DTYPE[weights.dtype])
         self._team = Team(threads, owner=weights)
         self._dims = make_dims(config)
         self._table = make_weight_table(weights, config)
@@ -51,7 +52,10 @@ class Engine:
         self._scratch = make_scratch(config, threads)
 
     def new_cache(self, slots: int, capacity: int) -> KVCache:
-        """An empty KV cache for `slots` sequences of up to `capacity` tokens."""
+        """An empty KV cache for `slots` sequences of up to `capacity` tokens, both from 1.
+
+        Raises InputError for other sizes, and where the machine does not have the memory.
+        """
         return KVCache(self.config, slots, capacity, self.weights.dtype)
 
     def forward(
@@ -76,8 +80,12 @@ class Engine:
         or the model's context. If a pass fails or is interrupted, the cache's lengths stay as they
         were, and the pass can be repeated.
         """
-        counts = [len(sequence) for sequence in ids]
+        try:
+            slots, ids = list(slots), list(ids)
+        except TypeError:
+            raise InputError("slots, ids: must be lists, of an item for each sequence") from None
         tokens = self._checked_ids(cache, slots, ids)
+        counts = [len(sequence) for sequence in ids]
         logit_rows = _logit_rows(counts, last)
         starts = cache.begin_write(slots, counts)
         try:
@@ -105,18 +113,25 @@ class Engine:
             cache.lengths[slot] = start + count
         return logits
 
-    def _checked_ids(
-        self, cache: KVCache, slots: Sequence[int], ids: Sequence[np.ndarray]
-    ) -> np.ndarray:
+    def _checked_ids(self, cache: KVCache, slots: list[int], ids: list[np.ndarray]) -> np.ndarray:
         """The tokens of all sequences, int64 [M]. Raises InputError."""
+        if not isinstance(cache, KVCache):
+            raise InputError(f"cache {short_repr(cache)}: must be a KVCache", "cache")
         if cache.config is not self.config and cache.config != self.config:
             raise InputError("cache: was made for another model")
-        if len(slots) != len(ids) or not len(ids):
+        if cache.keys.dtype != self._cache_dtype:
+            raise InputError(
+                f"cache: was made for another dtype than {self.weights.dtype}; take one of "
+                "`new_cache`"
+            )
+        if len(slots) != len(ids) or not ids:
             raise InputError(
                 f"{len(slots)} slots and {len(ids)} sequences of ids: must be equally many, "
                 "at least one"
             )
         for i, sequence in enumerate(ids):
+            if not isinstance(sequence, np.ndarray):
+                raise InputError(f"ids[{i}]: {type(sequence).__name__}; must be int64 [T]")
             if sequence.dtype != np.int64 or sequence.ndim != 1 or not sequence.size:
                 raise InputError(
                     f"ids[{i}]: {sequence.dtype} of shape {list(sequence.shape)}; "
@@ -196,7 +211,7 @@ def _logit_rows(counts: Sequence[int], last: Last) -> np.ndarray:
         return np.arange(sum(counts))
     if isinstance(last, int) and last is not True and last == 1:
         return np.cumsum(counts) - 1
-    numbers: list[Any] = list(last) if isinstance(last, Sequence) else [last] * len(counts)
+    numbers = list(last) if isinstance(last, Sequence) else [last] * len(counts)
     if len(numbers) != len(counts) or not all(
         is_integer(number) and 0 <= number <= count
         for number, count in zip(numbers, counts, strict=True)
@@ -206,4 +221,6 @@ def _logit_rows(counts: Sequence[int], last: Last) -> np.ndarray:
             "new tokens, or one for each sequence"
         )
     ends = np.cumsum(counts)
-    return np.concatenate([np.arange(end - n, end) for end, n in zip(ends, numbers, strict=True)])
+    return np.concatenate(
+        [np.arange(end - int(n), end) for end, n in zip(ends, numbers, strict=True)]
+    )

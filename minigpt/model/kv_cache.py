@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..arguments import checked_integer, is_integer
+from ..arguments import checked_choice, checked_integer, is_integer
 from ..config import GPTConfig
 from ..errors import InputError, short_repr
 from ..kernels.layout import AUX_DTYPE, KEY_BLOCK, LANES, aligned_zeros, padded
@@ -42,8 +42,12 @@ class KVCache:
         """
         dtype  the dtype of the weights, "f32", "bf16", "int8" or "int4": it decides the keys' dtype
 
-        Raises InputError where the machine does not have the memory.
+        Raises InputError for a size that is not an integer from 1, for another dtype, and where
+        the machine does not have the memory.
         """
+        slots = checked_integer("slots", slots, 1)
+        capacity = checked_integer("capacity", capacity, 1)
+        dtype = checked_choice("dtype", dtype, tuple(AUX_DTYPE))
         self.config = config
         self.slots = slots
         self.capacity = padded(capacity, KEY_BLOCK)
@@ -51,10 +55,10 @@ class KVCache:
         size = L * slots * NH * self.capacity * HSP
         try:
             self.keys, self.values = (aligned_zeros(size, AUX_DTYPE[dtype]) for _ in range(2))
-        except MemoryError as error:
+        except (MemoryError, ValueError, OverflowError) as error:  # beyond the address space
             raise InputError(
-                f"{slots} sequences of {capacity} tokens: their keys and values need more memory "
-                "than there is; take fewer or shorter sequences"
+                f"{short_repr(slots)} sequences of {short_repr(capacity)} tokens: their keys and "
+                "values need more memory than there is; take fewer or shorter sequences"
             ) from error
         self.lengths = np.zeros(slots, np.int64)
         self.workspaces: dict[bool, Workspace] = {}

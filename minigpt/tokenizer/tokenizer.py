@@ -13,13 +13,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import chain
-from pathlib import Path
 from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import checked_choice, checked_ids, checked_text
+from ..arguments import checked_bool, checked_choice, checked_folder, checked_ids, checked_text
 from ..bundled import BUNDLED_MODEL
 from ..checkpoint import resolve
 from ..source import ModelSource
@@ -98,11 +97,12 @@ class GPTTokenizer:
                         origin (Hugging Face's `split_special_tokens=True`)
 
         The time is nearly linear in the length of the text. Raises InputError for a text that is
-        not a str or holds a lone surrogate, and for another `return_tensors`.
+        not a str or holds a lone surrogate, and for other options.
         """
         checked_text("text", text)
         if return_tensors is not None:
             checked_choice("return_tensors", return_tensors, ["np"])
+        allow_special = checked_bool("allow_special", allow_special)
         self._encoded += len(text)
         segments = map(self._segment_ids, self._split_at_added(text, allow_special))
         ids = np.concatenate([np.empty(0, np.int64), *segments])
@@ -132,6 +132,7 @@ class GPTTokenizer:
         Bytes that are not UTF-8 become U+FFFD. Raises InputError for ids that are not integers from
         0 to `vocab_size - 1`.
         """
+        skip_special_tokens = checked_bool("skip_special_tokens", skip_special_tokens)
         return self._bytes_of(ids, skip_special_tokens).decode("utf-8", errors="replace")
 
     def stream_decoder(self, skip_special_tokens: bool = True) -> StreamDecoder:
@@ -142,10 +143,10 @@ class GPTTokenizer:
         """Write the files this tokenizer was read from into `folder`, byte for byte.
 
         OpenAI's file names become Hugging Face's. Each file is replaced atomically. Raises
-        SourceError where the folder cannot be written, or holds files of another tokenizer beside
-        which these would mean something else.
+        InputError for a `folder` that is not a path, and SourceError where the folder cannot be
+        written, or holds files of another tokenizer beside which these would mean something else.
         """
-        write_vocabulary(self._vocabulary, Path(folder))
+        write_vocabulary(self._vocabulary, checked_folder(folder))
 
     def _split_at_added(self, text: str, allow_special: bool) -> Iterator[str | AddedToken]:
         """Yield the added tokens in `text` and the text between them; the longest match wins."""
@@ -210,7 +211,7 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: GPTTokenizer, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
+        self._skip_special_tokens = checked_bool("skip_special_tokens", skip_special_tokens)
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:

@@ -35,8 +35,8 @@ from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 from statistics import median_low
 
-from ..arguments import checked_integer, checked_text
-from ..errors import InputError
+from ..arguments import check_callable, checked_integer, checked_text
+from ..errors import InputError, short_repr
 from .bpe import Merges, byte_symbols, chunks, pretokenize
 from .tokenizer import GPTTokenizer
 from .vocabulary import END_OF_TEXT, AddedToken, Vocabulary
@@ -71,6 +71,7 @@ def train_tokenizer(
     range, and for texts with too few pairs to make so many tokens.
     """
     vocab_size = checked_integer("vocab_size", vocab_size, MIN_VOCAB_SIZE, MAX_VOCAB_SIZE)
+    check_callable("progress", progress)
     merges = learn_merges(count_pretokens(texts), vocab_size - MIN_VOCAB_SIZE, progress)
     if len(merges) < vocab_size - MIN_VOCAB_SIZE:
         raise InputError(
@@ -87,6 +88,8 @@ def count_pretokens(texts: Iterable[str]) -> Counter[str]:
     """
     if isinstance(texts, str):
         raise InputError("texts: a str, whose texts are characters; must be several, or [text]")
+    if not isinstance(texts, Iterable):
+        raise InputError(f"texts {short_repr(texts)}: must be several texts", "texts")
     counts: Counter[str] = Counter()
     for number, text in enumerate(texts):
         for chunk in chunks(checked_text(f"texts[{number}]", text), _CHUNK):

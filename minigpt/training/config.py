@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
-from ..arguments import checked_choice, checked_integer, checked_number
-from ..errors import InputError, short_repr
+from ..arguments import MAX_INTEGER, checked_bool, checked_choice, checked_count, checked_number
+from ..errors import InputError
 
 DECAYS = ("cosine", "linear")
 DTYPES = ("f32", "bf16")
@@ -16,7 +16,6 @@ _TOKENS_PER_PARAMETER = 20  # compute-optimal: Hoffmann et al. 2022, arXiv 2203.
 _MAX_EPOCHS = 16  # further repetitions of a text gain little: Muennighoff et al. 2023, 2305.16264
 _EVALUATIONS = 50  # of a run, by default
 _MAX_VALIDATION_TOKENS = 2**17  # by default
-MAX_INTEGER = 2**53 - 1  # every JSON reader returns integers up to here exactly
 _MAX_NUMBER = 1e30  # well inside the range of float32
 _ABOVE_0, _BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
 
@@ -127,10 +126,7 @@ def checked_config(config: Config) -> Config:
         checked_choice("decay", config.decay, DECAYS)
     if config.dtype is not None:
         checked_choice("dtype", config.dtype, DTYPES)
-    if type(config.recompute) is not bool:
-        raise InputError(
-            f"recompute {short_repr(config.recompute)}: must be True or False", "recompute"
-        )
+    checked["recompute"] = checked_bool("recompute", config.recompute)
     if config.steps is not None and config.epochs is not None:
         raise InputError(f"epochs {config.epochs}: give either epochs or steps, not both", "epochs")
     return replace(config, **checked)
@@ -138,11 +134,7 @@ def checked_config(config: Config) -> Config:
 
 def _checked_integer(config: TrainingConfig, name: str, minimum: int) -> int | None:
     value = getattr(config, name)
-    if value is None:
-        return None
-    number = checked_integer(name, value, minimum)
-    # Separate, for the message to name the upper bound only to those who exceed it.
-    return number if number <= MAX_INTEGER else checked_integer(name, value, minimum, MAX_INTEGER)
+    return None if value is None else checked_count(name, value, minimum)
 
 
 def _checked_number(
@@ -213,8 +205,13 @@ def _default_steps(run: RunConfig, tokens: int, parameters: int) -> int:
         trained = min(_TOKENS_PER_PARAMETER * parameters, _MAX_EPOCHS * tokens)
     else:
         trained = math.ceil(run.epochs * tokens)
-    steps = math.ceil(trained / (run.batch_size * run.context))
-    return min(steps, run.max_steps) if run.max_steps else steps
+    steps = -(-trained // (run.batch_size * run.context))
+    steps = min(steps, run.max_steps) if run.max_steps else steps
+    if steps > MAX_INTEGER:  # of epochs: the other two bounds grow with texts and memory
+        raise InputError(
+            f"epochs {run.epochs:g}: are {steps:.3g} steps; must be at most {MAX_INTEGER}", "epochs"
+        )
+    return steps
 
 
 def _validation_tokens(tokens: int, context: int) -> int:

@@ -17,12 +17,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..arguments import checked_integer, checked_threads
+from ..arguments import (
+    check_callable,
+    checked_file_names,
+    checked_folder,
+    checked_integer,
+    checked_threads,
+)
 from ..bundled import BUNDLED_MODEL
 from ..checkpoint import creating_folder, write_file
 from ..config import GPTConfig
-from ..conversion.saving import checked_folder
-from ..errors import InputError, short_repr
+from ..errors import InputError
 from ..texts import documents
 from ..tokenizer.tokenizer import GPTTokenizer
 from ..weights.table import HEAD, parameter_count
@@ -94,6 +99,8 @@ def train(
     """
     limits = checked_limits(Limits(steps, minutes, patience))
     checked_threads(threads)
+    check_callable("report", report)
+    check_callable("stop", stop)
     if texts is None:
         options = {
             "validation_texts": validation_texts, "tokenizer": tokenizer, "model": model,
@@ -106,7 +113,7 @@ def train(
                 )
     else:
         if limits.steps is not None:
-            config = replace(config or TrainingConfig(), steps=limits.steps)
+            config = replace(_checked_or_default(config), steps=limits.steps)
         create_run(
             folder, texts, validation_texts=validation_texts, tokenizer=tokenizer, model=model,
             preset=preset, config=config, minutes=limits.minutes, threads=threads,
@@ -153,18 +160,22 @@ def create_run(
         raise InputError(
             f"{folder}: holds a training run; `minigpt train --resume {folder}` resumes it"
         )
-    config = checked_config(config or TrainingConfig())
+    config = _checked_or_default(config)
     minutes = checked_limits(Limits(minutes=minutes)).minutes
     checked_threads(threads)
+    check_callable("progress", progress)
+    if preset is not None:
+        preset = checked_preset(preset)
     if config.steps is not None or config.epochs is not None:
         minutes = None
     # Checked before a model is loaded: a wrong file name is reported at once.
-    training = documents(_file_names("texts", texts))
+    training = documents(checked_file_names("texts", texts))
     validation = None
     if validation_texts is not None:
-        validation = documents(_file_names("validation_texts", validation_texts))
+        validation = documents(checked_file_names("validation_texts", validation_texts))
     if not isinstance(tokenizer, GPTTokenizer):
-        tokenizer = GPTTokenizer.from_pretrained(tokenizer or model or BUNDLED_MODEL)
+        source = model if tokenizer is None else tokenizer
+        tokenizer = GPTTokenizer.from_pretrained(BUNDLED_MODEL if source is None else source)
     initial = _initial_model(model, preset, config, tokenizer)
     if minutes is not None:
         max_steps = _steps_in(minutes, initial, threads)
@@ -215,20 +226,8 @@ def write_run(
     return config
 
 
-def _file_names(argument: str, files: Files) -> list[str]:
-    """The names of one or several files; raises InputError for anything else."""
-    if isinstance(files, str | os.PathLike):
-        return [os.fspath(files)]
-    if not isinstance(files, Sequence):
-        raise InputError(
-            f"{argument}: {type(files).__name__}; must be a file name or a list of file names"
-        )
-    for name in files:
-        if not isinstance(name, str | os.PathLike):
-            raise InputError(f"{argument} {short_repr(name)}: must be a file name")
-    if not files:
-        raise InputError(f"{argument}: none; give at least one file")
-    return [os.fspath(name) for name in files]
+def _checked_or_default(config: TrainingConfig | None) -> TrainingConfig:
+    return TrainingConfig() if config is None else checked_config(config)
 
 
 def _initial_model(
@@ -248,7 +247,7 @@ def _initial_model(
         return InitialModel(
             model, tensors, with_defaults(config, replace(FINE_TUNING, context=context))
         )
-    preset = checked_preset(preset or "small")
+    preset = checked_preset("small" if preset is None else preset)
     config = with_defaults(config, preset.training)
     model = new_config(
         preset, config.context or RunConfig.context, tokenizer.vocab_size, tokenizer.eos_token_id

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
-from ..arguments import checked_integer, checked_number
+from ..arguments import checked_count, checked_number
 from ..errors import InputError
 
 
@@ -33,11 +33,11 @@ def checked_limits(limits: Limits) -> Limits:
     steps, minutes, patience = limits.steps, limits.minutes, limits.patience
     above_0, finite = math.nextafter(0, 1), math.nextafter(math.inf, 0)
     if steps is not None:
-        steps = checked_integer("steps", steps, 1)
+        steps = checked_count("steps", steps, 1)
     if minutes is not None:
         minutes = checked_number("minutes", minutes, "a number above 0", above_0, finite)
     if patience is not None:
-        patience = checked_integer("patience", patience, 1)
+        patience = checked_count("patience", patience, 1)
     return Limits(steps, minutes, patience)
 
 

@@ -82,6 +82,9 @@ def checked_preset(preset: str | Preset) -> Preset:
         preset = PRESETS[checked_choice("preset", preset, tuple(PRESETS))]
     if not isinstance(preset, Preset):
         raise InputError(f"preset {short_repr(preset)}: must be a name or a Preset", "preset")
+    if not isinstance(preset.training, TrainingConfig):
+        wrong = short_repr(preset.training)
+        raise InputError(f"preset: its training is {wrong}; must be a TrainingConfig", "preset")
     try:
         new_config(preset, context=1, vocab_size=1, eos_token_id=None)
     except ConfigError as error:

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..arguments import checked_integer
+from ..arguments import MAX_INTEGER, checked_integer
 from ..checkpoint.strict_json import read_json_object
 from ..config import GPTConfig
 from ..errors import CheckpointError, InputError, short_repr
-from .config import MAX_INTEGER, RunConfig, checked_config
+from .config import RunConfig, checked_config
 
 TEXT = "text.tokens"
 VALIDATION = "held-out.tokens"

@@ -6,6 +6,7 @@ from time import perf_counter
 
 import numpy as np
 
+from ..arguments import MAX_INTEGER
 from ..model.optimizer import AdamW
 from .config import RunConfig
 from .train import Learner
@@ -27,7 +28,7 @@ def estimated_steps(learner: Learner, config: RunConfig, minutes: float) -> int:
     trials = [_time_step(learner, ids) for _ in range(_TRIALS)]
     gradient_s, update_s = (min(times) for times in zip(*trials, strict=True))
     step_s = gradient_s * config.batch_size / micro_batch + update_s
-    return max(1, int(60 * minutes * _STEP_SHARE / step_s))
+    return max(1, int(min(60 * minutes * _STEP_SHARE / step_s, MAX_INTEGER)))
 
 
 def _time_step(learner: Learner, ids: np.ndarray) -> tuple[float, float]:

@@ -18,9 +18,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ..arguments import checked_threads
+from ..arguments import check_callable, checked_folder, checked_threads
 from ..config import GPTConfig
-from ..conversion.saving import checked_folder
 from ..errors import InputError, MinigptError
 from ..model.optimizer import AdamW
 from .batches import batch, windows
@@ -102,7 +101,9 @@ def resume_run(
     call, the folder has a complete checkpoint.
     """
     folder = checked_folder(folder)
-    limits = checked_limits(limits or Limits())
+    limits = checked_limits(Limits() if limits is None else limits)
+    for name, callback in (("report", report), ("stop", stop), ("make_learner", make_learner)):
+        check_callable(name, callback)
     with run_lock(folder):
         opened = open_run(folder)
         config, tensors = opened.run.config, opened.tensors

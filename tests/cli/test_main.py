@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
@@ -147,6 +148,20 @@ def test_an_error_message_is_one_printable_line(capsys: pytest.CaptureFixture[st
 def test_a_full_disk(fails: Fails, model: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         fails(1, "standard output", "info", model, stdout=full)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there, a program cannot close its stdout")
+@pytest.mark.parametrize(
+    "args", [["info"], ["tokenize", "text"], ["generate", "text", "-n", "1"], ["--version"]]
+)
+def test_a_closed_stdout(run: Run, model: Path, args: list[str]) -> None:
+    if args[0] == "info":
+        args = [*args, str(model)]
+    elif args[0] != "--version":
+        args = [*args, "-m", str(model)]
+    done = run(*args, preexec_fn=lambda: os.close(1))
+    assert done.returncode == 1
+    assert re.fullmatch(rb"Error: .*Bad file descriptor\n", done.stderr)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")

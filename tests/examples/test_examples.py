@@ -79,6 +79,17 @@ def test_attention_weights_add_up_to_one() -> None:
     assert all(abs(sum(row) - 100) <= len(row) for row in rows)  # each is rounded
 
 
+@pytest.mark.parametrize(
+    "arguments", [(), ("nowhere.txt",), (__file__, "many"), (__file__, "-1")], ids=str
+)
+def test_batch_file_ends_with_one_line_about_a_wrong_argument(arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, str(EXAMPLES / "batch_file.py"), *arguments]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, check=False, timeout=300)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(b"python examples/batch_file.py FILE [TOKENS]: ")
+
+
 def test_batch_file_gives_each_line_its_own_continuation(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     prompts = ["Once upon a time", "The old woman", "In the forest there lived", *["A king"] * 7]

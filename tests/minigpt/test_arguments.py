@@ -6,17 +6,27 @@ import math
 import pickle
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minigpt import GPTModel, GPTTokenizer
 from minigpt.arguments import (
     MAX_THREADS,
     as_float,
+    check_callable,
+    check_model,
+    check_tokenizer,
     checked_batch,
+    checked_bool,
     checked_choice,
+    checked_count,
+    checked_file_name,
+    checked_file_names,
+    checked_folder,
     checked_ids,
     checked_integer,
     checked_number,
@@ -28,7 +38,7 @@ from minigpt.arguments import (
     is_integer,
 )
 from minigpt.config import GPTConfig
-from minigpt.errors import InputError, short_repr
+from minigpt.errors import InputError, MinigptError, short_repr
 
 ENDLESS = 10**5000  # Python refuses to print it
 NOT_INTEGERS = [True, np.True_, 1.0, np.float32(1), math.nan, "1", b"1", None, [1], np.array([1])]
@@ -156,6 +166,59 @@ def test_a_text_is_a_str_of_characters() -> None:
     assert message(lambda: checked_text("text", "ab\udc80")) == surrogate
 
 
+def test_a_bool_is_of_python_or_numpy() -> None:
+    assert checked_bool("flag", True) is checked_bool("flag", np.True_) is True
+    assert checked_bool("flag", False) is False
+    for value in ("False", 1, 0, None, [], np.array([True])):
+        text = message(lambda value=value: checked_bool("flag", value))
+        assert text.endswith(": must be True or False")
+
+
+def test_a_callback_is_a_function_or_none() -> None:
+    check_callable("report", None)
+    check_callable("report", print)
+    for value in (5, 0, "x", False):
+        text = message(lambda value=value: check_callable("report", value))
+        assert text == f"report {value!r}: must be a function or None"
+
+
+def test_a_count_fits_a_json_file() -> None:
+    assert checked_count("n", 2**53 - 1, 1) == 2**53 - 1
+    assert message(lambda: checked_count("n", 0, 1)) == "n 0: must be an integer from 1"
+    assert message(lambda: checked_count("n", 2**53, 1)).endswith("from 1 to 9007199254740991")
+
+
+def test_a_model_and_a_tokenizer_are_objects_of_their_kind() -> None:
+    for value in (None, 5, "folder", GPTModel, GPTTokenizer):
+        text = message(lambda value=value: check_model("a", value))
+        assert text.endswith(": must be a GPTModel")
+        text = message(lambda value=value: check_tokenizer("b", value))
+        assert text.endswith(": must be a GPTTokenizer")
+
+
+def test_files_are_one_name_or_a_list() -> None:
+    for files in ("a.txt", Path("a.txt"), ["a.txt"], (Path("a.txt"),)):
+        assert checked_file_names("files", files) == ["a.txt"]
+    assert checked_file_name("file", Path("a.txt")) == "a.txt"
+    for wrong in (None, 5, "", [], [5], [b"x"], b"x", [""], (name for name in "ab"), {"a"}):
+        assert message(lambda wrong=wrong: checked_file_names("files", wrong)).startswith("files")
+    for wrong in (None, 5, "", ["a.txt"], b"x"):
+        assert message(lambda wrong=wrong: checked_file_name("file", wrong)).startswith("file")
+
+
+def test_a_folder_is_a_path() -> None:
+    assert checked_folder("a") == checked_folder(Path("a")) == Path("a")
+    for wrong in (None, True, 5, "", b"a"):
+        text = message(lambda wrong=wrong: checked_folder(wrong))
+        assert text == f"folder {wrong!r}: must be the path of a folder"
+
+
+def test_the_name_of_a_file_in_a_message_can_be_printed() -> None:
+    error = MinigptError("a\nb\udc80/c\x1b é: cannot be read")
+    assert str(error) == r"a\nb\udc80/c\x1b é: cannot be read"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
 def test_threads_are_by_default_one_for_each_processor() -> None:
     assert 1 <= checked_threads(None) <= MAX_THREADS
     assert checked_threads(np.int64(3)) == 3
@@ -170,6 +233,19 @@ def test_threads_are_by_default_one_for_each_processor() -> None:
 def test_flat_ids_become_int64(ids) -> None:
     array = checked_ids(ids, 10)
     assert (array.tolist(), array.dtype) == (list(map(int, ids)), np.int64)
+
+
+def test_integers_of_mixed_types_are_ids_and_targets() -> None:
+    """NumPy alone would make them float64."""
+    mixed = [np.int8(3), np.uint64(4)]
+    assert checked_ids(mixed, 10).tolist() == [3, 4]
+    assert checked_prompts(mixed, CONFIG)[0].tolist() == [3, 4]
+    targets, counted = checked_targets([np.int8(-100), np.uint64(4)], (1, 2), CONFIG)
+    assert (targets.tolist(), counted) == ([[-100, 4]], 1)
+    targets, _ = checked_targets([mixed, [5, 6]], (2, 2), CONFIG)
+    assert targets.tolist() == [[3, 4], [5, 6]]
+    message(lambda: checked_ids([np.int8(3), np.uint64(2**64 - 1)], 10))
+    message(lambda: checked_ids([np.int8(3), 4.0], 10))
 
 
 @pytest.mark.parametrize(

@@ -163,12 +163,23 @@ def test_combined_perplexity_weighs_texts_by_their_tokens(model, ids) -> None:
         ("stride", {"stride": 0}),
         ("stride 17: must be an integer from 1 to 16", {"window": 16, "stride": 17}),
         ("stride", {"stride": True}),
+        ("text_bytes", {"text_bytes": 10**400}),
+        ("model 5: must be a GPTModel", {"model": 5}),
+        ("progress 5: must be a function or None", {"progress": 5}),
     ],
 )
 def test_wrong_arguments_raise_input_error(model, word: str, wrong: dict[str, object]) -> None:
     with pytest.raises(InputError, match=word) as caught:
-        perplexity(model, **({"ids": [1, 2, 3], "text_bytes": 3} | wrong))
+        perplexity(**({"model": model, "ids": [1, 2, 3], "text_bytes": 3} | wrong))
     assert "\n" not in str(caught.value)
+
+
+def test_compare_takes_two_models(model) -> None:
+    for a, b, name in ((None, model, "a"), (model, None, "b"), (model, "folder", "b")):
+        with pytest.raises(InputError, match=f"^{name} .*: must be a GPTModel"):
+            compare(a, b, [1, 2, 3])
+    with pytest.raises(InputError, match=r"^progress 0: must be a function or None"):
+        compare(model, model, [1, 2, 3], progress=0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

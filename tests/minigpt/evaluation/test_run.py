@@ -129,6 +129,32 @@ def test_wrong_files_are_named_before_a_model_is_loaded(text, tmp_path, monkeypa
         compare_on_file(str(GOLDEN), str(GOLDEN), str(tmp_path / "empty.txt"))
 
 
+@pytest.mark.parametrize("files", [None, 5, [5], [b"x"], b"x", "", [], ["a", None], iter(["a"])])
+def test_wrong_kinds_of_files(files, monkeypatch) -> None:
+    monkeypatch.setattr(GPTModel, "from_pretrained", None)  # must not be called
+    with pytest.raises(InputError, match=r"^files.*(must be a file name|at least one)"):
+        evaluate_files(str(GOLDEN), files)
+    if files != ["a", None]:
+        with pytest.raises(InputError, match=r"^file .*: must be a file name"):
+            compare_on_file(str(GOLDEN), str(GOLDEN), files)
+
+
+def test_a_file_is_a_name_or_a_path(model, text) -> None:
+    (expected,) = evaluate_files(model, [text])
+    for files in (text, Path(text), [Path(text)], (text,)):
+        (found,) = evaluate_files(model, files)
+        assert found.file == text
+        assert untimed(found.result) == untimed(expected.result)
+    assert compare_on_file(model, model, Path(text)).kl_max == 0
+
+
+@pytest.mark.parametrize("options", [{"tokenizer": 0}, {"tokenizer": ""}, {"progress": 5}])
+def test_wrong_options_are_not_the_defaults(text, monkeypatch, options) -> None:
+    monkeypatch.setattr(GPTModel, "from_pretrained", None)  # must not be called
+    with pytest.raises(InputError, match=f"^{next(iter(options))} .*: must be a"):
+        evaluate_files(str(GOLDEN), [text], **options)
+
+
 def test_a_text_longer_than_the_limit_is_an_error(model, tmp_path) -> None:
     with (tmp_path / "long.txt").open("wb") as file:
         file.truncate((64 << 20) + 1)  # sparse

@@ -296,3 +296,10 @@ def test_the_text_does_not_depend_on_how_it_is_cut_into_chunks(
     starts = [text.find(stop) for stop in stops if stop in text]
     assert passed_on == text[: min(starts, default=None)]
     assert stop_filter.found == bool(starts)
+
+
+def test_a_text_stream_takes_a_model_and_a_tokenizer() -> None:
+    with pytest.raises(InputError, match=r"^model None: must be a GPTModel"):
+        TextStream(None, Tokens(), [0])
+    with pytest.raises(InputError, match=r"^tokenizer 'x': must be a GPTTokenizer"):
+        TextStream(Counter(), "x", [0])

@@ -56,6 +56,13 @@ def new_cache(engine: Engine, slots: int = 1, dtype: str | None = None) -> KVCac
     return cache
 
 
+def forward_exact(engine: Engine, ids: np.ndarray, last: int | None) -> np.ndarray:
+    """The logits with keys and values that are not rounded, which a user cannot have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_cache_dtype", np.dtype(np.float32))
+        return engine.forward(new_cache(engine, dtype="f32"), [0], [ids], last)
+
+
 def forward(engine: Engine, passes: list[tuple[list[int], list[np.ndarray]]]) -> list[np.ndarray]:
     """The logits after each pass; a pass is (slots, their ids)."""
     cache = new_cache(engine, 3)
@@ -116,7 +123,7 @@ def test_any_number_of_threads(engine, ids, expected_logits, threads):
 def test_bfloat16_weights_give_what_their_float32_values_give(ids):
     """Bit for bit, but where the processor multiplies bfloat16 and activations are rounded, too."""
     a, b = (
-        engine.forward(new_cache(engine, dtype="f32"), [0], [ids])
+        forward_exact(engine, ids, last=1)
         for engine in (
             Engine(CONFIG, random_weights("bf16"), 1),
             Engine(CONFIG, random_weights("f32", rounded=True), 1),
@@ -126,7 +133,7 @@ def test_bfloat16_weights_give_what_their_float32_values_give(ids):
 
 
 def test_rounded_keys_and_values_change_little(engine, ids, expected_logits):
-    exact = engine.forward(new_cache(engine, dtype="f32"), [0], [ids], last=None)
+    exact = forward_exact(engine, ids, last=None)
     limit = 0 if engine.weights.dtype == "f32" else 2e-2
     np.testing.assert_allclose(expected_logits, exact, rtol=0, atol=limit * np.abs(exact).max())
 
@@ -196,6 +203,15 @@ def array(*ids: int) -> np.ndarray:
         ([0], [array(1)], True),
         ([0], [array(1)], [1, 1]),
         ([0], [array(1)], [1.0]),
+        (None, [array(1)], 1),
+        (0, [array(1)], 1),
+        ([0], None, 1),
+        ([0], 5, 1),
+        ([0], [5], 1),
+        ([0], [[1]], 1),
+        ([{}], [array(1)], 1),
+        ([0], [array(1)], "1"),
+        ([0], [array(1)], np.uint64(2)),
     ],
 )
 def test_nothing_unchecked_reaches_a_kernel(engine, slots, sequences, last, monkeypatch):
@@ -207,6 +223,24 @@ def test_nothing_unchecked_reaches_a_kernel(engine, slots, sequences, last, monk
     with pytest.raises(InputError):
         engine.forward(cache, slots, sequences, last)
     assert cache.lengths.tolist() == [2, 1, 0]
+
+
+def test_numpy_integers_are_slots_and_last(engine, ids, expected_logits):
+    for last in (np.uint64(2), [np.uint64(2)], np.int8(2)):
+        logits = engine.forward(new_cache(engine), [np.uint64(0)], [ids[:20]], last)
+        assert logits.tobytes() == expected_logits[18:20].tobytes()
+
+
+@pytest.mark.parametrize("cache", [None, 5, "cache", KVCache])
+def test_a_cache_of_another_kind_is_refused(engine, cache):
+    with pytest.raises(InputError, match=r"^cache .*: must be a KVCache"):
+        engine.forward(cache, [0], [array(1)])
+
+
+def test_a_cache_of_another_dtype_is_refused(engine):
+    cache = new_cache(engine, dtype="bf16" if engine.weights.dtype == "f32" else "f32")
+    with pytest.raises(InputError, match="was made for another dtype than"):
+        engine.forward(cache, [0], [array(1)])
 
 
 def test_a_sequence_ends_at_the_capacity(engine, ids):

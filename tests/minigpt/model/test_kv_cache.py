@@ -52,6 +52,31 @@ def test_more_memory_than_there_is() -> None:
         KVCache(CONFIG, 2**40, N_POSITIONS)
 
 
+@pytest.mark.parametrize(
+    ("slots", "capacity"),
+    [(np.int64(2**55 + 256), 1), (1, np.int64(2**55 + 256)), (1, 10**30), (10**30, 1)],
+)
+def test_no_size_overflows(slots: int, capacity: int) -> None:
+    with pytest.raises(InputError, match="more memory than there is"):
+        KVCache(CONFIG, slots, capacity)
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("slots 0: must be an integer from 1", (0, 1)),
+        ("slots 1.0: must be an integer", (1.0, 1)),
+        ("capacity -1: must be an integer", (1, -1)),
+        ("capacity None: must be an integer", (1, None)),
+        ("dtype 'f16': must be one of f32, bf16", (1, 1, "f16")),
+        ("dtype None: must be one of f32, bf16", (1, 1, None)),
+    ],
+)
+def test_a_wrong_size_or_dtype(message: str, arguments: tuple) -> None:
+    with pytest.raises(InputError, match=message):
+        KVCache(CONFIG, *arguments)
+
+
 def test_a_full_cache_says_so() -> None:
     cache = KVCache(CONFIG, 2, KEY_BLOCK)
     slots = {cache.allocate(), cache.fork(0)}

@@ -85,6 +85,23 @@ def test_wrong_ids_raise_input_error(toy: GPTTokenizer, ids: Any) -> None:
             toy.stream_decoder().push(ids[0])
 
 
+@pytest.mark.parametrize("flag", ["False", "", 1, 0, None])
+def test_flags_are_true_or_false(toy: GPTTokenizer, flag: Any) -> None:
+    for call in (
+        lambda: toy.encode("low", allow_special=flag),
+        lambda: toy.decode([0], skip_special_tokens=flag),
+        lambda: toy.stream_decoder(skip_special_tokens=flag),
+    ):
+        with pytest.raises(InputError, match=r"_special.* .*: must be True or False"):
+            call()
+
+
+@pytest.mark.parametrize("folder", [None, True, 5, "", b"folder"])
+def test_a_wrong_folder_is_an_input_error(toy: GPTTokenizer, folder: Any) -> None:
+    with pytest.raises(InputError, match=r"^folder .*: must be the path of a folder"):
+        toy.save_pretrained(folder)
+
+
 @pytest.mark.parametrize("text", [b"bytes", None, 5, ["a"]])
 def test_text_must_be_str(toy: GPTTokenizer, text: Any) -> None:
     with pytest.raises(InputError, match=r"^text: .*; must be a str"):

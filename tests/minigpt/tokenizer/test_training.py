@@ -230,6 +230,17 @@ def test_texts_must_be_str(text: Any) -> None:
         train_tokenizer(["text", text], 300)
 
 
+@pytest.mark.parametrize("texts", [None, 5])
+def test_texts_must_be_several(texts: Any) -> None:
+    with pytest.raises(InputError, match=r"^texts .*: must be several texts"):
+        train_tokenizer(texts, 300)
+
+
+def test_progress_must_be_a_function() -> None:
+    with pytest.raises(InputError, match=r"^progress 5: must be a function or None"):
+        train_tokenizer(["text"], 257, progress=5)  # type: ignore[arg-type]
+
+
 def test_a_str_is_not_a_list_of_texts() -> None:
     with pytest.raises(InputError, match=r"^texts: a str"):
         train_tokenizer("a text", 300)

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
+from minigpt.errors import InputError
 from minigpt.training.config import TrainingConfig, checked_config, complete_config, with_defaults
 from minigpt.training.presets import FINE_TUNING, PRESETS, new_config
 from minigpt.weights.table import parameter_count
@@ -105,6 +106,14 @@ def test_epochs_are_passes_over_the_training_text() -> None:
     assert config.steps == np.ceil(2.5 * 99_000 / 1000)
     config = complete_config(FINE_TUNING, 100_000, 10**9)
     assert config.steps == np.ceil(99_000 / (16 * 256))
+
+
+@pytest.mark.parametrize("epochs", [1e13, 1e30])
+def test_more_steps_than_a_file_can_hold_are_an_error(epochs: float) -> None:
+    with pytest.raises(InputError, match=r"^epochs 1e\+\d+: are .* steps; must be at most 9007"):
+        complete_config(replace(BASE, epochs=epochs), 1_000_000, 1)
+    bounded = replace(BASE, epochs=epochs, max_steps=7)
+    assert complete_config(bounded, 1_000_000, 1).steps == 7
 
 
 def test_chosen_values_come_before_those_of_a_preset() -> None:

@@ -11,7 +11,7 @@ import tiny_run
 from tiny_run import CONFIG, ReferenceLearner, create, result, resume, stopping_after
 
 from minigpt import GPTConfig
-from minigpt.errors import CheckpointError, InputError
+from minigpt.errors import CheckpointError, InputError, SourceError
 from minigpt.training import create as creating
 from minigpt.training import train as training
 from minigpt.training.config import TrainingConfig
@@ -151,6 +151,13 @@ def test_a_folder_that_holds_a_run_is_named_first(run: Path) -> None:
         ("n_embd 8 is not a multiple of n_head 3", {"preset": replace(TINY, n_head=3)}),
         ("preset: give either preset or model", {"preset": "tiny", "model": "nowhere"}),
         ("minutes 0: must be a number above 0", {"minutes": 0}),
+        ("config: dict; must be a TrainingConfig", {"config": {}}),
+        ("config: int; must be a TrainingConfig", {"config": 0}),
+        ("preset '': must be one of tiny", {"preset": ""}),
+        ("preset: its training is 5; must be", {"preset": replace(TINY, training=5)}),
+        ("progress 5: must be a function or None", {"progress": 5}),
+        ("epochs 1e\\+18: are .* steps", {"config": TrainingConfig(epochs=1e18, dtype="f32")}),
+        ("texts b'a': must be a file name", {"texts": [b"a"]}),
         ("seed -1: must be an integer from 0", {"config": TrainingConfig(seed=-1)}),
     ],
 )
@@ -190,6 +197,33 @@ def test_a_hyperparameter_out_of_its_range(
     with pytest.raises(InputError, match=message):
         create(tmp_path / "run", config)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
+
+
+@pytest.mark.parametrize("tokenizer", ["", 0, False])
+def test_a_wrong_tokenizer_is_not_the_default(
+    files: list[Path], tmp_path: Path, tokenizer: Any
+) -> None:
+    with pytest.raises(SourceError, match="a model source is"):
+        create_run(tmp_path / "run", files, tokenizer=tokenizer, preset=TINY)
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("stop 5: must be a function or None", {"stop": 5}),
+        ("report 'x': must be a function or None", {"report": "x"}),
+        ("config: dict; must be a TrainingConfig", {"config": {}, "steps": 3}),
+        ("config: str; must be a TrainingConfig", {"config": "x", "steps": 3}),
+        (r"steps <int too long to print>: must be an integer from 1 to", {"steps": 10**5000}),
+    ],
+)
+def test_a_wrong_argument_is_reported_before_a_run_is_created(
+    files: list[Path], tmp_path: Path, message: str, options: dict[str, Any]
+) -> None:
+    tokenizer = tiny_run.tokenizer(tmp_path / "tokenizer")
+    with pytest.raises(InputError, match=message):
+        train(tmp_path / "run", files, tokenizer=tokenizer, preset=TINY, **options)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_text_shorter_than_a_sequence(tmp_path: Path) -> None:
