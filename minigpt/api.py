@@ -130,13 +130,13 @@ class GPTModel:
         max_new_tokens  generate at most this many tokens, an integer from 0. Fewer where
                         eos_token_id comes, or where prompt and new tokens together fill the
                         model's context, n_positions
-        temperature     0 takes the likeliest token each time; top_k, top_p, min_p and seed are
+        temperature     0 takes the most likely token each time; top_k, top_p, min_p and seed are
                         then ignored. Above 0 tokens are drawn from softmax(logits ÷ temperature):
                         below 1 sharpens, above 1 flattens the distribution. Any finite number
-        top_k           keep only the k likeliest tokens: an integer from 1, or None for all
-        top_p           keep only the smallest set of likeliest tokens whose probabilities sum to
+        top_k           keep only the k most likely tokens: an integer from 1, or None for all
+        top_p           keep only the smallest set of most likely tokens whose probabilities sum to
                         top_p or more: above 0 and at most 1, or None for all
-        min_p           keep only tokens of at least min_p times the probability of the likeliest:
+        min_p           keep only tokens of at least min_p times the probability of the most likely:
                         from 0 to 1, or None for all. Temperature, top_k, top_p and min_p apply in
                         this order, each to what the one before it left
         seed            an integer from 0 to 2⁶⁴ − 1. The same seed, prompt and options give the

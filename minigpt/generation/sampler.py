@@ -34,9 +34,9 @@ class SamplingParams:
                     (Ackley, Hinton and Sejnowski 1985, https://doi.org/10.1207/s15516709cog0901_7);
                     0 takes the token of the largest logit; top_k, top_p, min_p and seed are then
                     ignored
-    top_k           keep the k likeliest tokens; an integer from 1, or None for all
+    top_k           keep the k most likely tokens; an integer from 1, or None for all
                     (Fan et al. 2018, https://arxiv.org/abs/1805.04833, section 5.1)
-    top_p           keep the smallest set of likeliest tokens with Σ p ≥ top_p; above 0 and at
+    top_p           keep the smallest set of most likely tokens with Σ p ≥ top_p; above 0 and at
                     most 1, or None for all
                     (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751, section 3.1)
     min_p           keep the tokens with p ≥ min_p · max p; from 0 to 1, or None for all
@@ -120,11 +120,11 @@ def distribution(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray
     temperature 0. Raises CheckpointError where the largest logit is not finite.
     """
     logits = logits[: params.vocab_size]
-    likeliest = _argmax(logits)
+    best = _argmax(logits)
     if params.temperature == 0:
-        return np.array([likeliest]), np.ones(1)
+        return np.array([best]), np.ones(1)
     ids = top_k(logits, params.top_k)
-    max_logit = float(logits[likeliest])
+    max_logit = float(logits[best])
     with np.errstate(over="ignore"):  # a tiny temperature: the exponent −∞ is right
         weights = np.exp((logits[ids].astype(np.float64) - max_logit) / float(params.temperature))
     if params.top_p is not None and params.top_p < 1:
@@ -138,13 +138,13 @@ def distribution(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray
 
 def _argmax(logits: np.ndarray) -> int:
     """The first id of the largest logit. Raises CheckpointError where that is not finite."""
-    likeliest = int(logits.argmax())  # of the first NaN, if any is
-    if not math.isfinite(logits[likeliest]):
+    best = int(logits.argmax())  # of the first NaN, if any is
+    if not math.isfinite(logits[best]):
         raise CheckpointError(
-            f"logits: the largest is {logits[likeliest]}, so no token can be chosen; "
+            f"logits: the largest is {logits[best]}, so no token can be chosen; "
             "the weights are damaged, or overflow in this dtype"
         )
-    return likeliest
+    return best
 
 
 def top_k(logits: np.ndarray, k: int | None) -> np.ndarray:

@@ -4,10 +4,10 @@
     for each layer: x[n + 1] = x[n] after block.py's `block`
     loss = Σ cross-entropy(head · ln_f(x[L]), targets)
 
-Training processes whole sequences of one length T, the rows of one matrix, M = B · T. It saves what
-is dear to compute: x before and after the attention half, queries, keys and values, the output of
-attention, and c_fc's output. Backward computes layernorms, activations and the probabilities of
-attention again (block.py).
+Training processes whole sequences of one length T, the rows of one matrix, M = B · T. It saves the
+results that are expensive to compute: x before and after the attention half, queries, keys and
+values, the output of attention, and c_fc's output. Backward computes layernorms, activations and
+the probabilities of attention again (block.py).
 
 Weights and gradients are plain float32 arrays in the shapes of the checkpoint. A product packs its
 B operand just before it multiplies, as float32 or bfloat16: there is no second copy of all weights.

@@ -225,7 +225,7 @@ def _split(run: Run, texts: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarr
     if border <= run.config.context:
         raise CheckpointError(
             f"{run.folder / TEXT}: has {len(tokens)} tokens, too few for sequences of "
-            f"{run.config.context + 1} and {run.config.validation_tokens} held back"
+            f"{run.config.context + 1} and {run.config.validation_tokens} for validation"
         )
     return tokens[:border], tokens[border:]
 

@@ -3,7 +3,7 @@
     python tests/golden/make_torch_files.py        (needs torch; the tests do not)
 
 Each `NAME.bin` is one way that torch writes a state dict; `expected.json` says what every tensor
-of `state_dict()` is. Small whole numbers fit every dtype exactly.
+of `state_dict()` is. Small integers fit every dtype exactly.
 """
 
 from __future__ import annotations

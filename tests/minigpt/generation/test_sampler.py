@@ -33,7 +33,7 @@ def probabilities(logits: np.ndarray, **options: object) -> np.ndarray:
 
 
 def nucleus_by_sorting(weights: np.ndarray, top_p: float) -> list[int]:
-    """The definition: take the likeliest, the lower id first, until their sum reaches top_p."""
+    """The definition: take the most likely, the lower id first, until their sum reaches top_p."""
     order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
     kept, total = [], 0.0
     for i in order:
