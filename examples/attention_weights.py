@@ -17,11 +17,14 @@ from minigpt import GPTTokenizer, reference_gpt
 from minigpt.bundled import BUNDLED_MODEL
 from minigpt.kernels.reference import softmax_forward
 
-layer = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+number = sys.argv[1] if len(sys.argv) > 1 else "0"
 text = sys.argv[2] if len(sys.argv) > 2 else "The king gave the queen his golden crown"
 
 tokenizer = GPTTokenizer.from_pretrained()
 config, params = reference_gpt.load(BUNDLED_MODEL)
+if number not in map(str, range(config.n_layer)):
+    sys.exit(f"layer {number}: must be an integer from 0 to {config.n_layer - 1}")
+layer = int(number)
 ids = tokenizer.encode(text)
 inputs: dict[str, np.ndarray] = {}
 reference_gpt.forward(params, config, [ids], hook=inputs.__setitem__)

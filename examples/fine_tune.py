@@ -14,12 +14,14 @@ from pathlib import Path
 from minigpt import GPTModel, GPTTokenizer, TrainingConfig, perplexity, train
 from minigpt.bundled import BUNDLED_MODEL
 
-file, folder = sys.argv[1:3]
-steps = int(sys.argv[3]) if len(sys.argv) > 3 else 100
-
-# Every option that is None takes a default for fine-tuning; the end of the text is for validation.
-config = TrainingConfig(steps=steps, batch_size=4, context=128, lr=2e-4)
-train(folder, file, model=BUNDLED_MODEL, config=config)
+try:
+    file, folder = sys.argv[1:3]
+    steps = int(sys.argv[3]) if len(sys.argv) > 3 else 100
+    # An option that is None takes a default for fine-tuning; the end of the text is for validation.
+    config = TrainingConfig(steps=steps, batch_size=4, context=128, lr=2e-4)
+    train(folder, file, model=BUNDLED_MODEL, config=config)
+except ValueError as error:  # minigpt's InputError is one
+    sys.exit(f"python examples/fine_tune.py TEXT_FILE FOLDER [STEPS]: {error}")
 
 tokenizer = GPTTokenizer.from_pretrained(folder)
 text = Path(file).read_text(encoding="utf-8")

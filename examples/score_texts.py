@@ -23,11 +23,13 @@ SENTENCES = [
 tokenizer = GPTTokenizer.from_pretrained()
 model = GPTModel.from_pretrained()
 
-texts = {name: Path(name).read_text(encoding="utf-8") for name in sys.argv[1:]}
-texts = texts or {sentence: sentence for sentence in SENTENCES}
 results = []
-for name, text in texts.items():
-    result = perplexity(model, tokenizer.encode(text), len(text.encode()))
+for name in sys.argv[1:] or SENTENCES:
+    try:
+        text = Path(name).read_text(encoding="utf-8") if sys.argv[1:] else name
+        result = perplexity(model, tokenizer.encode(text), len(text.encode()))
+    except (OSError, ValueError) as error:  # minigpt's InputError is a ValueError
+        sys.exit(f"python examples/score_texts.py [FILE…]: {name}: {error}")
     results.append((result.perplexity, result.bits_per_byte, name))
 
 print("perplexity  bits/byte  text")

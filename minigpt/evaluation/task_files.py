@@ -13,10 +13,11 @@ the lm-evaluation-harness asks PIQA and ARC.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..arguments import is_integer
+from ..arguments import checked_file_name, is_integer
 from ..errors import InputError, short_repr
 from ..texts import checked_text, json_objects
 
@@ -63,12 +64,13 @@ class Choice(NamedTuple):
 TaskLines = list[Document] | list[LastWord] | list[Choice]
 
 
-def read_task_file(file: str) -> TaskLines:
+def read_task_file(file: str | os.PathLike[str]) -> TaskLines:
     """The lines of a task file, at least one, all of one form.
 
     Raises InputError, naming file and line, for a file that cannot be read, a line of no known form
     or of another form than the first, and a file without lines.
     """
+    file = checked_file_name("file", file)
     lines: list[Any] = []
     fields: tuple[str, ...] = ()
     for where, value in json_objects(file):

@@ -29,7 +29,7 @@ import numpy as np
 from ..api import GPTModel
 from ..arguments import check_callable, check_model, check_tokenizer, checked_ids
 from ..config import GPTConfig
-from ..errors import InputError
+from ..errors import InputError, short_repr
 from ..tokenizer.tokenizer import GPTTokenizer
 from .perplexity import MAX_LOGITS, Progress, check_finite, log_sum_exp, warm_up
 from .task_files import Choice, LastWord
@@ -101,7 +101,7 @@ def last_word_accuracy(
     Raises InputError for a word that is longer than the model's context, CheckpointError for logits
     that are NaN or infinite.
     """
-    _check_arguments(model, tokenizer, progress)
+    _check_arguments(model, tokenizer, questions, LastWord, progress)
     continuations = [
         make_continuation(tokenizer, model.config, question.where, question.context, question.word)
         for question in questions
@@ -133,7 +133,7 @@ def multiple_choice(
     Raises InputError for a choice that is longer than the model's context, CheckpointError for
     logits that are NaN or infinite.
     """
-    _check_arguments(model, tokenizer, progress)
+    _check_arguments(model, tokenizer, questions, Choice, progress)
     continuations = [
         make_continuation(tokenizer, model.config, question.where, question.context, choice)
         for question in questions
@@ -161,9 +161,20 @@ def multiple_choice(
     )
 
 
-def _check_arguments(model: GPTModel, tokenizer: GPTTokenizer, progress: Progress | None) -> None:
+def _check_arguments(
+    model: GPTModel,
+    tokenizer: GPTTokenizer,
+    questions: Sequence[LastWord] | Sequence[Choice],
+    kind: type,
+    progress: Progress | None,
+) -> None:
+    """Raises InputError for an argument of a wrong type, and for questions not of `kind`."""
     check_model("model", model)
     check_tokenizer("tokenizer", tokenizer)
+    if not isinstance(questions, Sequence) or not all(isinstance(each, kind) for each in questions):
+        raise InputError(
+            f"questions {short_repr(questions)}: must be a list of {kind.__name__}", "questions"
+        )
     check_callable("progress", progress)
 
 

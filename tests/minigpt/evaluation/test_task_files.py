@@ -116,6 +116,14 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
             read_task_file(str(path))
 
 
+@pytest.mark.parametrize("file", [None, 5, b"a.jsonl", ["a.jsonl"], ""])
+def test_a_file_is_a_name_or_a_path(tmp_path: Path, file: Any) -> None:
+    with pytest.raises(InputError, match=r"^file .*: must be a file name"):
+        read_task_file(file)
+    path = Path(write(tmp_path, CHOICE))
+    assert read_task_file(path) == read_task_file(str(path))
+
+
 def assert_refused(name: str, line: int, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         read_task_file(name)

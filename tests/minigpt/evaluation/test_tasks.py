@@ -214,6 +214,17 @@ def test_no_questions_is_an_error(model, tokenizer, evaluated) -> None:
         evaluated(model, tokenizer, [])
 
 
+@pytest.mark.parametrize("questions", [None, 5, b"x", "x", [5], {}])
+@pytest.mark.parametrize("evaluated", [last_word_accuracy, multiple_choice])
+def test_questions_of_another_kind_are_an_error(model, tokenizer, evaluated, questions) -> None:
+    with pytest.raises(InputError, match=r"^questions .*: must be a list of (LastWord|Choice)"):
+        evaluated(model, tokenizer, questions)
+    with pytest.raises(InputError, match=r"^model None: must be a GPTModel"):
+        evaluated(None, tokenizer, [])
+    with pytest.raises(InputError, match=r"^tokenizer 5: must be a GPTTokenizer"):
+        evaluated(model, 5, [])
+
+
 def test_logits_that_are_not_finite_raise_checkpoint_error(
     model, tokenizer, words, monkeypatch
 ) -> None:
