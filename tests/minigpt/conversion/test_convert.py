@@ -238,6 +238,22 @@ def test_an_unknown_dtype(dtype: object, tmp_path: Path) -> None:
     assert names_in(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("progress 5: must be a function or None", {"progress": 5}),
+        ("calibration: int; must be a str", {"dtype": "int4", "calibration": 5}),
+        ("calibration: bool; must be a str", {"dtype": "int4", "calibration": False}),
+    ],
+)
+def test_an_option_of_another_type(
+    message: str, options: dict[str, object], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        convert("nowhere", tmp_path / "out", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_source(tmp_path: Path) -> None:
     with pytest.raises(SourceError):
         convert(tmp_path / "nowhere", tmp_path / "new")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_run
 from tiny_run import CONFIG, ReferenceLearner, create, result, resume, stopping_after
@@ -14,9 +16,10 @@ from minigpt import GPTConfig
 from minigpt.errors import CheckpointError, InputError, SourceError
 from minigpt.training import create as creating
 from minigpt.training import train as training
-from minigpt.training.config import TrainingConfig
+from minigpt.training.config import RunConfig, TrainingConfig
 from minigpt.training.create import InitialModel, create_run, train, write_run
 from minigpt.training.presets import Preset
+from minigpt.training.throughput import estimated_steps
 
 pytestmark = pytest.mark.usefixtures("fast")
 TINY = Preset(2, 2, 8, TrainingConfig(context=8, batch_size=4, lr=0.02, eval_every=4))
@@ -224,6 +227,23 @@ def test_a_wrong_argument_is_reported_before_a_run_is_created(
     with pytest.raises(InputError, match=message):
         train(tmp_path / "run", files, tokenizer=tokenizer, preset=TINY, **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_endless_time_has_as_many_steps_as_a_file_can_hold() -> None:
+    class Learner:
+        """A learner that takes no time."""
+
+        tensors = {"wte.weight": np.zeros((9, 1))}  # noqa: RUF012  (not changed)
+
+        def zero_grad(self) -> None: ...
+        def backward(self, *_: object) -> float:
+            return 0.0
+
+        def step(self, *_: object) -> float:
+            return 0.0
+
+    steps = estimated_steps(Learner(), RunConfig(), sys.float_info.max)  # type: ignore[arg-type]
+    assert steps == 2**53 - 1
 
 
 def test_a_text_shorter_than_a_sequence(tmp_path: Path) -> None:
