@@ -7,20 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..arguments import checked_prompts, is_list_of_prompts
 from ..errors import InputError
 from .sampler import SamplingParams
-from .scheduler import MAX_BATCH_TOKENS, Event, Request, Scheduler
-
-if TYPE_CHECKING:
-    from ..api import GPTModel
+from .scheduler import MAX_BATCH_TOKENS, Event, Model, Request, Scheduler
 
 
-def generate(model: GPTModel, ids: Any, params: SamplingParams) -> np.ndarray | list[np.ndarray]:
+def generate(model: Model, ids: Any, params: SamplingParams) -> np.ndarray | list[np.ndarray]:
     """A batch of prompts with their continuations; see GPTModel.generate."""
     prompts = checked_prompts(ids, model.config)
     scheduler, requests = schedule(model, prompts, params)
@@ -35,13 +32,13 @@ def generate(model: GPTModel, ids: Any, params: SamplingParams) -> np.ndarray | 
     return _padded(sequences, params.eos_of(model.config))
 
 
-def stream(model: GPTModel, ids: Any, params: SamplingParams) -> Generator[int, None, None]:
+def stream(model: Model, ids: Any, params: SamplingParams) -> Generator[int, None, None]:
     """Yield the new tokens of one sequence; see GPTModel.stream."""
     scheduler, _ = schedule(model, [checked_single_prompt(model, ids)], params)
     return _token_ids(scheduler)
 
 
-def checked_single_prompt(model: GPTModel, ids: Any) -> np.ndarray:
+def checked_single_prompt(model: Model, ids: Any) -> np.ndarray:
     """`ids`, integers [T] or [1, T], as int64 [T]."""
     prompts = checked_prompts(ids, model.config)
     if len(prompts) != 1:
@@ -50,7 +47,7 @@ def checked_single_prompt(model: GPTModel, ids: Any) -> np.ndarray:
 
 
 def schedule(
-    model: GPTModel, prompts: list[np.ndarray], params: SamplingParams
+    model: Model, prompts: list[np.ndarray], params: SamplingParams
 ) -> tuple[Scheduler, list[Request]]:
     """A scheduler for these prompts alone, and their requests; row i has its own random numbers."""
     params = replace(params, seed=params.seed_or_fresh())  # all rows have the same seed

@@ -9,22 +9,29 @@ prompt is cut.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from ..arguments import checked_choice, checked_integer, checked_prompt
+from ..arguments import check_model, checked_choice, checked_integer, checked_prompt
+from ..config import GPTConfig
 from ..errors import InputError, MinigptError, short_repr
-from ..model.engine import ROWS
+from ..model.engine import ROWS, Engine
 from .sampler import Eos, SamplingParams, logprob, sample
-
-if TYPE_CHECKING:
-    from ..api import GPTModel
 
 Finish = Literal["length", "eos", "stop", "context", "cancelled", "error"]
 Reason = Literal["stop", "cancelled"]
 
 MAX_BATCH_TOKENS = ROWS  # the engine cuts longer passes into chunks of this size
+
+
+class Model(Protocol):
+    """The part of a GPTModel that generation uses."""
+
+    @property
+    def config(self) -> GPTConfig: ...
+    @property
+    def engine(self) -> Engine: ...
 
 
 class Request:
@@ -147,7 +154,7 @@ class Scheduler:
 
     def __init__(
         self,
-        model: GPTModel,
+        model: Model,
         slots: int = 8,
         *,
         capacity: int | None = None,
@@ -164,8 +171,7 @@ class Scheduler:
 
         Raises InputError for an argument out of its range.
         """
-        if getattr(model, "engine", None) is None:
-            raise InputError(f"model {short_repr(model)}: must be a GPTModel", "model")
+        check_model("model", model)
         n_positions = model.config.n_positions
         self.config = model.config
         self._max_batch_tokens = checked_integer(
@@ -239,7 +245,9 @@ class Scheduler:
         """
         reason = checked_choice("reason", reason, ("cancelled", "stop"))
         if not isinstance(request, Request):
-            raise InputError(f"request {short_repr(request)}: must come from add", "request")
+            raise InputError(
+                f"request {short_repr(request)}: must be a Request of `add`", "request"
+            )
         if request.finished is not None:
             return
         if request not in self._waiting and request not in self._running:

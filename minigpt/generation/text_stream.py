@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ..arguments import check_model, check_tokenizer, checked_strings
 from .generate import checked_single_prompt, events, schedule
 from .sampler import Eos, SamplingParams
-from .scheduler import Finish
-
-if TYPE_CHECKING:
-    from ..api import GPTModel
+from .scheduler import Finish, Model
 
 
 class Decoder(Protocol):
@@ -81,7 +78,7 @@ class TextStream(Iterator[str]):
 
     def __init__(
         self,
-        model: GPTModel,
+        model: Model,
         tokenizer: Tokenizer,
         ids: Any,
         stop: str | Sequence[str] = (),
