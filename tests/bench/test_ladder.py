@@ -70,6 +70,7 @@ def test_every_step_computes_the_product(step, problem, runners):
         np.testing.assert_allclose(y, expected, rtol=0, atol=3e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_a_row_has_the_same_bits_for_any_number_of_threads_and_rows(problem):
     many, one = (
         next(step for step in steps if step.name == "the kernel")

@@ -119,6 +119,7 @@ def test_an_interrupt_keeps_the_text_written_before(start: Start, model: Path) -
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal to send")
+@pytest.mark.slow
 def test_an_interrupt_during_compilation(start: Start, model: Path) -> None:
     uncached = {"MINIGPT_CACHE": ""}  # nothing is compiled yet
     process = start("generate", "-m", model, "hello", "--verbose", env=uncached)

@@ -86,6 +86,7 @@ def test_without_a_terminal_it_is_silent(run: Run, texts: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGINT")
+@pytest.mark.slow
 def test_a_run_interrupted_and_resumed_ends_with_the_same_bits(
     trained: Path, start: Callable[..., subprocess.Popen[bytes]], run: Run, texts: Path
 ) -> None:

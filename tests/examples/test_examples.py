@@ -119,6 +119,7 @@ def test_batch_file_gives_each_line_its_own_continuation(tmp_path: Path) -> None
     assert alone in found
 
 
+@pytest.mark.slow
 def test_fine_tune_lowers_the_perplexity(tmp_path: Path) -> None:
     file, folder = tmp_path / "sea.txt", tmp_path / "sea"
     line = "The brig rolled in the swell while the bosun cursed the cook and the gulls wheeled.\n"

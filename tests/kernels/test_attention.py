@@ -97,6 +97,7 @@ def test_forward_is_reference(run, rng, T, NH, HS):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.slow
 def test_a_prompt_in_parts_has_the_bits_of_a_prompt_at_once(run, rng, dtype):
     """Also parts of one token, whose key blocks are tasks of their own."""
     T = 2 * KEY_BLOCK + 30

@@ -82,6 +82,7 @@ def test_the_folder_is_private_to_the_user(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of folders are POSIX's")
+@pytest.mark.slow
 def test_a_folder_that_others_can_write_is_not_used(tmp_path):
     cache = str(tmp_path / "cache")
     Path(run(tmp_path, MINIGPT_CACHE=cache)[3]).chmod(0o777)
@@ -90,6 +91,7 @@ def test_a_folder_that_others_can_write_is_not_used(tmp_path):
 
 @pytest.mark.parametrize("ending", ["nbi", "nbc"])
 @pytest.mark.parametrize("content", [b"", b"\x80\x04garbage", b"\x80\x04N."])
+@pytest.mark.slow
 def test_a_damaged_file_is_recompiled(tmp_path, ending, content):
     cache = str(tmp_path / "cache")
     folder = Path(run(tmp_path, MINIGPT_CACHE=cache)[3])
@@ -179,6 +181,7 @@ print(jit.cache_folder())
 @pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64"), reason="the processor is x86's"
 )
+@pytest.mark.slow
 def test_code_for_another_processor_is_not_loaded(tmp_path):
     cache = str(tmp_path / "cache")
     older = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"}

@@ -150,6 +150,7 @@ def _python(program: str) -> list[int]:
     return [int(word) for word in done.stdout.split()]
 
 
+@pytest.mark.slow
 def test_the_peak_excludes_the_streams_buffer() -> None:
     """The result's peak is read before the 256 MiB buffer of the stream is allocated."""
     reported, after = _python(
@@ -160,6 +161,7 @@ def test_the_peak_excludes_the_streams_buffer() -> None:
     assert 20e6 < reported < after - 240e6
 
 
+@pytest.mark.slow
 def test_the_peak_excludes_the_parent_process() -> None:
     """Linux's getrusage starts from the parent's peak."""
     large = np.ones(100_000_000)

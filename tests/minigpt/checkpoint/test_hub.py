@@ -226,6 +226,7 @@ def test_one_of_several_formats_is_downloaded(hub: Hub, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_an_interrupted_download_continues(hub: Hub, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     weights = bytes(range(256)) * 100_000  # huggingface_hub keeps pieces of 10 MB
@@ -238,6 +239,7 @@ def test_an_interrupted_download_continues(hub: Hub, tmp_path: Path) -> None:
     assert any(int(start) >= 10_000_000 for start in starts)
 
 
+@pytest.mark.slow
 def test_a_model_that_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     answer = fetch(hub, "owner/absent", tmp_path)

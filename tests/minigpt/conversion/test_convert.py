@@ -197,6 +197,7 @@ def test_after_a_kill_the_next_conversion_cleans_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+@pytest.mark.slow
 def test_memory_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
     """The model is 0.4 GB of zeros in a sparse file; its largest tensor has 4 MB."""
     sizes = {"n_layer": 32, "n_head": 4, "n_embd": 512, "n_positions": 64, "vocab_size": 500}

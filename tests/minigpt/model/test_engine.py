@@ -132,6 +132,7 @@ def test_bfloat16_weights_give_what_their_float32_values_give(ids):
     np.testing.assert_allclose(a, b, rtol=0, atol=2e-2 * np.abs(b).max() if BF16_PRODUCTS else 0)
 
 
+@pytest.mark.slow
 def test_rounded_keys_and_values_change_little(engine, ids, expected_logits):
     exact = forward_exact(engine, ids, last=None)
     limit = 0 if engine.weights.dtype == "f32" else 2e-2
