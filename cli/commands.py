@@ -17,14 +17,17 @@ from .train_tokenizer import train_tokenizer
 
 
 @click.group(
-    no_args_is_help=False,  # a missing command is an error with exit code 2, like any other
+    invoke_without_command=True,  # `minigpt` alone shows the help
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     epilog='Shell completion: put eval "$(_MINIGPT_COMPLETE=bash_source minigpt)" into ~/.bashrc; '
     "zsh_source and fish_source do the same for zsh and fish.",
 )
 @click.version_option(__version__, prog_name="minigpt", message="%(prog)s %(version)s")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Runs and trains GPT-2-architecture models such as Cerebras-GPT on the CPU."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 for command in (

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     "file",
     required=True,
     metavar="FILE",
+    shell_complete=complete_source,
     help="A text in UTF-8 for both models to predict; - for standard input.",
 )
 @click.option(

@@ -12,6 +12,7 @@ import click
 from .terminal import (
     STDIN,
     check_stdin,
+    complete_source,
     dtype_option,
     end_at_once_on_interrupt,
     model_option,
@@ -43,7 +44,7 @@ stride_option = click.option(
     short_help="Measure a model: perplexity of texts, accuracy on task files.",
     epilog="Example: minigpt eval -m cerebras/Cerebras-GPT-111M --dtype bf16 book.txt piqa.jsonl",
 )
-@click.argument("files", nargs=-1, metavar="[FILE]...")
+@click.argument("files", nargs=-1, metavar="[FILE]...", shell_complete=complete_source)
 @model_option
 @window_option
 @stride_option

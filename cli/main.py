@@ -19,32 +19,47 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command line of this process and exit."""
+    """Run the command line of this process and exit.
+
+    Inside a notebook or an interactive Python (`%run -m minigpt …`), whose process lives on, no
+    setting of the process changes.
+    """
+    if hasattr(sys, "ps1"):
+        sys.exit(_run(sys.argv[1:]))
+    # The loaded modules are hundreds of thousands of objects that live until exit. Searching them
+    # for garbage again and again, and once more at exit, takes a sixth of a short command's time.
+    gc.set_threshold(100_000)
     try:
         code = _run(sys.argv[1:])
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C must not disturb the exit
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not disturb the exit
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         code = 130
         if sys.stdout is not None and sys.stdout.isatty():
             print()
     _silence_broken_streams()
-    gc.freeze()  # see _run
+    gc.freeze()
     sys.exit(code)
 
 
 def _run(args: list[str]) -> int:
     """Run `args`, print the line of a failure, and return the exit code."""
-    # The loaded modules are hundreds of thousands of objects that live until exit. Searching them
-    # for garbage again and again, and once more at exit, takes a sixth of a short command's time.
-    gc.set_threshold(100_000)
     # Imported here for Ctrl-C during the imports to be handled in `main`.
+    from .terminal import prepare, signal_handlers_restored
+
+    prepare()
+    with signal_handlers_restored():
+        return _invoke(args)
+
+
+def _invoke(args: list[str]) -> int:
+    """Run the command of `args` and map its outcome to an exit code."""
     import click
 
     from ..errors import InputError, MinigptError
     from .commands import cli
-    from .terminal import describe_bug, fail, prepare
+    from .terminal import describe_bug, fail
 
-    prepare()
     try:
         if "_MINIGPT_COMPLETE" in os.environ:  # the shell asks for completions
             cli.main(args, prog_name="minigpt")

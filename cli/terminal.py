@@ -9,8 +9,9 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any, BinaryIO
@@ -88,15 +89,20 @@ def prepare() -> None:
     """Make stdout UTF-8 without newline translation, and replace streams that are closed.
 
     Notes and errors for a closed stderr go to the null device. A result for a closed stdout would
-    be lost: writing it fails.
+    be lost: writing it fails. A stream that is no file, such as a notebook's, stays as it is.
     """
     if sys.stdout is None:
         descriptor = os.open(os.devnull, os.O_RDONLY)  # a write to it raises OSError
         sys.stdout = open(descriptor, "w")  # noqa: SIM115, PTH123  (open until exit)
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  (open until exit)
-    assert isinstance(sys.stdout, io.TextIOWrapper)
-    sys.stdout.reconfigure(encoding="utf-8", newline="")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", newline="")
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a stream is a terminal; the stream of a notebook or a test may lack `isatty`."""
+    return hasattr(stream, "isatty") and bool(stream.isatty())
 
 
 def read_text(argument: str | None, name: str) -> str:
@@ -165,19 +171,19 @@ def write(text: str) -> None:
 
 def end_line() -> None:
     """Write a newline if stdout is a terminal; a program reads the result and nothing else."""
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         write("\n")
 
 
 def note(text: str, verbose: bool) -> None:
     """Write `[text]` to stderr, if stderr is a terminal or `verbose` is set."""
-    if verbose or sys.stderr.isatty():
+    if verbose or is_terminal(sys.stderr):
         _write_error_line(f"[{text}]")
 
 
 def show_line(text: str) -> None:
     """Replace the progress line on stderr, if that is a terminal; "" erases it."""
-    if sys.stderr.isatty():
+    if is_terminal(sys.stderr):
         width = shutil.get_terminal_size().columns - 1  # a full line would wrap
         with contextlib.suppress(OSError):
             sys.stderr.write(f"\r{text[:width]:<{width}}\r{text[:width]}")
@@ -228,15 +234,43 @@ def _write_error_line(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def in_main_thread() -> bool:
+    """Whether this is the main thread, the only one that may set signal handlers."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def is_interactive() -> bool:
+    """Whether the command runs inside a notebook or an interactive Python, which lives on."""
+    return hasattr(sys, "ps1")
+
+
+@contextlib.contextmanager
+def signal_handlers_restored() -> Iterator[None]:
+    """Put the handlers of SIGINT and SIGTERM back at the end."""
+    if not in_main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:  # None: set by C code, which Python cannot set again
+                signal.signal(number, handler)
+
+
 def end_at_once_on_interrupt() -> None:
     """Make Ctrl-C end the process at once, with exit code 130; written output is already flushed.
 
     While kernels compile, KeyboardInterrupt could be raised inside a callback of the compiler,
     which swallows it; and a thread that still compiles would crash while Python shuts down.
+    Has no effect where the process lives on after the command.
     """
+    if is_interactive() or not in_main_thread():
+        return
 
     def end(*_: object) -> None:
-        if sys.stdout.isatty():  # directly: Python's buffer may be in use
+        if is_terminal(sys.stdout):  # directly: Python's buffer may be in use
             os.write(sys.stdout.fileno(), b"\n")
         os._exit(130)
 

@@ -18,6 +18,8 @@ from .terminal import (
     Text,
     clock,
     complete_source,
+    in_main_thread,
+    is_interactive,
     note,
     show_line,
     threads_option,
@@ -49,7 +51,7 @@ _FIELDS = {"warmup": "warmup_steps", "clip": "max_grad_norm"}
     short_help="Train a model on texts, from random weights or from a model.",
     epilog="Example: minigpt train tales/*.txt --preset tiny --minutes 5 --out my-tales",
 )
-@click.argument("texts", nargs=-1, metavar="[TEXT]...")
+@click.argument("texts", nargs=-1, metavar="[TEXT]...", shell_complete=complete_source)
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder of a new run."
 )
@@ -98,6 +100,7 @@ _FIELDS = {"warmup": "warmup_steps", "clip": "max_grad_norm"}
     "--held-out",
     multiple=True,
     metavar="TEXT",
+    shell_complete=complete_source,
     help="Validation text: a file that is evaluated and not trained on; may be repeated.  "
     "Default: the last hundredth of the texts; none if they are shorter than 20 sequences.",
 )
@@ -314,14 +317,17 @@ def _interrupts() -> Callable[[], bool]:
 
     def interrupt(*_: object) -> None:
         nonlocal interrupted
+        if interrupted and is_interactive():
+            raise KeyboardInterrupt
         if interrupted:
             os._exit(130)
         interrupted = True
 
-    # Ignored for background jobs of a script; that stays so.
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
+    if in_main_thread():
+        # Ignored for background jobs of a script; that stays so.
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, interrupt)
     return lambda: interrupted
 
 

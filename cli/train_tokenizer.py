@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .terminal import show_line
+from .terminal import complete_source, show_line
 
 # Those of tokenizer/training.py, which is too slow to import for --help.
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 0x110000
@@ -18,7 +18,9 @@ MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 0x110000
     short_help="Train a vocabulary on texts.",
     epilog="Example: minigpt train-tokenizer books/*.txt --vocab-size 8192 --out vocabulary",
 )
-@click.argument("sources", nargs=-1, required=True, metavar="TEXT...")
+@click.argument(
+    "sources", nargs=-1, required=True, metavar="TEXT...", shell_complete=complete_source
+)
 @click.option(
     "--vocab-size",
     type=click.IntRange(MIN_VOCAB_SIZE, MAX_VOCAB_SIZE),

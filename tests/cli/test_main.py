@@ -66,6 +66,12 @@ def test_help_lists_the_commands_without_loading_the_engine() -> None:
     assert done.stdout.endswith("[]\n")
 
 
+def test_the_command_alone_shows_the_help(run: Run) -> None:
+    done = run()
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == run("--help").stdout
+
+
 def test_completion_script(run: Run) -> None:
     done = run(env={"_MINIGPT_COMPLETE": "zsh_source"})
     assert (done.returncode, b"compdef" in done.stdout) == (0, True)
@@ -74,7 +80,6 @@ def test_completion_script(run: Run) -> None:
 @pytest.mark.parametrize(
     ("word", "args"),
     [
-        ("command", []),
         ("nonsense", ["nonsense"]),
         ("--nonsense", ["--nonsense"]),
         ("extra", ["info", "a", "b"]),
