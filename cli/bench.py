@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .terminal import (
+    Text,
     dtype_option,
     end_at_once_on_interrupt,
     model_option,
@@ -49,6 +50,13 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=5,
     help="Number of measurements after a warm-up; the medians are reported.",
+)
+@click.option(
+    "--tokenizer",
+    type=Text(),
+    expose_value=False,
+    metavar="SOURCE",
+    help="Taken, as every command with -m takes it, and not read: no text is measured.",
 )
 @dtype_option
 @threads_option

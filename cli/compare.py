@@ -12,10 +12,13 @@ from .eval import check_stride, file_progress, stride_option, window_option
 from .terminal import (
     DTYPES,
     check_stdin,
+    chosen_tokenizer,
     complete_source,
     end_at_once_on_interrupt,
     show_line,
+    special_option,
     threads_option,
+    tokenizer_option,
     write,
 )
 
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
 )
 @window_option
 @stride_option
+@special_option
+@tokenizer_option
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def compare(
@@ -61,6 +66,8 @@ def compare(
     dtype_b: str,
     window: int | None,
     stride: int | None,
+    special: bool,
+    tokenizer: str | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -82,11 +89,13 @@ def compare(
         a,
         b,
         file,
+        tokenizer=chosen_tokenizer(tokenizer),
         dtype_a=dtype_a,
         dtype_b=dtype_b,
         threads=threads,
         window=window,
         stride=stride,
+        allow_special=special,
         progress=file_progress(),
     )
     show_line("")

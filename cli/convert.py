@@ -9,11 +9,14 @@ import click
 
 from .terminal import (
     Text,
+    chosen_tokenizer,
     complete_source,
     progress_line,
     read_file,
     show_line,
+    special_option,
     threads_option,
+    tokenizer_option,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +51,8 @@ DTYPES = {"folder": ("int8", "int4", "bf16", "f32"), "gguf": ("f16", "q8_0", "f3
     help="For int4: a text file of the kind that the model will meet; the weights that matter most "
     "for it are quantized most exactly.",
 )
+@special_option
+@tokenizer_option
 @threads_option
 def convert(
     source: str,
@@ -55,6 +60,8 @@ def convert(
     to: str,
     dtype: str | None,
     calibrate: Path | None,
+    special: bool,
+    tokenizer: str | None,
     threads: int | None,
 ) -> None:
     """Writes the model of SOURCE, a folder, a GGUF file or a hub id, to the new FOLDER.
@@ -74,6 +81,11 @@ def convert(
             f"Invalid value for '--calibrate': it is for int4, not {dtype}",
             click.get_current_context(),
         )
+    if special and not calibrate:
+        raise click.UsageError(
+            "Invalid value for '--special': it is for the text of '--calibrate'",
+            click.get_current_context(),
+        )
     if threads and to == "gguf":
         raise click.UsageError(
             "Invalid value for '--threads': it is for a folder; one thread writes a gguf",
@@ -88,8 +100,11 @@ def convert(
     def show(progress: Progress) -> None:
         line(progress.nbytes, progress.all_nbytes)
 
+    codec = chosen_tokenizer(tokenizer)
     if to == "gguf":
-        save_gguf(source, target, dtype, show)
+        save_gguf(source, target, dtype, show, tokenizer=codec)
     else:
-        write_folder(source, target, dtype, threads, text, show)
+        write_folder(
+            source, target, dtype, threads, text, show, tokenizer=codec, allow_special=special
+        )
     show_line("")

@@ -12,13 +12,16 @@ import click
 from .terminal import (
     STDIN,
     check_stdin,
+    chosen_tokenizer,
     complete_source,
     dtype_option,
     end_at_once_on_interrupt,
     model_option,
     progress_line,
     show_line,
+    special_option,
     threads_option,
+    tokenizer_option,
     write,
 )
 
@@ -48,6 +51,8 @@ stride_option = click.option(
 @model_option
 @window_option
 @stride_option
+@special_option
+@tokenizer_option
 @dtype_option
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -56,6 +61,8 @@ def evaluate(
     source: str,
     window: int | None,
     stride: int | None,
+    special: bool,
+    tokenizer: str | None,
     dtype: str,
     threads: int | None,
     as_json: bool,
@@ -84,10 +91,12 @@ def evaluate(
     results = evaluate_files(
         source,
         files or ("-",),
+        tokenizer=chosen_tokenizer(tokenizer),
         dtype=dtype,
         threads=threads,
         window=window,
         stride=stride,
+        allow_special=special,
         progress=file_progress(),
     )
     show_line("")

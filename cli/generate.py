@@ -20,7 +20,9 @@ from .terminal import (
     model_option,
     note,
     read_text,
+    special_option,
     threads_option,
+    tokenizer_option,
     verbose_option,
     write,
 )
@@ -83,6 +85,8 @@ class FiniteRange(click.FloatRange):
 @click.option(
     "--stop", type=Text(), multiple=True, help="End before this text. May be given several times."
 )
+@special_option
+@tokenizer_option
 @dtype_option
 @threads_option
 @click.option("--echo", is_flag=True, help="Print the prompt before its continuation.")
@@ -100,6 +104,8 @@ def generate(
     min_p: float | None,
     seed: int | None,
     stop: tuple[str, ...],
+    special: bool,
+    tokenizer: str | None,
     dtype: str,
     threads: int | None,
     echo: bool,
@@ -115,8 +121,8 @@ def generate(
     if not text:
         raise InputError("standard input: empty; a prompt needs at least one character")
     started = perf_counter()
-    tokenizer, model = _load(source, dtype, threads, verbose)
-    ids = tokenizer.encode(text)
+    codec, model = _load(source, tokenizer or source, dtype, threads, verbose)
+    ids = codec.encode(text, allow_special=special)
     loaded = perf_counter()
     end_at_once_on_interrupt()
 
@@ -125,7 +131,7 @@ def generate(
     seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
     stream = TextStream(
         model,
-        tokenizer,
+        codec,
         ids,
         stop,
         max_tokens,
@@ -160,12 +166,12 @@ def generate(
 
 
 def _load(
-    source: str, dtype: str, threads: int | None, verbose: bool
+    source: str, tokenizer_source: str, dtype: str, threads: int | None, verbose: bool
 ) -> tuple[GPTTokenizer, GPTModel]:
     """Load the tokenizer, then the model: a wrong source fails before Numba is imported."""
     from .. import GPTTokenizer
 
-    tokenizer = GPTTokenizer.from_pretrained(source)
+    tokenizer = GPTTokenizer.from_pretrained(tokenizer_source)
 
     from .. import GPTModel
     from ..kernels.jit import must_compile

@@ -45,10 +45,11 @@ def main() -> NoReturn:
 def _run(args: list[str]) -> int:
     """Run `args`, print the line of a failure, and return the exit code."""
     # Imported here for Ctrl-C during the imports to be handled in `main`.
-    from .terminal import prepare, signal_handlers_restored
+    from ..errors import warnings_shown_by
+    from .terminal import prepare, show_warning, signal_handlers_restored
 
     prepare()
-    with signal_handlers_restored():
+    with signal_handlers_restored(), warnings_shown_by(show_warning):
         return _invoke(args)
 
 

@@ -14,13 +14,16 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 from click.shell_completion import CompletionItem
 
 from ..bundled import BUNDLED_MODEL
 from ..errors import InputError, MinigptError, printable
+
+if TYPE_CHECKING:
+    from .. import GPTTokenizer
 
 # Copies of weights.table.DTYPES and arguments.MAX_THREADS, which a test compares: importing the
 # originals loads NumPy and Numba, and --help should not wait for these.
@@ -67,6 +70,20 @@ model_option = click.option(
     help="A folder in Hugging Face layout, a GGUF file, or a hub id such as "
     "cerebras/Cerebras-GPT-111M.",
 )
+tokenizer_option = click.option(
+    "--tokenizer",
+    type=Text(),
+    shell_complete=complete_source,
+    metavar="SOURCE",
+    help="Tokenizer of another folder, GGUF file or hub id, for a model without one. "
+    "Default: the model's own.",
+)
+special_option = click.option(
+    "--special",
+    is_flag=True,
+    help="Read special tokens such as <|endoftext|> in the text as these tokens. "
+    "By default they are plain text.",
+)
 dtype_option = click.option(
     "--dtype",
     type=click.Choice(DTYPES),
@@ -83,6 +100,15 @@ verbose_option = click.option(
     is_flag=True,
     help="Write notes and timings to stderr even if stderr is not a terminal.",
 )
+
+
+def chosen_tokenizer(source: str | None) -> GPTTokenizer | None:
+    """The tokenizer that --tokenizer names, or None for the model's own."""
+    if source is None:
+        return None
+    from .. import GPTTokenizer
+
+    return GPTTokenizer.from_pretrained(source)
 
 
 def prepare() -> None:
@@ -179,6 +205,12 @@ def note(text: str, verbose: bool) -> None:
     """Write `[text]` to stderr, if stderr is a terminal or `verbose` is set."""
     if verbose or is_terminal(sys.stderr):
         _write_error_line(f"[{text}]")
+
+
+def show_warning(message: str) -> None:
+    """Write `Warning: message` as one line on stderr, terminal or not."""
+    show_line("")  # erases a progress line
+    _write_error_line(f"Warning: {message}")
 
 
 def show_line(text: str) -> None:

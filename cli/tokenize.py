@@ -7,7 +7,7 @@ import json
 import click
 
 from ..errors import InputError
-from .terminal import Text, end_line, model_option, read_text, write
+from .terminal import Text, end_line, model_option, read_text, tokenizer_option, write
 
 
 @click.command(
@@ -16,6 +16,7 @@ from .terminal import Text, end_line, model_option, read_text, write
 )
 @click.argument("text", required=False, type=Text(may_be_empty=True))
 @model_option
+@tokenizer_option
 @click.option("--decode", is_flag=True, help="Decode TEXT, ids separated by spaces or commas.")
 @click.option(
     "--special",
@@ -23,18 +24,20 @@ from .terminal import Text, end_line, model_option, read_text, write
     help="Encode special tokens such as <|endoftext|> as such, and print them when decoding.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: text and ids.")
-def tokenize(text: str | None, source: str, decode: bool, special: bool, as_json: bool) -> None:
+def tokenize(
+    text: str | None, source: str, tokenizer: str | None, decode: bool, special: bool, as_json: bool
+) -> None:
     """Print the token ids of TEXT, or of standard input if TEXT is - or absent."""
     content = read_text(text, "TEXT")
 
     from .. import GPTTokenizer
 
-    tokenizer = GPTTokenizer.from_pretrained(source)
+    codec = GPTTokenizer.from_pretrained(tokenizer or source)
     if decode:
         ids = _parse_ids(content)
-        content = tokenizer.decode(ids, skip_special_tokens=not special)
+        content = codec.decode(ids, skip_special_tokens=not special)
     else:
-        ids = tokenizer.encode(content, allow_special=special)
+        ids = codec.encode(content, allow_special=special)
     if as_json:
         write(json.dumps({"text": content, "ids": ids, "tokens": len(ids)}) + "\n")
     elif decode:

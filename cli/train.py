@@ -22,6 +22,7 @@ from .terminal import (
     is_interactive,
     note,
     show_line,
+    special_option,
     threads_option,
     verbose_option,
 )
@@ -190,6 +191,7 @@ _FIELDS = {"warmup": "warmup_steps", "clip": "max_grad_norm"}
     help="Recompute activations in the backward pass instead of storing them: less memory, a third "
     "more time.",
 )
+@special_option
 @threads_option
 @verbose_option
 def train(
@@ -198,6 +200,7 @@ def train(
     resume: Path | None,
     minutes: float | None,
     patience: int | None,
+    special: bool,
     threads: int | None,
     verbose: bool,
     **chosen: Any,
@@ -212,6 +215,8 @@ def train(
     checkpoint to the same result as without the interruption.
     """
     given = {name: value for name, value in chosen.items() if value not in (None, ())}
+    if special:
+        given["special"] = True
     _check_usage(texts, out, resume, given)
 
     from ..training.limits import Limits
@@ -265,6 +270,7 @@ def _create(
     from ..training.create import create_run
 
     model, tokenizer, held_out = (given.pop(n, None) for n in ("model", "tokenizer", "held_out"))
+    special = given.pop("special", False)
     preset, config = _checked_options(given, model)
 
     def progress(text_bytes: int, tokens: int) -> None:
@@ -274,7 +280,8 @@ def _create(
         show_line(f"{folder}   timing")
     create_run(
         folder, texts, validation_texts=held_out, tokenizer=tokenizer, model=model, preset=preset,
-        config=config, minutes=minutes, threads=threads, progress=progress,
+        config=config, minutes=minutes, threads=threads, allow_special=special,
+        progress=progress,
     )  # fmt: skip
 
 

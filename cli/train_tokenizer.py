@@ -34,7 +34,12 @@ MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 0x110000
     metavar="FOLDER",
     help="New folder for the vocabulary.",
 )
-def train_tokenizer(sources: tuple[str, ...], vocab_size: int, out: Path) -> None:
+@click.option(
+    "--special",
+    is_flag=True,
+    help="Cut the texts at each <|endoftext|>. By default it is plain text.",
+)
+def train_tokenizer(sources: tuple[str, ...], vocab_size: int, out: Path, special: bool) -> None:
     """Train a byte-level BPE vocabulary of GPT-2's kind on all TEXTs.
 
     A TEXT is a file in UTF-8, a .jsonl file with one {"text": ...} object per line, or - for
@@ -48,7 +53,7 @@ def train_tokenizer(sources: tuple[str, ...], vocab_size: int, out: Path) -> Non
     from ..tokenizer.training import train_tokenizer
 
     with creating_folder(out) as folder:
-        tokenizer = train_tokenizer(_counted(documents(sources)), vocab_size, _show_merges)
+        tokenizer = train_tokenizer(_counted(documents(sources, special)), vocab_size, _show_merges)
         tokenizer.save_pretrained(folder)
     show_line("")
 

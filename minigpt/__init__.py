@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .errors import ConfigError as ConfigError
     from .errors import InputError as InputError
     from .errors import MinigptError as MinigptError
+    from .errors import MinigptWarning as MinigptWarning
     from .errors import SourceError as SourceError
     from .errors import TokenizerError as TokenizerError
     from .evaluation.perplexity import compare as compare
@@ -49,6 +50,7 @@ _MODULES = {
     "GPTTokenizer": ".tokenizer.tokenizer",
     "InputError": ".errors",
     "MinigptError": ".errors",
+    "MinigptWarning": ".errors",
     "Scheduler": ".generation.scheduler",
     "SourceError": ".errors",
     "TextStream": ".generation.text_stream",

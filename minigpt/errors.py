@@ -1,6 +1,11 @@
-"""Exceptions. Every message is one line: where, what is wrong, and what would be right."""
+"""Exceptions and warnings, each of one line: where, what is wrong, and what would be right."""
 
 from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 
 class MinigptError(Exception):
@@ -41,6 +46,36 @@ class InputError(MinigptError, ValueError):
     def __init__(self, message: str, argument: str | None = None) -> None:
         super().__init__(message)
         self.argument = argument
+
+
+class MinigptWarning(UserWarning):
+    """A text or an option was read in one of several ways, and another may be meant.
+
+    In Python the module `warnings` shows or ignores them; the command line writes each as a line,
+    `Warning: …`, to stderr.
+    """
+
+
+_shown_by: ContextVar[Callable[[str], None] | None] = ContextVar("shown_by", default=None)
+
+
+def warn(message: str) -> None:
+    """Issue a MinigptWarning of one line, or pass the line to the function that shows them here."""
+    line, show = printable(message), _shown_by.get()
+    if show is None:
+        warnings.warn(line, MinigptWarning, stacklevel=3)
+    else:
+        show(line)
+
+
+@contextmanager
+def warnings_shown_by(show: Callable[[str], None]) -> Iterator[None]:
+    """Pass warnings of this thread to `show` in this block, whatever the module's filters are."""
+    token = _shown_by.set(show)
+    try:
+        yield
+    finally:
+        _shown_by.reset(token)
 
 
 def printable(text: str) -> str:

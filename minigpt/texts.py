@@ -16,12 +16,16 @@ MAX_TEXT_BYTES = 1 << 31  # of a text file, which is read into memory
 MAX_LINE_BYTES = 1 << 26  # of a line of JSON
 
 
-def documents(sources: Sequence[str]) -> Iterator[str]:
+END_OF_TEXT = "<|endoftext|>"  # stands between the documents of many a corpus
+
+
+def documents(sources: Sequence[str], allow_special: bool = False) -> Iterator[str]:
     """Yield the documents in `sources`, in order, with their newlines and white space unchanged.
 
-    sources  names of files. `name.jsonl` holds one document per line, the field "text" of a JSON
-             object; blank lines are skipped. Any other file is one document, and `-` is standard
-             input. A byte order mark at the beginning of a file is dropped.
+    sources        names of files. `name.jsonl` holds one document per line, the field "text" of a
+                   JSON object; blank lines are skipped. Any other file is one document, and `-` is
+                   standard input. A byte order mark at the beginning of a file is dropped.
+    allow_special  True to cut documents at each `<|endoftext|>`. Default: it is plain text
 
     The files are checked to exist at once, before the first is read. Raises InputError, naming the
     file and where possible the line, for a file that is missing or unreadable, for bytes that are
@@ -30,7 +34,13 @@ def documents(sources: Sequence[str]) -> Iterator[str]:
     for source in sources:
         if source != STDIN:
             _check_exists(source)
-    return _documents(sources)
+    texts = _documents(sources)
+    return _cut(texts) if allow_special else texts
+
+
+def _cut(texts: Iterator[str]) -> Iterator[str]:
+    for text in texts:
+        yield from filter(None, text.split(END_OF_TEXT))
 
 
 def _documents(sources: Sequence[str]) -> Iterator[str]:

@@ -18,6 +18,8 @@ import numpy as np
 
 from ..arguments import (
     check_callable,
+    check_tokenizer,
+    checked_bool,
     checked_choice,
     checked_folder,
     checked_text,
@@ -65,16 +67,22 @@ def convert(
     threads: int | None = None,
     calibration: str | None = None,
     progress: Callable[[Progress], None] | None = None,
+    *,
+    tokenizer: GPTTokenizer | None = None,
+    allow_special: bool = False,
 ) -> None:
     """Write the model of a source, with its tokenizer files, as a new folder.
 
-    source       a folder, a GGUF file, or a hub id
-    folder       must not exist, or be empty
-    dtype        of the matrices: "f32", "bf16", "int8" or "int4"
-    threads      that quantize; default: one for each processor this process may use
-    calibration  for int4: a text like those the model will meet. Errors are weighted by the
-                 activations in it (see calibrate.py); default: all weights count alike
-    progress     called after each array that is written
+    source         a folder, a GGUF file, or a hub id
+    folder         must not exist, or be empty
+    dtype          of the matrices: "f32", "bf16", "int8" or "int4"
+    threads        that quantize; default: one for each processor this process may use
+    calibration    for int4: a text like those the model will meet. Errors are weighted by the
+                   activations in it (see calibrate.py); default: all weights count alike
+    progress       called after each array that is written
+    tokenizer      written and used in place of the source's own. Default: that of the source
+    allow_special  True to read special tokens such as `<|endoftext|>` in `calibration` as these
+                   tokens. Default: plain text
 
     Raises InputError for an argument out of its range and for quantizing a quantized source;
     SourceError (and its subclasses) for a wrong source, and where the folder exists or cannot be
@@ -87,6 +95,9 @@ def convert(
         checked_text("calibration", calibration)
     folder, threads = checked_folder(folder), checked_threads(threads)
     check_callable("progress", progress)
+    if tokenizer is not None:
+        check_tokenizer("tokenizer", tokenizer)
+    allow_special = checked_bool("allow_special", allow_special)
     opened = open_source(source)
     if opened.quantized and dtype in QUANTIZED_DTYPES:
         raise InputError(
@@ -98,8 +109,9 @@ def convert(
     elif dtype in QUANTIZED_DTYPES:
         row_importance = {}
         if calibration is not None:
-            tokenizer = GPTTokenizer.from_pretrained(opened)
-            row_importance = importance(opened, tokenizer.encode(calibration))
+            tokenizer = tokenizer or GPTTokenizer.from_pretrained(opened)
+            ids = tokenizer.encode(calibration, allow_special=allow_special)
+            row_importance = importance(opened, ids)
         infos, read = _quantized(opened, dtype, Team(threads), row_importance)
     else:
         infos, read = _floats(opened, dtype)
@@ -110,7 +122,7 @@ def convert(
             metadata = {"format": "minigpt" if dtype in QUANTIZED_DTYPES else "pt"}
             write_tensors(temporary / "model.safetensors", infos, read, metadata)
             config = _config_json(opened.config, opened.tied, dtype)
-            write_config_and_tokenizer(temporary, config, opened.files)
+            write_config_and_tokenizer(temporary, config, opened.files, tokenizer)
     except MemoryError as error:
         raise SourceError(
             f"{opened.path}: its largest tensor needs more memory than there is"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..arguments import check_callable, checked_choice, checked_file_name
+from ..arguments import check_callable, check_tokenizer, checked_choice, checked_file_name
 from ..checkpoint.blocks import F16, F32, Q8_0, Encoding, all_finite, encode
 from ..checkpoint.gguf_gpt2 import (
     ACTIVATION,
@@ -30,6 +30,7 @@ from ..errors import CheckpointError, ConfigError, InputError, TokenizerError
 from ..kernels.layout import bf16_to_f32
 from ..source import ModelSource, open_source
 from ..tokenizer.files import read_vocabulary
+from ..tokenizer.tokenizer import GPTTokenizer
 from ..tokenizer.vocabulary import Vocabulary
 from ..weights.table import is_packed
 from .convert import Progress
@@ -48,13 +49,16 @@ def save_gguf(
     path: str | os.PathLike[str],
     dtype: str = "f16",
     progress: Callable[[Progress], None] | None = None,
+    *,
+    tokenizer: GPTTokenizer | None = None,
 ) -> None:
     """Write the model of a source, with its tokenizer, as a GGUF file.
 
-    source    a folder, a GGUF file, or a hub id; not a folder of int8 or int4
-    path      of the file, which is replaced if it exists; it appears complete or not at all
-    dtype     of the matrices: "f32", "f16" or "q8_0"
-    progress  called after every few megabytes that are written
+    source     a folder, a GGUF file, or a hub id; not a folder of int8 or int4
+    path       of the file, which is replaced if it exists; it appears complete or not at all
+    dtype      of the matrices: "f32", "f16" or "q8_0"
+    progress   called after every few megabytes that are written
+    tokenizer  written in place of the source's own. Default: that of the source
 
     Memory holds about one tensor. Raises InputError for another dtype and for a quantized source;
     SourceError (and its subclasses) for a source that is damaged, has no tokenizer, or is a model
@@ -63,9 +67,11 @@ def save_gguf(
     dtype = checked_choice("dtype", dtype, tuple(GGUF_DTYPES))
     path = checked_file_name("path", path)
     check_callable("progress", progress)
+    if tokenizer is not None:
+        check_tokenizer("tokenizer", tokenizer)
     opened = open_source(source)
     _check_exportable(opened.config, opened.path)
-    vocabulary = read_vocabulary(opened.files)
+    vocabulary = tokenizer.vocabulary if tokenizer else read_vocabulary(opened.files)
     if opened.quantized:
         raise InputError(f"{opened.path}: was quantized to {opened.quantized}; take the original")
     tensors = {

@@ -17,6 +17,7 @@ from ..config import GPTConfig
 from ..errors import SourceError
 from ..kernels.layout import bf16_to_f32, f32_to_bf16
 from ..tokenizer.files import tokenizer_files
+from ..tokenizer.tokenizer import GPTTokenizer
 from ..weights.checks import quantized_layout
 from ..weights.packed import Weights
 from ..weights.table import PREFIX, Shapes, checkpoint_name
@@ -55,10 +56,19 @@ def save_model(
     write_config_and_tokenizer(folder, config_json, source)
 
 
-def write_config_and_tokenizer(folder: Path, config: dict[str, Any], source: Path | GGUF) -> None:
-    """Write config.json, and those tokenizer files of `source` that the folder does not have."""
+def write_config_and_tokenizer(
+    folder: Path,
+    config: dict[str, Any],
+    source: Path | GGUF,
+    tokenizer: GPTTokenizer | None = None,
+) -> None:
+    """Write config.json, and those tokenizer files that the folder does not have.
+
+    tokenizer  whose files are written. Default: those of `source`, if it has any
+    """
     write_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-    for name, content in tokenizer_files(source).items():
+    files = tokenizer.vocabulary.files if tokenizer else tokenizer_files(source)
+    for name, content in files.items():
         if not (folder / name).exists():
             write_file(folder / name, content)
 

@@ -232,11 +232,13 @@ def compare(
     )
 
 
-def common_ids(a: GPTTokenizer, b: GPTTokenizer, text: str) -> list[int]:
+def common_ids(
+    a: GPTTokenizer, b: GPTTokenizer, text: str, allow_special: bool = False
+) -> list[int]:
     """The ids of `text`; raises InputError unless both tokenizers give the same."""
     check_tokenizer("a", a)
     check_tokenizer("b", b)
-    ids_a, ids_b = a.encode(text), b.encode(text)
+    ids_a, ids_b = (each.encode(text, allow_special=allow_special) for each in (a, b))
     if ids_a != ids_b:
         shorter = min(len(ids_a), len(ids_b))
         differing = next((i for i in range(shorter) if ids_a[i] != ids_b[i]), shorter)

@@ -19,6 +19,7 @@ from ..api import GPTModel
 from ..arguments import (
     check_callable,
     check_tokenizer,
+    checked_bool,
     checked_file_name,
     checked_file_names,
     checked_threads,
@@ -62,6 +63,7 @@ def evaluate_files(
     threads: int | None = None,
     window: int | None = None,
     stride: int | None = None,
+    allow_special: bool = False,
     progress: FileProgress | None = None,
 ) -> list[FileResult]:
     """Evaluate a model on files: perplexity of texts, accuracy on task files.
@@ -74,6 +76,8 @@ def evaluate_files(
     tokenizer       default: that of the model's source
     dtype, threads  of a model that is loaded, as in `GPTModel.from_pretrained`
     window, stride  as in `perplexity`; they apply to texts and documents
+    allow_special   True to read special tokens such as `<|endoftext|>` in texts and questions as
+                    these tokens. Default: plain text
     progress        called as tokens are scored: see FileProgress
 
     Returns a result for each file, in order. Raises InputError, naming file and line, for a file
@@ -81,13 +85,12 @@ def evaluate_files(
     tokenizer that cannot be loaded; CheckpointError for logits that are NaN or infinite.
     """
     names = checked_file_names("files", files)
-    _check_options(threads, progress)
-    if tokenizer is not None:
-        check_tokenizer("tokenizer", tokenizer)
+    _check_options(threads, progress, tokenizer)
+    allow_special = checked_bool("allow_special", allow_special)
     contents = [_read(name) for name in names]
     model = _opened(model)
     tokenizer = _tokenizer_of(model) if tokenizer is None else tokenizer
-    tokenized = [_tokenized(tokenizer, lines) for lines in contents]
+    tokenized = [_tokenized(tokenizer, lines, allow_special) for lines in contents]
     model = _loaded(model, dtype, threads, progress)
     results = []
     for file, lines, documents in zip(names, contents, tokenized, strict=True):
@@ -106,19 +109,23 @@ def compare_on_file(
     b: GPTModel | Source,
     file: File,
     *,
+    tokenizer: GPTTokenizer | None = None,
     dtype_a: str = "auto",
     dtype_b: str = "auto",
     threads: int | None = None,
     window: int | None = None,
     stride: int | None = None,
+    allow_special: bool = False,
     progress: FileProgress | None = None,
 ) -> Comparison:
     """Compare the predictions of two models on a text.
 
     a, b              GPTModels, or sources to load them from; they may be the same
     file              a text in UTF-8 of at most 64 MiB, or `-` for standard input
+    tokenizer         of both models. Default: their sources', which must give the same tokens
     dtype_a, dtype_b  of models that are loaded, as in `GPTModel.from_pretrained`; so is `threads`
     window, stride    as in `compare`
+    allow_special     as in `evaluate_files`
     progress          called as tokens are scored: see FileProgress
 
     Raises InputError for a text that cannot be read or scored, for two models with different tokens
@@ -126,10 +133,12 @@ def compare_on_file(
     loaded; CheckpointError for logits that are NaN or infinite.
     """
     file = checked_file_name("file", file)
-    _check_options(threads, progress)
+    _check_options(threads, progress, tokenizer)
+    allow_special = checked_bool("allow_special", allow_special)
     text = read_text(file, MAX_TEXT_BYTES)
     a, b = _opened(a), _opened(b)
-    ids = common_ids(_tokenizer_of(a), _tokenizer_of(b), text)
+    tokenizers = [_tokenizer_of(model) if tokenizer is None else tokenizer for model in (a, b)]
+    ids = common_ids(tokenizers[0], tokenizers[1], text, allow_special)
     _check_length(len(ids), name_of(file))
     model_a = _loaded(a, dtype_a, threads, progress, "dtype_a")
     model_b = _loaded(b, dtype_b, threads, progress, "dtype_b")
@@ -139,9 +148,13 @@ def compare_on_file(
 # ---- the steps ----
 
 
-def _check_options(threads: int | None, progress: FileProgress | None) -> None:
+def _check_options(
+    threads: int | None, progress: FileProgress | None, tokenizer: GPTTokenizer | None
+) -> None:
     checked_threads(threads)
     check_callable("progress", progress)
+    if tokenizer is not None:
+        check_tokenizer("tokenizer", tokenizer)
 
 
 class _Document(NamedTuple):
@@ -158,12 +171,12 @@ def _read(file: str) -> TaskLines:
     return [Document(name_of(file), read_text(file, MAX_TEXT_BYTES))]
 
 
-def _tokenized(tokenizer: GPTTokenizer, lines: TaskLines) -> list[_Document]:
+def _tokenized(tokenizer: GPTTokenizer, lines: TaskLines, allow_special: bool) -> list[_Document]:
     """The documents of a file as tokens; none of a file of questions."""
     documents = []
     for line in lines:
         if isinstance(line, Document):
-            ids = tokenizer.encode(line.text, return_tensors="np")[0]
+            ids = tokenizer.encode(line.text, "np", allow_special)[0]
             _check_length(len(ids), line.where)
             documents.append(_Document(ids, len(line.text.encode("utf-8"))))
     return documents

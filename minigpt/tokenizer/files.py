@@ -140,14 +140,16 @@ def _read_files(source: Path | GGUF) -> tuple[tuple[str, ...], dict[str, bytes]]
         files = tokenizer_files(source)
         if not files:
             path = source if isinstance(source, Path) else source.file.path
-            raise TokenizerError(f"{path}: holds no tokenizer; read one from a folder")
+            raise TokenizerError(
+                f"{path}: holds no tokenizer; name a source that has one with --tokenizer"
+            )
         return ("vocab.json", "merges.txt"), files
     present = _names_in(source)
     form = next((form for form in _FORMS if form[0] in present), None)
     if form is None:
         raise TokenizerError(
-            f"{source}: holds no tokenizer: tokenizer.json, or vocab.json and merges.txt, "
-            "must be there"
+            f"{source}: holds no tokenizer, neither tokenizer.json nor vocab.json and merges.txt; "
+            "name a source that has one with --tokenizer"
         )
     if form[-1] not in present:
         raise TokenizerError(f"{source}: holds {form[0]}, but no {form[-1]}")

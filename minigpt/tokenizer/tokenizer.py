@@ -68,6 +68,11 @@ class GPTTokenizer:
         return cls(read_vocabulary(files))
 
     @property
+    def vocabulary(self) -> Vocabulary:
+        """The checked vocabulary, for the formats that store one."""
+        return self._vocabulary
+
+    @property
     def vocab_size(self) -> int:
         """Number of token ids, added tokens included; a model's vocab_size may be padded beyond."""
         return len(self._vocabulary.tokens)
@@ -108,14 +113,17 @@ class GPTTokenizer:
         ids = np.concatenate([np.empty(0, np.int64), *segments])
         return ids.tolist() if return_tensors is None else ids[np.newaxis]
 
-    def chunks(self, text: str, size: int) -> Iterator[str]:
+    def chunks(self, text: str, size: int, allow_special: bool = False) -> Iterator[str]:
         """Yield `text` in chunks whose ids, concatenated, are the ids of the text.
 
-        size  characters of a chunk, to which those up to the next space or newline are added
+        size           characters of a chunk, to which those up to the next space or newline are
+                       added
+        allow_special  as the chunks will be encoded
 
         So a long text can be encoded without all its ids in memory.
         """
-        if self._plain_added is not None:  # which may contain white space
+        added = self._vocabulary.added.values()
+        if any(_spans_space(token) for token in added if allow_special or not token.special):
             return iter([text])
         boundary = _SPACE_BOUNDARY if self._vocabulary.add_prefix_space else BOUNDARY
         return chunks(text, size, boundary)
@@ -244,6 +252,11 @@ def _matches(pattern: str, text: str, offset: int) -> bool:
     import regex  # here, as it is slow to load and few vocabularies need it
 
     return regex.match(pattern, text, pos=offset) is not None
+
+
+def _spans_space(token: AddedToken) -> bool:
+    """Whether the token, as it is matched in a text, may hold white space."""
+    return token.lstrip or token.rstrip or re.search(r"\s", token.content) is not None
 
 
 def _any_of(contents: Iterable[str]) -> re.Pattern[str] | None:

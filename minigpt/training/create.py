@@ -19,6 +19,7 @@ import numpy as np
 
 from ..arguments import (
     check_callable,
+    checked_bool,
     checked_file_names,
     checked_folder,
     checked_integer,
@@ -65,6 +66,7 @@ def train(
     minutes: float | None = None,
     patience: int | None = None,
     threads: int | None = None,
+    allow_special: bool = False,
     report: Callable[[StepReport], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> TrainState:
@@ -85,6 +87,8 @@ def train(
                       ends, from 1. Default: no limit
     threads           number of threads that compute; the result has the same bits for any number.
                       Default: one per processor
+    allow_special     True to read special tokens such as `<|endoftext|>` in the texts as these
+                      tokens: texts are cut at each `<|endoftext|>`. Default: plain text
     report            called with a StepReport after each step
     stop              polled before each micro-batch; True ends the call after a checkpoint
 
@@ -104,7 +108,7 @@ def train(
     if texts is None:
         options = {
             "validation_texts": validation_texts, "tokenizer": tokenizer, "model": model,
-            "preset": preset, "config": config,
+            "preset": preset, "config": config, "allow_special": allow_special or None,
         }  # fmt: skip
         for name, value in options.items():
             if value is not None:
@@ -117,6 +121,7 @@ def train(
         create_run(
             folder, texts, validation_texts=validation_texts, tokenizer=tokenizer, model=model,
             preset=preset, config=config, minutes=limits.minutes, threads=threads,
+            allow_special=allow_special,
         )  # fmt: skip
     return resume_run(folder, limits, threads=threads, report=report, stop=stop)
 
@@ -132,6 +137,7 @@ def create_run(
     config: TrainingConfig | None = None,
     minutes: float | None = None,
     threads: int | None = None,
+    allow_special: bool = False,
     progress: Progress | None = None,
 ) -> RunConfig:
     """Create the folder of a new run, ready for `resume_run`.
@@ -148,6 +154,7 @@ def create_run(
     minutes           limits the default number of steps to what fits into this time, estimated by
                       timing a few. Default: no limit
     threads           number of threads for that estimate. Default: one per processor
+    allow_special     as in `train`
     progress          called with (bytes of text read, tokens written)
 
     Returns the complete hyperparameters. The folder appears once all of it is written. Raises
@@ -163,16 +170,19 @@ def create_run(
     config = _checked_or_default(config)
     minutes = checked_limits(Limits(minutes=minutes)).minutes
     checked_threads(threads)
+    allow_special = checked_bool("allow_special", allow_special)
     check_callable("progress", progress)
     if preset is not None:
         preset = checked_preset(preset)
     if config.steps is not None or config.epochs is not None:
         minutes = None
     # Checked before a model is loaded: a wrong file name is reported at once.
-    training = documents(checked_file_names("texts", texts))
+    training = documents(checked_file_names("texts", texts), allow_special)
     validation = None
     if validation_texts is not None:
-        validation = documents(checked_file_names("validation_texts", validation_texts))
+        validation = documents(
+            checked_file_names("validation_texts", validation_texts), allow_special
+        )
     if not isinstance(tokenizer, GPTTokenizer):
         source = model if tokenizer is None else tokenizer
         tokenizer = GPTTokenizer.from_pretrained(BUNDLED_MODEL if source is None else source)
@@ -180,7 +190,7 @@ def create_run(
     if minutes is not None:
         max_steps = _steps_in(minutes, initial, threads)
         initial = initial._replace(training=replace(initial.training, max_steps=max_steps))
-    return write_run(folder, training, validation, tokenizer, initial, progress)
+    return write_run(folder, training, validation, tokenizer, initial, progress, allow_special)
 
 
 class InitialModel(NamedTuple):
@@ -203,16 +213,19 @@ def write_run(
     tokenizer: GPTTokenizer,
     initial: InitialModel,
     progress: Progress | None = None,
+    allow_special: bool = False,
 ) -> RunConfig:
     """Write the folder of a new run; texts are documents. Returns its hyperparameters."""
     training = checked_config(initial.training)
     _check_fit(initial, tokenizer)
     model = replace(initial.config, tie_word_embeddings=HEAD not in initial.tensors)
     with creating_folder(folder) as temporary:
-        tokens = write_tokens(texts, tokenizer, temporary / TEXT, progress).tokens
+        file = temporary / TEXT
+        tokens = write_tokens(texts, tokenizer, file, progress, allow_special).tokens
         names = [TEXT]
         if validation_texts is not None:
-            write_tokens(validation_texts, tokenizer, temporary / VALIDATION)
+            file = temporary / VALIDATION
+            write_tokens(validation_texts, tokenizer, file, allow_special=allow_special)
             names.append(VALIDATION)
             training = replace(training, validation_tokens=0)
         config = complete_config(

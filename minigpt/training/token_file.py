@@ -52,10 +52,12 @@ def write_tokens(
     tokenizer: GPTTokenizer,
     file: Path,
     progress: Progress | None = None,
+    allow_special: bool = False,
 ) -> Header:
     """Write the ids of `documents` as a token file, each followed by the end-of-text token.
 
-    progress  called with (bytes of text read, tokens written) after each chunk
+    progress       called with (bytes of text read, tokens written) after each chunk
+    allow_special  as in `GPTTokenizer.encode`
 
     Empty documents are left out. Memory holds one document and the ids of one chunk of it. The
     file is written whole or not at all. Raises InputError if there is no text, or if the
@@ -68,7 +70,7 @@ def write_tokens(
     tokens = text_bytes = 0
     with replacing(file) as output:
         output.write(bytes(_HEADER.size))
-        for ids, chunk_bytes in _tokenized(documents, tokenizer, end):
+        for ids, chunk_bytes in _tokenized(documents, tokenizer, end, allow_special):
             output.write(ids.astype(dtype).tobytes())
             tokens += len(ids)
             text_bytes += chunk_bytes
@@ -83,12 +85,13 @@ def write_tokens(
 
 
 def _tokenized(
-    documents: Iterable[str], tokenizer: GPTTokenizer, end: int
+    documents: Iterable[str], tokenizer: GPTTokenizer, end: int, allow_special: bool
 ) -> Iterator[tuple[np.ndarray, int]]:
     """(ids, bytes in UTF-8) of each chunk of the documents; ids int64 [n]."""
     for document in filter(None, documents):
-        for chunk in tokenizer.chunks(document, _CHUNK):
-            yield tokenizer.encode(chunk, return_tensors="np")[0], len(chunk.encode("utf-8"))
+        for chunk in tokenizer.chunks(document, _CHUNK, allow_special):
+            ids = tokenizer.encode(chunk, "np", allow_special)[0]
+            yield ids, len(chunk.encode("utf-8"))
         yield np.array([end]), 0
 
 
