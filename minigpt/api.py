@@ -142,13 +142,14 @@ class GPTModel:
         seed            an integer from 0 to 2⁶⁴ − 1. The same seed, prompt and options give the
                         same tokens, with any number of threads. None: different ones each time.
                         Each row of a batch draws random numbers of its own
-        eos_token_id    the token that ends a row; it is the last of the row. "config": the one of
-                        config.json; None: nothing ends a row early
+        eos_token_id    the token that ends a row, or several, each of which does; it is the last of
+                        the row. "config": config.eos_token_ids; None: nothing ends a row early
         vocab_size      choose only ids below this one, an integer from 1, for a model whose
                         vocabulary is padded beyond the tokenizer's; None: all ids
 
         Returns prompts and new tokens: an array gives int64 [B, T + n], in which rows that ended
-        early are filled with eos_token_id; a list gives a list of B arrays, int64 [T_i + n_i].
+        early are filled with eos_token_id, of several the first; a list gives a list of B arrays,
+        int64 [T_i + n_i].
         A row's tokens do not depend on the other rows of the batch, and row 0 is what `stream`
         yields.
 

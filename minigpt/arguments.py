@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
@@ -197,6 +197,24 @@ def _processors() -> int:
 
 
 # ---- ids and targets -------------------------------------------------------------------------
+
+
+def checked_token_ids(name: str, value: object, vocab_size: int) -> tuple[int, ...]:
+    """A token id, or several, each below `vocab_size`; each once, in their order."""
+    if isinstance(value, np.ndarray):
+        value = value.ravel()
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        value = [value]
+    ids: dict[int, None] = {}
+    for token_id in value:
+        if not (is_integer(token_id) and 0 <= token_id < vocab_size):
+            raise InputError(
+                f"{name} {short_repr(token_id)}: must be an integer from 0 to {vocab_size - 1}, "
+                "several of these, or None",
+                name,
+            )
+        ids[int(token_id)] = None
+    return tuple(ids)
 
 
 def checked_ids(ids: Any, vocab_size: int) -> npt.NDArray[np.int64]:

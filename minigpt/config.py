@@ -27,6 +27,7 @@ ACTIVATIONS = {
     "silu": "silu",
 }
 
+_GENERATION_CONFIG = "generation_config.json"
 _MAX_CONFIG_BYTES = 16_000_000
 _MAX_SIZE = 2**24  # of any dimension; a product of two fits an int64 easily
 _MAX_LAYERS = 10_000  # the names of each take time and memory
@@ -53,7 +54,8 @@ class GPTConfig:
     scale_attn_weights             attention scores ÷ √HS (÷ HS where mup_scale_qk_dot_by_d)
     scale_attn_by_inverse_layer_idx    … and ÷ (layer index + 1)
     tie_word_embeddings            whether the head is wte
-    eos_token_id                   the end-of-text token; None where the vocabulary has none
+    eos_token_ids                  the tokens that end a text, () where the vocabulary has none
+    start_token_id                 the token a text begins after: bos_token_id, else eos_token_id
     model_type                     "gpt2" or "btlm"
     mup_embeddings_scale           (wte + wpe) × this
     mup_output_alpha, mup_width_scale  logits × both
@@ -70,7 +72,8 @@ class GPTConfig:
     scale_attn_weights: bool
     scale_attn_by_inverse_layer_idx: bool
     tie_word_embeddings: bool
-    eos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    start_token_id: int | None
     model_type: str
     mup_embeddings_scale: float = 1.0
     mup_output_alpha: float = 1.0
@@ -87,6 +90,11 @@ class GPTConfig:
         """The formula of the activation function: "gelu", "gelu_tanh", "relu" or "silu"."""
         return ACTIVATIONS[self.activation_function]
 
+    @property
+    def eos_token_id(self) -> int | None:
+        """The first of eos_token_ids, which stands between documents; None where there is none."""
+        return self.eos_token_ids[0] if self.eos_token_ids else None
+
     @classmethod
     def from_file(cls, path: Path) -> GPTConfig:
         """The config in the file `path`, a config.json.
@@ -100,11 +108,16 @@ class GPTConfig:
     def from_source(cls, files: Path | GGUF) -> GPTConfig:
         """The config of a folder with a config.json, of a GGUF file, or of its parsed header.
 
-        Raises ConfigError, which names the file and the key, and CheckpointError for a damaged
-        GGUF file.
+        The tokens that begin and end a text are those of a folder's generation_config.json, where
+        it names any that the vocabulary has, before those of its config.json. Raises ConfigError,
+        which names the file and the key, and CheckpointError for a damaged GGUF file.
         """
         if isinstance(files, Path) and not files.is_file():
-            return cls.from_file(files / "config.json")
+            path = files / "config.json"
+            data = read_json_object(path, _MAX_CONFIG_BYTES, ConfigError)
+            config = cls.from_dict(data, str(path))
+            tokens = _read_generation_config(files / _GENERATION_CONFIG, config.vocab_size)
+            return cls.from_dict({**data, **tokens}, str(path)) if tokens else config
         from .checkpoint.gguf_gpt2 import gguf_config, open_gguf  # only a GGUF file needs it
 
         gguf = open_gguf(files)
@@ -129,6 +142,10 @@ class GPTConfig:
         if n_embd % n_head:
             raise ConfigError(f"{where}: n_embd {n_embd} is not a multiple of n_head {n_head}")
         vocab_size = read.size("vocab_size")
+        ends = read.tokens("eos_token_id", vocab_size)
+        if not ends and vocab_size > _GPT2_END_OF_TEXT:
+            ends = [_GPT2_END_OF_TEXT]
+        starts = read.tokens("bos_token_id", vocab_size) or ends
         return cls(
             n_layer=read.size("n_layer", maximum=_MAX_LAYERS),
             n_head=n_head,
@@ -141,7 +158,8 @@ class GPTConfig:
             scale_attn_weights=read.boolean("scale_attn_weights", True),
             scale_attn_by_inverse_layer_idx=read.boolean("scale_attn_by_inverse_layer_idx", False),
             tie_word_embeddings=read.boolean("tie_word_embeddings", True),
-            eos_token_id=_end_of_text(read, vocab_size),
+            eos_token_ids=tuple(ends),
+            start_token_id=starts[0] if starts else None,
             model_type=model_type,
             mup_embeddings_scale=read.number("mup_embeddings_scale", 1.0, below=_MAX_SCALE),
             mup_output_alpha=read.number("mup_output_alpha", 1.0, below=_MAX_SCALE),
@@ -152,6 +170,7 @@ class GPTConfig:
     def to_dict(self) -> dict[str, Any]:
         """The object of a config.json that Hugging Face's libraries read."""
         architecture = "GPT2LMHeadModel" if self.model_type == "gpt2" else "BTLMLMHeadModel"
+        ends = self.eos_token_ids
         data: dict[str, Any] = {
             "architectures": [architecture],
             "model_type": self.model_type,
@@ -166,8 +185,8 @@ class GPTConfig:
             "scale_attn_weights": self.scale_attn_weights,
             "scale_attn_by_inverse_layer_idx": self.scale_attn_by_inverse_layer_idx,
             "tie_word_embeddings": self.tie_word_embeddings,
-            "bos_token_id": self.eos_token_id,
-            "eos_token_id": self.eos_token_id,
+            "bos_token_id": self.start_token_id,
+            "eos_token_id": list(ends) if len(ends) > 1 else self.eos_token_id,
         }
         if self.model_type == "btlm":
             data |= {
@@ -186,21 +205,16 @@ def _activation(read: _Reader) -> str:
     return "silu" if name == "swish" else name
 
 
-def _end_of_text(read: _Reader, vocab_size: int) -> int | None:
-    """The id of the end-of-text token: the config's, the first of a list, else GPT-2's if V has it.
+def _read_generation_config(path: Path, vocab_size: int) -> dict[str, list[int]]:
+    """{key: ids} of the tokens that a generation_config.json names and the vocabulary has.
 
-    Configs of small models often have GPT-2's 50256, which is beyond their vocabulary.
+    {} where there is no such file.
     """
-    value = read.get("eos_token_id")
-    candidates: list[object] = value if isinstance(value, list) else [value]
-    first: int | None = None
-    for candidate in reversed(candidates):
-        if candidate is not None and type(candidate) is not int:
-            raise read.wrong("eos_token_id", value, "a token id, a list of these, or null")
-        first = candidate
-    if first is not None and 0 <= first < vocab_size:
-        return first
-    return _GPT2_END_OF_TEXT if vocab_size > _GPT2_END_OF_TEXT else None
+    if not (path.exists() or path.is_symlink()):  # a broken link is an error, when it is opened
+        return {}
+    read = _Reader(read_json_object(path, _MAX_CONFIG_BYTES, ConfigError), str(path))
+    named = {key: read.tokens(key, vocab_size) for key in ("bos_token_id", "eos_token_id")}
+    return {key: ids for key, ids in named.items() if ids}
 
 
 class _Reader:
@@ -245,6 +259,17 @@ class _Reader:
         if type(value) is not bool:
             raise self.wrong(key, value, "true or false")
         return value
+
+    def tokens(self, key: str, vocab_size: int) -> list[int]:
+        """The ids below `vocab_size` of a token id or a list of these, each once.
+
+        Configs of small models often have GPT-2's 50256, which is beyond their vocabulary.
+        """
+        value = self.get(key)
+        ids = value if type(value) is list else [value]
+        if any(i is not None and type(i) is not int for i in ids):
+            raise self.wrong(key, value, "a token id, a list of these, or null")
+        return [i for i in dict.fromkeys(ids) if i is not None and 0 <= i < vocab_size]
 
     def choice(self, key: str, default: str, choices: tuple[str, ...]) -> str:
         """One of `choices`."""

@@ -230,11 +230,11 @@ def adamw_step(
 def generate(
     params: Params, config: GPTConfig, ids: Sequence[int], max_new_tokens: int = 64
 ) -> list[int]:
-    """ids and the most likely tokens after them, up to eos_token_id or n_positions; no KV cache."""
+    """ids and the most likely tokens after them, up to an end or n_positions; no KV cache."""
     ids = list(ids)  # [T]
     for _ in range(min(max_new_tokens, config.n_positions - len(ids))):
         logits = forward(params, config, [ids])  # [1, T, V]
         ids.append(int(logits[0, -1].argmax()))
-        if ids[-1] == config.eos_token_id:
+        if ids[-1] in config.eos_token_ids:
             break
     return ids

@@ -6,6 +6,8 @@ config.json, vocab.json and merges.txt. No key exists for:
 
 - The activation. llama.cpp always computes GPT-2's `gelu_new`, and so does minigpt for a file
   without it: both generate the same text. minigpt writes it as `minigpt.activation_function`.
+- More than three tokens that end a text: llama.cpp's keys are eos, eot and eom_token_id. minigpt
+  writes all of them as `minigpt.eos_token_ids`, too.
 - Attention scales other than GPT-2's, and the muP variants of Cerebras: such a model cannot be
   written as GGUF.
 
@@ -31,6 +33,8 @@ from .tensors import MappedFile
 
 ACTIVATION = "minigpt.activation_function"
 ASSUMED_ACTIVATION = "gelu_new"
+EOS_IDS = "minigpt.eos_token_ids"
+EOS_KEYS = tuple(f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom"))
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = range(1, 6)  # tokenizer.ggml.token_type
 PRE_TOKENIZERS = ("gpt-2", "default")  # tokenizer.ggml.pre; older converters wrote "default"
 
@@ -150,7 +154,9 @@ def gguf_config(file: Path | GGUF) -> dict[str, Any]:
     with np.errstate(over="ignore"):  # a float64 may overflow
         data["layer_norm_epsilon"] = float(str(np.float32(epsilon)))  # 1e-5, not 9.99999974e-6
     data["activation_function"] = _value(gguf, ACTIVATION, str, ASSUMED_ACTIVATION)
-    data["eos_token_id"] = _value(gguf, "tokenizer.ggml.eos_token_id", int, -1)
+    ends = [_value(gguf, key, int, -1) for key in EOS_KEYS]  # llama.cpp ends at each of them
+    data["eos_token_id"] = gguf.numbers(EOS_IDS) or ends
+    data["bos_token_id"] = _value(gguf, "tokenizer.ggml.bos_token_id", int, -1)
     if "token_embd.weight" not in gguf.tensors:
         raise CheckpointError(f"{gguf.file.path}: tensor token_embd.weight is missing")
     data["vocab_size"] = gguf.tensors["token_embd.weight"].info.shape[0]

@@ -17,6 +17,8 @@ from ..checkpoint.blocks import F16, F32, Q8_0, Encoding, all_finite, encode
 from ..checkpoint.gguf_gpt2 import (
     ACTIVATION,
     CONTROL,
+    EOS_IDS,
+    EOS_KEYS,
     NORMAL,
     PRE_TOKENIZERS,
     UNUSED,
@@ -204,10 +206,13 @@ def _tokenizer_values(
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.ggml.add_space_prefix": vocabulary.add_prefix_space,
     }
-    end = config.eos_token_id if config.eos_token_id is not None else vocabulary.eos_id
-    if end is not None:
-        values["tokenizer.ggml.bos_token_id"] = end
-        values["tokenizer.ggml.eos_token_id"] = end
+    ends = config.eos_token_ids or (() if vocabulary.eos_id is None else (vocabulary.eos_id,))
+    start = ends[0] if config.start_token_id is None and ends else config.start_token_id
+    if start is not None:
+        values["tokenizer.ggml.bos_token_id"] = start
+    values.update(zip(EOS_KEYS, ends, strict=False))
+    if len(ends) > len(EOS_KEYS):
+        values[EOS_IDS] = ends
     return values
 
 

@@ -29,7 +29,7 @@ def generate(model: Model, ids: Any, params: SamplingParams) -> np.ndarray | lis
     ]
     if is_list_of_prompts(ids):
         return sequences
-    return _padded(sequences, params.eos_of(model.config))
+    return _padded(sequences, params.ends(model.config))
 
 
 def stream(model: Model, ids: Any, params: SamplingParams) -> Generator[int, None, None]:
@@ -80,10 +80,10 @@ def _token_ids(scheduler: Scheduler) -> Generator[int, None, None]:
             yield event.token_id
 
 
-def _padded(sequences: list[np.ndarray], eos: int | None) -> np.ndarray:
-    """int64 [B, T of the longest]: sequences that ended earlier, with eos, are filled with it."""
+def _padded(sequences: list[np.ndarray], ends: tuple[int, ...]) -> np.ndarray:
+    """int64 [B, T of the longest]: sequences that ended earlier are filled with the first end."""
     shape = (len(sequences), max(map(len, sequences)))
-    padded = np.full(shape, 0 if eos is None else eos, np.int64)
+    padded = np.full(shape, ends[0] if ends else 0, np.int64)
     for sequence, row in zip(sequences, padded, strict=True):
         row[: len(sequence)] = sequence
     return padded

@@ -10,19 +10,19 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ..arguments import checked_integer, checked_number, is_integer
-from ..errors import CheckpointError, InputError, short_repr
+from ..arguments import checked_integer, checked_number, checked_token_ids
+from ..errors import CheckpointError
 
 if TYPE_CHECKING:
     from ..config import GPTConfig
 
-Eos = int | None | Literal["config"]
+Eos = int | Iterable[int] | None | Literal["config"]
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,12 @@ class SamplingParams:
                     (Nguyen et al. 2024, https://arxiv.org/abs/2407.01082, section 3)
     seed            an integer from 0 to 2⁶⁴ − 1: the same seed draws the same tokens; None: fresh
                     entropy
-    eos_token_id    the token that ends the sequence; "config": the model config's; None: no token
+    eos_token_id    the token that ends the sequence, or several; "config": the model config's
+                    eos_token_ids; None: no token
     vocab_size      sample from the ids below this one; None: from all. Models pad their vocabulary
                     with ids that the tokenizer does not know
 
-    Raises InputError for a value of the wrong type or out of its range; `eos_of` checks
+    Raises InputError for a value of the wrong type or out of its range; `ends` checks
     eos_token_id.
     """
 
@@ -69,6 +70,8 @@ class SamplingParams:
         self._check("min_p", checked_number, "from 0 to 1, or None", 0, 1)
         self._check("seed", checked_integer, 0, 2**64 - 1, "or None")
         self._check("vocab_size", checked_integer, 1, None, "or None")
+        if isinstance(self.eos_token_id, Iterator):  # which can be read only once
+            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
 
     def _check(self, name: str, check: Callable[..., object], *bounds: object) -> None:
         """Put the checked value, a plain Python number, in place of the given one."""
@@ -76,20 +79,12 @@ class SamplingParams:
         if value is not None or name in ("max_new_tokens", "temperature"):
             object.__setattr__(self, name, check(name, value, *bounds))
 
-    def eos_of(self, config: GPTConfig) -> int | None:
-        """The id that ends a sequence of this model, or None. Raises InputError."""
-        eos, V = self.eos_token_id, config.vocab_size
+    def ends(self, config: GPTConfig) -> tuple[int, ...]:
+        """The ids that end a sequence of this model. Raises InputError."""
+        eos = self.eos_token_id
         if isinstance(eos, str) and eos == "config":
-            return config.eos_token_id
-        if eos is None:
-            return None
-        if not (is_integer(eos) and 0 <= eos < V):
-            raise InputError(
-                f"eos_token_id {short_repr(eos)}: must be an integer from 0 to {V - 1}, "
-                "or None for no end",
-                "eos_token_id",
-            )
-        return int(eos)
+            return config.eos_token_ids
+        return () if eos is None else checked_token_ids("eos_token_id", eos, config.vocab_size)
 
     def seed_or_fresh(self) -> int:
         """The seed, or 64 bits from the operating system where it is None."""

@@ -44,7 +44,12 @@ class Request:
     """
 
     def __init__(
-        self, prompt: np.ndarray, params: SamplingParams, eos: int | None, limit: int, row: int
+        self,
+        prompt: np.ndarray,
+        params: SamplingParams,
+        ends: tuple[int, ...],
+        limit: int,
+        row: int,
     ) -> None:
         """limit: the maximum number of tokens of the prompt and the continuation together"""
         self.prompt = prompt
@@ -54,7 +59,7 @@ class Request:
         self._params = params
         self._seed = params.seed_or_fresh()
         self._row = row
-        self._eos = eos
+        self._ends = frozenset(ends)
         self._limit = limit
         self._slot: int | None = None
 
@@ -74,7 +79,7 @@ class Request:
 
     def _finish_reason(self) -> Finish | None:
         """Why the request is finished with the tokens so far, or None."""
-        if self.token_ids and self.token_ids[-1] == self._eos:
+        if self.token_ids and self.token_ids[-1] in self._ends:
             return "eos"
         if len(self.token_ids) >= self._params.max_new_tokens:
             return "length"
@@ -89,7 +94,7 @@ class Event:
               one: max_new_tokens was 0, the prompt fills the context, it was cancelled, an error
     finished  None, or why the request ended:
               "length"     max_new_tokens were generated
-              "eos"        the token is eos_token_id
+              "eos"        the token is eos_token_id, or one of several
               "context"    prompt and new tokens fill n_positions, or the scheduler's capacity
               "stop"       a stop string came; `cancel` was called with this reason
               "cancelled"  `cancel` was called
@@ -230,8 +235,8 @@ class Scheduler:
                 f"ids: {len(prompt)} tokens, where a request of this scheduler has room for "
                 f"{self._capacity}; shorten the prompt"
             )
-        eos = params.eos_of(self.config)
-        request = Request(prompt, params, eos, self._capacity, row)
+        ends = params.ends(self.config)
+        request = Request(prompt, params, ends, self._capacity, row)
         self._waiting.append(request)
         return request
 

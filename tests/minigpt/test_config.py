@@ -51,7 +51,8 @@ def test_the_short_config_of_cerebras_gpt() -> None:
         scale_attn_weights=True,
         scale_attn_by_inverse_layer_idx=False,
         tie_word_embeddings=True,
-        eos_token_id=50256,
+        eos_token_ids=(50256,),
+        start_token_id=50256,
         model_type="gpt2",
     )
 
@@ -76,17 +77,109 @@ def test_n_ctx_is_used_without_n_positions() -> None:
 @pytest.mark.parametrize(
     ("vocab_size", "eos", "expected"),
     [
-        (50257, None, 50256),
-        (50257, 5, 5),
-        (50257, [7, 5], 7),
-        (50257, [], 50256),
-        (50256, None, None),
-        (100, 50256, None),  # what transformers writes for a small model
-        (50258, 99999, 50256),
+        (50257, None, (50256,)),
+        (50257, 5, (5,)),
+        (50257, [7, 5], (7, 5)),
+        (50257, [7, 5, 7, None], (7, 5)),
+        (50257, [], (50256,)),
+        (50256, None, ()),
+        (100, 50256, ()),  # what transformers writes for a small model
+        (100, [50256, 46], (46,)),
+        (100, -1, ()),
+        (50258, 99999, (50256,)),
     ],
 )
-def test_end_of_text(vocab_size: int, eos: object, expected: int | None) -> None:
-    assert config(vocab_size=vocab_size, eos_token_id=eos).eos_token_id == expected
+def test_tokens_that_end_a_text(vocab_size: int, eos: object, expected: tuple[int, ...]) -> None:
+    read = config(vocab_size=vocab_size, eos_token_id=eos)
+    assert read.eos_token_ids == expected
+    assert read.eos_token_id == read.start_token_id == (expected[0] if expected else None)
+
+
+@pytest.mark.parametrize(
+    ("bos", "eos", "expected"),
+    [(3, 5, 3), (None, 5, 5), (50256, [5, 6], 5), (0, None, 0), (None, 50256, None), ([3], 5, 3)],
+)
+def test_the_token_that_a_text_begins_after(bos: object, eos: object, expected: int | None) -> None:
+    read = config(vocab_size=100, bos_token_id=bos, eos_token_id=eos)
+    assert read.start_token_id == expected
+
+
+def written(folder: Path, config_json: object, generation_config: object) -> Path:
+    """A folder with these files; bytes are written as they are."""
+    for name, content in (
+        ("config.json", config_json),
+        ("generation_config.json", generation_config),
+    ):
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("in_config", "in_generation_config", "expected"),
+    [
+        ({"eos_token_id": 9}, {"eos_token_id": [9, 46]}, (9, 46)),
+        ({"eos_token_id": [9, 46]}, {"eos_token_id": 7}, (7,)),
+        ({"eos_token_id": 9}, {}, (9,)),
+        ({"eos_token_id": 9}, {"eos_token_id": None}, (9,)),
+        ({"eos_token_id": 9}, {"eos_token_id": 50256}, (9,)),  # beyond the vocabulary
+        ({"eos_token_id": 50256}, {"eos_token_id": [50256, 46]}, (46,)),
+        ({"eos_token_id": 9}, {"bos_token_id": 3}, (9,)),
+    ],
+)
+def test_generation_config_goes_before_config(
+    in_config: dict[str, Any],
+    in_generation_config: dict[str, Any],
+    expected: tuple[int, ...],
+    tmp_path: Path,
+) -> None:
+    sizes = {**SIZES, "vocab_size": 100}
+    folder = written(tmp_path, {**sizes, **in_config}, in_generation_config)
+    read = GPTConfig.from_source(folder)
+    assert read.eos_token_ids == expected
+    assert read.start_token_id == in_generation_config.get("bos_token_id", expected[0])
+
+
+def test_a_start_of_config_json_goes_before_an_end_of_generation_config(tmp_path: Path) -> None:
+    data = {**SIZES, "vocab_size": 100, "bos_token_id": 2}
+    read = GPTConfig.from_source(written(tmp_path, data, {"eos_token_id": 5}))
+    assert (read.start_token_id, read.eos_token_id) == (2, 5)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[1]",
+        b'{"eos_token_id": 1e400}',
+        b'{"eos_token_id": "9"}',
+        b'{"eos_token_id": [[9]]}',
+        b'{"bos_token_id": true}',
+        b'{"eos_token_id": {"a": 1}}',
+        b'{"eos_token_id": 1.0}',
+        b"[" * 100_000,
+        b'{"a": 1, "a": 2}',
+        b"\xff\xfe",
+        b'{"eos_token_id": [' + b"9," * 2_100_000 + b"9]}",
+        b" " * 17_000_000,
+    ],
+    ids=lambda content: repr(content[:30]),
+)
+def test_a_hostile_generation_config_is_one_line(content: bytes, tmp_path: Path) -> None:
+    folder = written(tmp_path, {**SIZES, "vocab_size": 100}, content)
+    with pytest.raises(ConfigError) as caught:
+        GPTConfig.from_source(folder)
+    message = str(caught.value)
+    assert message.startswith(str(folder / "generation_config.json"))
+    assert "\n" not in message
+    assert len(message) < len(str(folder)) + 300
+
+
+def test_a_generation_config_that_is_no_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**SIZES, "vocab_size": 9}), encoding="utf-8")
+    (tmp_path / "generation_config.json").mkdir()
+    with pytest.raises(ConfigError, match=r"generation_config[.]json: is a folder"):
+        GPTConfig.from_source(tmp_path)
 
 
 def test_mup_keys_and_their_older_names() -> None:
@@ -118,6 +211,9 @@ def test_to_dict_reads_back_as_the_same_config() -> None:
     btlm = config(model_type="btlm", mup_width_scale=0.5, vocab_size=11)
     assert GPTConfig.from_dict(btlm.to_dict(), "x") == btlm
     assert replace(btlm, mup_width_scale=1.0).to_dict() != btlm.to_dict()
+    several = config(eos_token_id=[7, 5], bos_token_id=3)
+    assert (several.to_dict()["eos_token_id"], several.to_dict()["bos_token_id"]) == ([7, 5], 3)
+    assert GPTConfig.from_dict(several.to_dict(), "x") == several
 
 
 @pytest.mark.parametrize(
@@ -146,6 +242,7 @@ def test_to_dict_reads_back_as_the_same_config() -> None:
         ("eos_token_id", "x"),
         ("eos_token_id", True),
         ("eos_token_id", [1, "x"]),
+        ("bos_token_id", "x"),
         ("model_type", "llama"),
         ("model_type", 2),
         ("position_embedding_type", "alibi"),

@@ -189,7 +189,7 @@ def test_generation_ends_at_eos() -> None:
     ids = generate(params, config, [1], 6)
     assert len(ids) == 7
     first = ids.index(ids[3], 1)
-    ended = generate(params, replace(config, eos_token_id=ids[3]), [1], 6)
+    ended = generate(params, replace(config, eos_token_ids=(ids[3],)), [1], 6)
     assert ended == ids[: first + 1]
 
 

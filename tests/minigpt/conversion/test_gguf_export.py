@@ -317,6 +317,25 @@ def test_added_tokens_and_prefix_space(tmp_path: Path) -> None:
     assert types[260:] == [1, 3, 4, 3, *[5] * 6]
 
 
+@pytest.mark.parametrize("ends", [[46], [260, 46], [260, 46, 7], [9, 8, 7, 6, 5]])
+def test_every_token_that_ends_a_text_is_kept(ends: list[int], tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", eos_token_id=ends, bos_token_id=3)
+    path = saved(folder, tmp_path / "x.gguf")
+    config = GPTConfig.from_source(path)
+    assert (config.eos_token_ids, config.start_token_id) == (tuple(ends), 3)
+    fields = gguf.GGUFReader(path).fields
+    kept = [fields.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom")]
+    assert [field.contents() for field in kept if field] == ends[:3]
+
+
+def test_llama_cpp_ends_at_eot_and_eom(foreign) -> None:
+    path = foreign({"tokenizer.ggml.eot_token_id": 46, "tokenizer.ggml.eom_token_id": 99999})
+    assert GPTConfig.from_source(path).eos_token_ids == (261, 46)
+    path = foreign({"tokenizer.ggml.eot_token_id": "46"})
+    with pytest.raises(ConfigError, match=r"eot_token_id is '46'; it must be an integer"):
+        GPTConfig.from_source(path)
+
+
 def test_a_model_without_a_tokenizer_has_no_gguf(model: Path, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "m")
     (tmp_path / "m" / "vocab.json").unlink()

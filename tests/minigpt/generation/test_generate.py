@@ -153,8 +153,9 @@ def test_stream_refuses_several_prompts(ids: object) -> None:
         {"eos_token_id": V},
         {"eos_token_id": 1.0},
         {"eos_token_id": "9"},
-        {"eos_token_id": [9]},
-        {"eos_token_id": np.array([1, 2])},
+        {"eos_token_id": [9, V]},
+        {"eos_token_id": [[9]]},
+        {"eos_token_id": np.array([1.0, 2.0])},
         {"temperature": -1},
     ],
 )

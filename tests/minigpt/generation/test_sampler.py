@@ -247,15 +247,35 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert sample(LOGITS, params, params.seed_or_fresh()) in (1, 2, 3)
 
 
-@pytest.mark.parametrize("eos", [-1, 10, 1.0, "9", True, [9], np.array([1, 2]), b"config"])
-def test_eos_must_be_a_token(eos: object) -> None:
+@pytest.mark.parametrize(
+    "eos", [-1, 10, 1.0, "9", True, [9, 10], np.array([1.0, 2.0]), b"config", iter("a")]
+)
+def test_eos_must_be_tokens(eos: object) -> None:
     config = GPTConfig.from_dict(
         {"n_layer": 1, "n_head": 1, "n_embd": 1, "n_positions": 4, "vocab_size": 10}, "config"
     )
     with pytest.raises(InputError, match=r"^eos_token_id .*must be an integer from 0 to 9"):
-        SamplingParams(eos_token_id=eos).eos_of(config)
-    assert SamplingParams().eos_of(config) is None
-    assert SamplingParams(eos_token_id=np.int8(9)).eos_of(config) == 9
+        SamplingParams(eos_token_id=eos).ends(config)
+
+
+@pytest.mark.parametrize(
+    ("eos", "expected"),
+    [
+        ("config", (7, 3)),
+        (None, ()),
+        (np.int8(9), (9,)),
+        ([9, 2, 9], (9, 2)),
+        (np.array([1, 2], np.uint8), (1, 2)),
+        (range(3), (0, 1, 2)),
+        (iter([4, 5]), (4, 5)),
+        ([], ()),
+    ],
+)
+def test_one_or_several_tokens_end_a_text(eos: object, expected: tuple[int, ...]) -> None:
+    sizes = {"n_layer": 1, "n_head": 1, "n_embd": 1, "n_positions": 4, "vocab_size": 10}
+    config = GPTConfig.from_dict({**sizes, "eos_token_id": [7, 3]}, "config")
+    params = SamplingParams(eos_token_id=eos)
+    assert params.ends(config) == params.ends(config) == expected
 
 
 def test_numpy_numbers_become_plain_ones() -> None:
