@@ -18,7 +18,7 @@ from machine import machine
 
 from minigpt import GPTTokenizer
 from minigpt.texts import documents
-from minigpt.training.batches import batch
+from minigpt.training.batches import sequences
 from minigpt.training.token_file import read_tokens, write_tokens
 
 STEPS = 200  # timed batches
@@ -59,7 +59,7 @@ def measured(
 
     start = time.perf_counter()
     for position in range(STEPS):
-        batch(tokens, options.batch, options.length, 0, position)
+        sequences(tokens, options.batch, options.length, 0, position * options.batch)
     batch_s = (time.perf_counter() - start) / STEPS
 
     return {

@@ -112,16 +112,21 @@ _FIELDS = {"warmup": "warmup_steps", "clip": "max_grad_norm"}
     "Default: the preset's; with -m 16.",
 )
 @click.option(
-    "--lr", type=_ABOVE_0, help="Peak learning rate. Default: the preset's; with -m 5e-5."
+    "--lr",
+    type=_ABOVE_0,
+    help="Peak learning rate, which a step of every run has. Default: the preset's; with -m 5e-5.",
 )
 @click.option(
-    "--min-lr", type=_NUMBER_FROM_0, help="Final learning rate. Default: a tenth of --lr."
+    "--min-lr",
+    type=_NUMBER_FROM_0,
+    help="The learning rate towards which it decays, at most --lr: the step after the last would "
+    "have it, so that with 0 the last step still learns. Default: a tenth of --lr.",
 )
 @click.option(
     "--warmup",
     type=_FROM_0,
-    help="Steps in which the learning rate rises from 0 to --lr. Default: the preset's number of "
-    "tokens, but at most a fifth of all steps.",
+    help="Steps in which the learning rate rises from 0 to --lr; with 0 the first step has it. "
+    "Default: the preset's number of tokens, but at most a fifth of all steps.",
 )
 @click.option(
     "--decay",
@@ -148,14 +153,16 @@ _FIELDS = {"warmup": "warmup_steps", "clip": "max_grad_norm"}
     "--steps",
     type=_FROM_1,
     help="Optimizer steps of the whole run. Default: 20 tokens per parameter, but at most 16 "
-    "epochs; with -m one epoch.",
+    "epochs; with -m one epoch. With --resume also more than were planned: these have the learning "
+    "rate of the last one planned.",
 )
 @click.option("--epochs", type=_ABOVE_0, help="Instead of --steps: passes over the training text.")
 @click.option(
     "--minutes",
     type=_ABOVE_0,
-    help="Stop after this time; --resume goes on. A new run without --steps and --epochs takes as "
-    "many steps as fit into it.  Default: no limit.",
+    help="Stop after this time; --resume goes on. A new run without --steps and --epochs is one by "
+    "the clock: it takes as many steps as fit, estimated anew as it goes, and the learning rate "
+    "comes down by its end.  Default: no limit.",
 )
 @click.option(
     "--patience",
@@ -225,8 +232,8 @@ def train(
         _resume(resume, Limits(given.get("steps"), minutes, patience), threads, verbose)
     else:
         assert out
-        _create(out, texts, given, minutes, threads)
-        _resume(out, Limits(None, minutes, patience), threads, verbose)
+        steps = _create(out, texts, given, minutes, threads)
+        _resume(out, Limits(None, minutes, patience), threads, verbose, steps)
 
 
 def _check_usage(
@@ -265,8 +272,8 @@ def _create(
     given: dict[str, Any],
     minutes: float | None,
     threads: int | None,
-) -> None:
-    """Create the folder of a new run."""
+) -> int:
+    """Create the folder of a new run; returns its number of steps."""
     from ..training.create import create_run
 
     model, tokenizer, held_out = (given.pop(n, None) for n in ("model", "tokenizer", "held_out"))
@@ -278,11 +285,11 @@ def _create(
 
     if minutes and not (config.steps or config.epochs):
         show_line(f"{folder}   timing")
-    create_run(
+    return create_run(
         folder, texts, validation_texts=held_out, tokenizer=tokenizer, model=model, preset=preset,
         config=config, minutes=minutes, threads=threads, allow_special=special,
         progress=progress,
-    )  # fmt: skip
+    ).steps  # fmt: skip
 
 
 def _checked_options(
@@ -302,17 +309,26 @@ def _checked_options(
     return preset, config
 
 
-def _resume(folder: Path, limits: Limits, threads: int | None, verbose: bool) -> None:
-    """Train, and show the progress."""
+def _resume(
+    folder: Path, limits: Limits, threads: int | None, verbose: bool, planned: int | None = None
+) -> None:
+    """Train, and show the progress. planned: the steps of a new run."""
     from ..training.train import resume_run
 
     show_line(f"{folder}   preparing")
-    interrupted = _interrupts()
-    state = resume_run(folder, limits, threads=threads, report=_shower(verbose), stop=interrupted)
+    show, interrupted = _shower(verbose), _interrupts()
+
+    def report(report: StepReport) -> None:
+        nonlocal planned
+        planned = report.planned_steps
+        show(report)
+
+    state = resume_run(folder, limits, threads=threads, report=report, stop=interrupted)
     show_line("")
     loss = state.best_loss
     best = "" if loss is None else f", the best after {state.best_step}: {loss:.4f}"
-    note(f"{folder}: {state.step} steps{best}", verbose)
+    of_planned = f" of {planned} planned" if planned and planned > state.step else ""
+    note(f"{folder}: {state.step}{of_planned} steps{best}", verbose)
     if interrupted():
         note(f"interrupted; `minigpt train --resume {folder}` goes on", verbose)
         raise KeyboardInterrupt

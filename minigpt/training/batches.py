@@ -1,11 +1,12 @@
 """Batches of a token file, in an order that depends on the seed alone.
 
-    ids, targets = batch(tokens, B=4, T=256, seed=0, position=17)  # the batch of step 18
+    B = 4  # sequences of a step
+    ids, targets = sequences(tokens, B, T=256, seed=0, first=17 * B)  # the batch of step 18
 
-A batch is a function of the seed and its position: a resumed run needs one integer instead of a
-list. The tokens form a ring: the last one ends a document, and the first document follows it. An
-epoch cuts the ring, from an offset of its own, into N // T windows of T tokens. Each window is
-read together with the token after it, the last target:
+A batch is a function of the seed and its number: a resumed run needs one integer instead of a list.
+The tokens form a ring: the last one ends a document, and the first document follows it. An epoch
+cuts the ring, from an offset of its own, into N // T windows of T tokens. Each window is read
+together with the token after it, the last target:
 
     a b c d e f g h i j k ■
     ─── ─────── ─────── ───     N = 12, T = 4, offset 2: the windows c d e f, g h i j, k ■ a b
@@ -27,26 +28,27 @@ from ..kernels.layout import IGNORED
 _ROUNDS = 6  # of `permuted`
 
 
-def batch(
-    tokens: np.ndarray, B: int, T: int, seed: int, position: int
+def sequences(
+    tokens: np.ndarray, count: int, T: int, seed: int, first: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Batch number `position` of a run, counted from 0; a function of its arguments.
+    """Sequences number `first`, from 0, to `first + count − 1` of a run.
 
     tokens   integers [N], N ≥ T + 1
-    B, T     sequences of a batch, and tokens of a sequence, from 1
+    count    sequences, from 1: a batch, or the part of it that is wanted
+    T        tokens of a sequence, from 1
     seed     of the order, from 0
-    returns  ids and targets, int64 [B, T] each; targets[b, t] follows ids[b, t]
+    returns  ids and targets, int64 [count, T] each; targets[b, t] follows ids[b, t]
 
-    The sequences of all batches, in order, are the windows of the first epoch, those of the
-    second, and so on. An epoch has each of its N // T windows once, in an order and from an offset
-    of its own, so that the N % T leftover tokens change. A batch may span two epochs.
+    The sequences of a run are the windows of the first epoch, those of the second, and so on. An
+    epoch has each of its N // T windows once, in an order and from an offset of its own, so that
+    the N % T leftover tokens change. A batch may span two epochs.
 
     Raises InputError for an argument out of its range and for fewer than T + 1 tokens.
     """
-    B, T = _checked_sizes(B, T)
+    count, T = checked_integer("count", count, 1), checked_integer("T", T, 1)
     _check_tokens(tokens, T + 1)
-    seed, position = checked_integer("seed", seed, 0), checked_integer("position", position, 0)
-    starts = _window_starts(len(tokens), T, seed, position * B, B)
+    seed, first = checked_integer("seed", seed, 0), checked_integer("first", first, 0)
+    starts = _window_starts(len(tokens), T, seed, first, count)
     indices = (starts[:, None] + np.arange(T + 1)) % len(tokens)
     windows = tokens[indices].astype(np.int64)
     return windows[:, :-1].copy(), windows[:, 1:].copy()
@@ -62,7 +64,7 @@ def windows(tokens: np.ndarray, B: int, T: int) -> Iterator[tuple[np.ndarray, np
 
     Raises InputError for an argument out of its range and for fewer than two tokens.
     """
-    B, T = _checked_sizes(B, T)
+    B, T = checked_integer("B", B, 1), checked_integer("T", T, 1)
     _check_tokens(tokens, 2)
     for first in range(0, len(tokens) - 1, B * T):
         part = tokens[first : first + B * T + 1].astype(np.int64)
@@ -120,10 +122,6 @@ def _mixed(z: np.ndarray) -> np.ndarray:
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: np.ndarray = z ^ (z >> np.uint64(31))
     return mixed
-
-
-def _checked_sizes(B: int, T: int) -> tuple[int, int]:
-    return checked_integer("B", B, 1), checked_integer("T", T, 1)
 
 
 def _check_tokens(tokens: np.ndarray, minimum: int) -> None:

@@ -6,7 +6,14 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
-from ..arguments import MAX_INTEGER, checked_bool, checked_choice, checked_count, checked_number
+from ..arguments import (
+    MAX_INTEGER,
+    checked_bool,
+    checked_choice,
+    checked_count,
+    checked_integer,
+    checked_number,
+)
 from ..errors import InputError
 
 DECAYS = ("cosine", "linear")
@@ -17,6 +24,8 @@ _MAX_EPOCHS = 16  # further repetitions of a text gain little: Muennighoff et al
 _EVALUATIONS = 50  # of a run, by default
 _MAX_VALIDATION_TOKENS = 2**17  # by default
 _MAX_NUMBER = 1e30  # well inside the range of float32
+_MAX_CONTEXT = 2**24  # of any model
+_MAX_BATCH_SIZE = 1_000_000  # hundreds of times the largest in use
 _ABOVE_0, _BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
 
 
@@ -26,11 +35,12 @@ class TrainingConfig:
 
     A field that is None takes the value of the preset, or else the default given below.
 
-    context            T, the tokens of a sequence, from 1. Default: 256
-    batch_size         the sequences of a step, from 1; their gradients are accumulated over
-                       micro-batches, so that memory does not grow with it. Default: 32
-    lr                 peak learning rate, above 0. Default: 1e-3
-    min_lr             final learning rate, from 0. Default: lr ÷ 10
+    context            T, the tokens of a sequence, from 1 to the model's. Default: 256
+    batch_size         the sequences of a step, from 1 to 1,000,000; their gradients are accumulated
+                       over micro-batches, so that memory does not grow with it. Default: 32
+    lr                 peak learning rate, above 0; one step has it in any run. Default: 1e-3
+    min_lr             the learning rate towards which it decays, from 0 to lr; it would be reached
+                       one step after the last. Default: lr ÷ 10
     warmup_steps       steps of linear warmup from 0 to lr, from 0. Default: warmup_tokens, but at
                        most a fifth of all steps
     warmup_tokens      the same in tokens, from 0. Default: 1,000,000
@@ -83,7 +93,12 @@ class TrainingConfig:
 class RunConfig(TrainingConfig):
     """The complete hyperparameters of a run, fixed from its first step to its last.
 
-    Only epochs and max_steps are None: they have become steps.
+    epochs is None: it has become steps. Of a run by the clock, steps are those planned when it
+    began, and max_steps is their upper bound, whatever the time; else max_steps is None, too.
+
+    legacy  whether an earlier version began the run, with which it continues to the bit: its
+            learning rate is min_lr at the last step, and its validation loss leaves out the first
+            token
     """
 
     context: int = 256
@@ -99,6 +114,7 @@ class RunConfig(TrainingConfig):
     save_every: int = 1
     validation_tokens: int = 0
     dtype: str = "f32"
+    legacy: bool = False
 
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -112,8 +128,10 @@ def checked_config(config: Config) -> Config:
     if not isinstance(config, TrainingConfig):
         raise InputError(f"config: {type(config).__name__}; must be a TrainingConfig")
     checked: dict[str, Any] = {}
-    for name in ("context", "batch_size", "steps", "max_steps", "eval_every", "save_every"):
+    for name in ("steps", "max_steps", "eval_every", "save_every"):
         checked[name] = _checked_integer(config, name, 1)
+    for name, maximum in (("context", _MAX_CONTEXT), ("batch_size", _MAX_BATCH_SIZE)):
+        checked[name] = _checked_integer(config, name, 1, maximum)
     for name in ("warmup_steps", "warmup_tokens", "validation_tokens", "seed"):
         checked[name] = _checked_integer(config, name, 0)
     for name in ("lr", "eps", "epochs"):
@@ -127,14 +145,22 @@ def checked_config(config: Config) -> Config:
     if config.dtype is not None:
         checked_choice("dtype", config.dtype, DTYPES)
     checked["recompute"] = checked_bool("recompute", config.recompute)
+    if isinstance(config, RunConfig):
+        checked["legacy"] = checked_bool("legacy", config.legacy)
     if config.steps is not None and config.epochs is not None:
         raise InputError(f"epochs {config.epochs}: give either epochs or steps, not both", "epochs")
     return replace(config, **checked)
 
 
-def _checked_integer(config: TrainingConfig, name: str, minimum: int) -> int | None:
+def _checked_integer(
+    config: TrainingConfig, name: str, minimum: int, maximum: int | None = None
+) -> int | None:
     value = getattr(config, name)
-    return None if value is None else checked_count(name, value, minimum)
+    if value is None:
+        return None
+    if maximum is None:
+        return checked_count(name, value, minimum)
+    return checked_integer(name, value, minimum, maximum)
 
 
 def _checked_number(
@@ -142,6 +168,16 @@ def _checked_number(
 ) -> float | None:
     value = getattr(config, name)
     return None if value is None else checked_number(name, value, allowed, minimum, maximum)
+
+
+def check_min_lr(config: TrainingConfig) -> None:
+    """Raises InputError for a min_lr above lr: the learning rate would rise where it should fall.
+
+    Called once the preset's values are in; runs of earlier versions may have such a min_lr.
+    """
+    lr = RunConfig.lr if config.lr is None else config.lr
+    if config.min_lr is not None and config.min_lr > lr:
+        raise InputError(f"min_lr {config.min_lr:g}: must be at most lr, {lr:g}", "min_lr")
 
 
 # ---- completion ----
@@ -155,14 +191,19 @@ def with_defaults(config: TrainingConfig, defaults: TrainingConfig) -> TrainingC
     return replace(defaults, **values)
 
 
-def complete_config(config: TrainingConfig, tokens: int, parameters: int) -> RunConfig:
+def complete_config(
+    config: TrainingConfig, tokens: int, parameters: int, steps_in_time: int | None = None
+) -> RunConfig:
     """The config completed for a training text of `tokens` and a model of `parameters`.
+
+    steps_in_time  of a run by the clock: the steps that fit into its time by an estimate
 
     By default a model is trained on 20 tokens for each parameter, but at most 16 epochs, and the
     learning rate rises over `warmup_tokens`, but at most a fifth of the steps. Raises InputError
     for a value out of its range and for a text that is shorter than a sequence.
     """
     config = checked_config(config)
+    check_min_lr(config)
     run = with_fixed_defaults(config)
     if config.validation_tokens is None:
         run = replace(run, validation_tokens=_validation_tokens(tokens, run.context))
@@ -173,6 +214,9 @@ def complete_config(config: TrainingConfig, tokens: int, parameters: int) -> Run
             f"{run.context + 1}; give more text, or choose a shorter context"
         )
     steps = config.steps or _default_steps(run, tokens, parameters)
+    max_steps = None
+    if steps_in_time is not None:
+        max_steps, steps = steps, min(steps, steps_in_time)
     warmup_steps = math.ceil(run.warmup_tokens / (run.batch_size * run.context))
     eval_every = config.eval_every or math.ceil(steps / _EVALUATIONS)
     return replace(
@@ -183,7 +227,7 @@ def complete_config(config: TrainingConfig, tokens: int, parameters: int) -> Run
         ),
         steps=steps,
         epochs=None,
-        max_steps=None,
+        max_steps=max_steps,
         eval_every=eval_every,
         save_every=config.save_every or eval_every,
     )

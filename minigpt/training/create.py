@@ -35,6 +35,7 @@ from ..weights.table import HEAD, parameter_count
 from .config import (
     RunConfig,
     TrainingConfig,
+    check_min_lr,
     checked_config,
     complete_config,
     with_defaults,
@@ -44,6 +45,7 @@ from .initial import model_tensors, random_tensors
 from .limits import Limits, checked_limits
 from .presets import FINE_TUNING, Preset, checked_preset, new_config
 from .run_folder import CONFIG, WeightsAndMoments, digest, has_run, tidy, write_checkpoint
+from .schedule import Plan
 from .state_json import TEXT, VALIDATION, Run, TrainState
 from .throughput import estimated_steps
 from .token_file import Progress, write_tokens
@@ -81,8 +83,9 @@ def train(
                       or "111M" to "13B" of Cerebras-GPT; or a Preset
     config            hyperparameters; those that are None take the preset's value or a default
     steps             total steps, from 1. Default: the config's, else see TrainingConfig
-    minutes           time of this call, above 0. A new run without steps and epochs takes as many
-                      steps as fit into it. Default: no limit
+    minutes           time of this call, above 0. A new run without steps and epochs is one by the
+                      clock: it takes as many steps as fit into it, by an estimate that is renewed
+                      as it goes, and its learning rate comes down by its end. Default: no limit
     patience          evaluations in a row without a lower validation loss, after which the call
                       ends, from 1. Default: no limit
     threads           number of threads that compute; the result has the same bits for any number.
@@ -151,8 +154,8 @@ def create_run(
                       or a Preset. Default: "small"
     config            hyperparameters. A field that is None takes the preset's value, or with
                       `model` that of FINE_TUNING. Default: all None
-    minutes           limits the default number of steps to what fits into this time, estimated by
-                      timing a few. Default: no limit
+    minutes           without steps and epochs, makes it a run by the clock: it plans for as many
+                      steps as fit into this time, estimated by timing a few. Default: no limit
     threads           number of threads for that estimate. Default: one per processor
     allow_special     as in `train`
     progress          called with (bytes of text read, tokens written)
@@ -188,8 +191,7 @@ def create_run(
         tokenizer = GPTTokenizer.from_pretrained(BUNDLED_MODEL if source is None else source)
     initial = _initial_model(model, preset, config, tokenizer)
     if minutes is not None:
-        max_steps = _steps_in(minutes, initial, threads)
-        initial = initial._replace(training=replace(initial.training, max_steps=max_steps))
+        initial = initial._replace(steps_in_time=_steps_in(minutes, initial, threads))
     return write_run(folder, training, validation, tokenizer, initial, progress, allow_special)
 
 
@@ -199,11 +201,13 @@ class InitialModel(NamedTuple):
     config    of the model
     tensors   {name: float32 array}; without a head it is tied
     training  the hyperparameters, with the preset's defaults
+    steps_in_time  of a run by the clock: the steps that fit into its time by an estimate; else None
     """
 
     config: GPTConfig
     tensors: dict[str, np.ndarray]
     training: TrainingConfig
+    steps_in_time: int | None = None
 
 
 def write_run(
@@ -228,14 +232,14 @@ def write_run(
             write_tokens(validation_texts, tokenizer, file, allow_special=allow_special)
             names.append(VALIDATION)
             training = replace(training, validation_tokens=0)
-        config = complete_config(
-            training, tokens, parameter_count(model, model.tie_word_embeddings)
-        )
+        parameters = parameter_count(model, model.tie_word_embeddings)
+        config = complete_config(training, tokens, parameters, initial.steps_in_time)
         tokenizer.save_pretrained(temporary)
         write_file(temporary / CONFIG, (json.dumps(model.to_dict(), indent=2) + "\n").encode())
         run = Run(temporary, model, config, {name: digest(temporary / name) for name in names})
+        state = TrainState(plan=None if initial.steps_in_time is None else Plan(config.steps, 0.0))
         tensors = WeightsAndMoments(initial.tensors, {}, {})
-        tidy(temporary, write_checkpoint(run, TrainState(), tensors), TrainState())
+        tidy(temporary, write_checkpoint(run, state, tensors), state)
     return config
 
 
@@ -255,13 +259,15 @@ def _initial_model(
             raise InputError(
                 "preset: give either preset or model, which has its own shape", "preset"
             )
+        config = with_defaults(config, FINE_TUNING)
+        check_min_lr(config)
         model, tensors = model_tensors(source)
-        context = min(RunConfig.context, model.n_positions)
-        return InitialModel(
-            model, tensors, with_defaults(config, replace(FINE_TUNING, context=context))
-        )
+        if config.context is None:
+            config = replace(config, context=min(RunConfig.context, model.n_positions))
+        return InitialModel(model, tensors, config)
     preset = checked_preset("small" if preset is None else preset)
     config = with_defaults(config, preset.training)
+    check_min_lr(config)
     model = new_config(
         preset, config.context or RunConfig.context, tokenizer.vocab_size, tokenizer.eos_token_id
     )

@@ -1,9 +1,9 @@
-"""When a call that trains ends: its limits, and the clock that watches them."""
+"""When a call that trains ends: its limits, and the clock that measures it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from array import array
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -15,9 +15,10 @@ from ..errors import InputError
 class Limits:
     """When a call of `resume_run` ends; a later call goes on from there.
 
-    steps     total steps of the run, from 1. Default: those of its config. Beyond these the
-              learning rate stays at its minimum
-    minutes   time of this call, above 0. Default: no limit
+    steps     total steps of the run, from 1. Default: those planned. Beyond these the learning rate
+              stays what it was in the last of them
+    minutes   time of this call, above 0; a run by the clock plans its steps anew, to end with it.
+              Default: no limit
     patience  evaluations in a row without a lower validation loss, from 1. Default: no limit
     """
 
@@ -42,16 +43,13 @@ def checked_limits(limits: Limits) -> Limits:
 
 
 class Clock:
-    """The time of a call of `resume_run`, and whether it is over."""
+    """The time of a call of `resume_run`."""
 
-    def __init__(
-        self, seconds_before: float, minutes: float | None, stop: Callable[[], bool] | None
-    ) -> None:
+    def __init__(self, seconds_before: float, minutes: float | None) -> None:
         self._start = perf_counter()
         self._before = seconds_before
         self._limit = math.inf if minutes is None else 60 * minutes
-        self._stop = stop
-        self._first: tuple[int, float] | None = None
+        self._ends = array("d")  # seconds after each step of this call
 
     def elapsed(self) -> float:
         """Seconds of this call."""
@@ -62,17 +60,20 @@ class Clock:
         return self._before + self.elapsed()
 
     def left(self) -> float:
-        """Seconds until this call's limit."""
+        """Seconds until this call's limit, below 0 after it."""
         return self._limit - self.elapsed()
 
-    def is_over(self) -> bool:
-        """Whether the limit is reached or a stop is asked for."""
-        return self.left() <= 0 or (self._stop is not None and self._stop())
+    def end_step(self) -> None:
+        """Note that a step has ended now."""
+        self._ends.append(self.elapsed())
 
-    def steps_per_s(self, step: int) -> float:
-        """Speed after `step`, without this call's first step, in which kernels are compiled."""
-        if self._first is None:
-            self._first = step, self.elapsed()
-            return 1 / max(self.elapsed(), 1e-9)
-        first, seconds = self._first
-        return (step - first) / max(self.elapsed() - seconds, 1e-9)
+    def seconds_per_step(self) -> float | None:
+        """The mean of the later half of this call's steps, with the evaluations between them.
+
+        None before two steps: the first is not counted, because kernels may be compiled in it.
+        """
+        if len(self._ends) < 2:
+            return None
+        first = len(self._ends) // 2
+        seconds = self._ends[-1] - self._ends[first - 1]
+        return max(seconds, 1e-9) / (len(self._ends) - first)

@@ -1,27 +1,31 @@
 """state.json of a checkpoint: model config, hyperparameters, texts and progress of a run.
 
-    {"version": 1, "config": {…}, "settings": {…}, "texts": {…}, "state": {…}}
+    {"version": 2, "config": {…}, "settings": {…}, "texts": {…}, "state": {…}}
 
 Everything in it is checked when it is read: a size or an index from here reaches compiled code.
+Files of version 1 have neither `legacy` in their settings nor `plan` in their state: their run is a
+legacy one, and no run by the clock.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..arguments import MAX_INTEGER, checked_integer
+from ..arguments import MAX_INTEGER, as_float, checked_integer
 from ..checkpoint.strict_json import read_json_object
 from ..config import GPTConfig
 from ..errors import CheckpointError, InputError, short_repr
 from .config import RunConfig, checked_config
+from .schedule import Plan
 
 TEXT = "text.tokens"
 VALIDATION = "held-out.tokens"
 
-_VERSION = 1
+_VERSIONS = (1, 2)  # that are read; the last is written
 _MAX_BYTES = 1_000_000
 
 # Keys of the file that differ from the names of their fields.
@@ -46,6 +50,7 @@ class TrainState:
     evaluations_since_best  evaluations that were no better
     seconds        training time
     metrics_bytes  length of metrics.jsonl; what follows was written after the checkpoint
+    plan           of a run by the clock: its steps and its place on the curve of learning rates
     """
 
     step: int = 0
@@ -54,6 +59,7 @@ class TrainState:
     evaluations_since_best: int = 0
     seconds: float = 0.0
     metrics_bytes: int = 0
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -75,11 +81,11 @@ class Run:
 def to_json(run: Run, state: TrainState) -> str:
     """The text of state.json."""
     record = {
-        "version": _VERSION,
+        "version": _VERSIONS[-1],
         "config": run.model.to_dict(),
         "settings": _by_key(asdict(run.config)),
         "texts": run.texts,
-        "state": _by_key(asdict(state)),
+        "state": _by_key({**asdict(state), "plan": state.plan and state.plan._asdict()}),
     }
     return json.dumps(record, indent=2) + "\n"
 
@@ -91,13 +97,19 @@ def _by_key(values: dict[str, Any]) -> dict[str, Any]:
 def read_state_json(path: Path, folder: Path) -> tuple[Run, TrainState]:
     """The run in `folder` by the state.json at `path`; raises CheckpointError or ConfigError."""
     record = read_json_object(path, _MAX_BYTES, CheckpointError)
-    if record.get("version") != _VERSION:
-        version = short_repr(record.get("version"))
-        raise CheckpointError(f"{path}: is of version {version}; this minigpt reads {_VERSION}")
+    version = record.get("version")
+    if type(version) is not int or version not in _VERSIONS:
+        raise CheckpointError(
+            f"{path}: is of version {short_repr(version)}; this minigpt reads "
+            + " and ".join(map(str, _VERSIONS))
+        )
+    settings, progress = _object(record, "settings", path), _object(record, "state", path)
+    if version == 1:
+        settings, progress = {**settings, "legacy": True}, {**progress, "plan": None}
     model = GPTConfig.from_dict(_object(record, "config", path), str(path))
-    config = _config(_object(record, "settings", path), model, f"{path}: settings")
+    config = _config(settings, model, f"{path}: settings")
     texts = _texts(_object(record, "texts", path), f"{path}: texts")
-    state = _state(_object(record, "state", path), f"{path}: state")
+    state = _state(progress, f"{path}: state")
     return Run(folder, model, config, texts), state
 
 
@@ -134,14 +146,38 @@ def _texts(values: dict[str, Any], where: str) -> dict[str, str]:
 def _state(values: dict[str, Any], where: str) -> TrainState:
     named = _by_name(values, TrainState, where)
     for name, value in named.items():
-        key = _KEYS.get(name, name)
-        if name in ("best_loss", "seconds"):
-            is_number = type(value) in (int, float) and value >= 0
-            if not is_number and not (name == "best_loss" and value is None):
-                raise CheckpointError(f"{where}: {key} cannot be {short_repr(value)}")
-        elif type(value) is not int or not 0 <= value <= MAX_INTEGER:
-            raise CheckpointError(f"{where}: {key} cannot be {short_repr(value)}")
-    return TrainState(**named)
+        key = f"{where}: {_KEYS.get(name, name)}"
+        if name == "plan":
+            named[name] = None if value is None else _plan(value, key)
+        elif name == "seconds" or (name == "best_loss" and value is not None):
+            named[name] = _number(value, key)
+        elif name != "best_loss":
+            _check_count(value, key)
+    state = TrainState(**named)
+    if state.best_step > state.step:
+        raise CheckpointError(f"{where}: best_step {state.best_step} is beyond step {state.step}")
+    return state
+
+
+def _plan(value: object, where: str) -> Plan:
+    if type(value) is not dict or set(value) != set(Plan._fields):
+        raise CheckpointError(f"{where}: must be null or have steps and position, and nothing else")
+    _check_count(value["steps"], f"{where}: steps")
+    return Plan(value["steps"], _number(value["position"], f"{where}: position"))
+
+
+def _number(value: object, where: str) -> float:
+    """A finite number from 0, as a float; a bool is none."""
+    number = as_float(value)
+    if not 0 <= number < math.inf:  # false for NaN
+        raise CheckpointError(f"{where} cannot be {short_repr(value)}")
+    return number
+
+
+def _check_count(value: object, where: str) -> None:
+    """Raises CheckpointError for anything but an integer from 0 to MAX_INTEGER."""
+    if type(value) is not int or not 0 <= value <= MAX_INTEGER:
+        raise CheckpointError(f"{where} cannot be {short_repr(value)}")
 
 
 def _by_name(values: dict[str, Any], kind: type, where: str) -> dict[str, Any]:

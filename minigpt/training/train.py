@@ -2,7 +2,7 @@
 
 Each step:
 
-    batch(step) ─▶ forward ─▶ loss ─▶ backward ─▶ gradients ─▶ AdamW(learning_rate(step))
+    sequences(step) ─▶ forward ─▶ loss ─▶ backward ─▶ gradients ─▶ AdamW(learning_rate(step))
 
 The checkpoint (run_folder.py) holds all that the next step depends on: a run that was interrupted
 and resumed ends with the same bits as one that was not.
@@ -22,7 +22,7 @@ from ..arguments import check_callable, checked_folder, checked_threads
 from ..config import GPTConfig
 from ..errors import InputError, MinigptError
 from ..model.optimizer import AdamW
-from .batches import batch, windows
+from .batches import sequences, windows
 from .limits import Clock, Limits, checked_limits
 from .metrics import Metrics, append_metrics
 from .run_folder import (
@@ -34,7 +34,7 @@ from .run_folder import (
     run_lock,
     save,
 )
-from .schedule import learning_rate
+from .schedule import learning_rate, next_position
 from .state_json import TrainState
 
 _MICRO_BATCH_TOKENS = 8192
@@ -60,7 +60,8 @@ MakeLearner = Callable[[GPTConfig, dict[str, np.ndarray], "int | None", str, boo
 class StepReport:
     """The progress of a run after a step.
 
-    step, steps      steps made, and in all
+    step, steps      steps made, and in all; of a run by the clock by the latest estimate
+    planned_steps    steps planned when the run began
     loss             mean cross-entropy of the step's batch, in nats per token
     validation_loss  after this step, in nats per token; None if it was not evaluated
     best_loss        lowest validation loss so far; None if there is none
@@ -71,6 +72,7 @@ class StepReport:
 
     step: int
     steps: int
+    planned_steps: int
     loss: float
     validation_loss: float | None
     best_loss: float | None
@@ -140,9 +142,12 @@ class _Trainer:
         self.run, self.state, self.config = opened.run, opened.state, opened.run.config
         self.tokens, self.validation = opened.training_tokens, opened.validation_tokens
         self.learner = learner
-        self.steps = limits.steps or self.config.steps
-        self.patience = limits.patience
-        self.clock = Clock(self.state.seconds, limits.minutes, stop)
+        self.limits, self.is_stopped = limits, stop or (lambda: False)
+        self.clock = Clock(self.state.seconds, limits.minutes)
+        # A run by the clock plans its steps anew in calls that say when they end.
+        self.replans = limits.minutes is not None and limits.steps is None
+        self.has_replanned = False
+        self.closing_s = 0.0  # of the latest evaluation and checkpoint
         self.micro_batch = max(1, _MICRO_BATCH_TOKENS // self.config.context)  # sequences
 
     def train(self, report: Callable[[StepReport], None] | None) -> TrainState:
@@ -150,11 +155,13 @@ class _Trainer:
         saved_step = self.state.step
         if len(self.validation) and self.state.best_loss is None:
             self._append({"step": 0, "held_out": self._evaluate()})
-        while self.state.step < self.steps and not self._is_out_of_patience():
+            self.closing_s = self.clock.elapsed()
+        while self.state.step < self._last_step() and not self._is_out_of_patience():
             metrics = self._step()
             if metrics is None:
                 break
-            self.state = replace(self.state, step=self.state.step + 1)
+            self._replan()
+            step_end = self.clock.elapsed()
             if len(self.validation) and self._is_milestone():
                 metrics["held_out"] = self._evaluate()
             self.state = replace(self.state, seconds=self.clock.total_seconds())
@@ -162,11 +169,19 @@ class _Trainer:
             if self._is_best() or self.state.step % self.config.save_every == 0:
                 self._save()
                 saved_step = self.state.step
+                self.closing_s = self.clock.elapsed() - step_end
             if report:
                 report(self._report(metrics))
         if self.state.step > saved_step:
             self._save()
         return self.state
+
+    def _last_step(self) -> int:
+        """The step after which this call ends."""
+        return self.limits.steps or self._planned_steps()
+
+    def _planned_steps(self) -> int:
+        return self.state.plan.steps if self.state.plan else self.config.steps
 
     def _step(self) -> Metrics | None:
         """Make a step: gradients of its batch, then AdamW. Returns its metrics.
@@ -174,26 +189,50 @@ class _Trainer:
         None if the call is to end before a micro-batch: then nothing has changed.
         """
         config, step = self.config, self.state.step + 1
-        ids, targets = batch(
-            self.tokens, config.batch_size, config.context, config.seed, self.state.step
-        )
-        loss_scale = 1 / ids.size
+        loss_scale = 1 / (config.batch_size * config.context)
         nats = 0.0
         self.learner.zero_grad()
-        for first in range(0, len(ids), self.micro_batch):
-            if self.clock.is_over():
+        for first in range(0, config.batch_size, self.micro_batch):
+            if self._is_over():
                 return None
-            part = slice(first, first + self.micro_batch)
-            nats += self.learner.backward(ids[part], targets[part], loss_scale)
+            ids, targets = sequences(
+                self.tokens, min(self.micro_batch, config.batch_size - first), config.context,
+                config.seed, self.state.step * config.batch_size + first,
+            )  # fmt: skip
+            nats += self.learner.backward(ids, targets, loss_scale)
         loss = self._finite("loss", nats * loss_scale, step)
-        lr = learning_rate(config, step)
+        plan = self.state.plan
+        position = next_position(config, plan, step) if plan else float(step)
+        lr = learning_rate(config, position)
         adamw = AdamW(
             step, lr, config.beta_1, config.beta_2, config.eps, config.weight_decay,
             config.max_grad_norm,
         )  # fmt: skip
         norm = self.learner.step(adamw)
         self._finite("norm of the gradient", norm, step)
+        plan = plan and plan._replace(position=position)
+        self.state = replace(self.state, step=step, plan=plan)
+        self.clock.end_step()
         return {"step": step, "loss": loss, "lr": lr, "norm": norm}
+
+    def _is_over(self) -> bool:
+        """Whether the call ends within a step.
+
+        At its limit of time, unless it has planned its steps by that: then the step is the last,
+        planned to be made, and ends a little late if it must.
+        """
+        return self.is_stopped() or (self.clock.left() <= 0 and not self.has_replanned)
+
+    def _replan(self) -> None:
+        """Of a run by the clock: estimate how many more steps fit into the call's time."""
+        plan, seconds = self.state.plan, self.clock.seconds_per_step()
+        if not (plan and self.replans and seconds):
+            return
+        at_most = max(0, (self.config.max_steps or self.config.steps) - self.state.step)
+        fitting = (self.clock.left() - self.closing_s) / seconds
+        steps = self.state.step + int(min(max(0.0, fitting), at_most))
+        self.state = replace(self.state, plan=plan._replace(steps=steps))
+        self.has_replanned = True
 
     def _evaluate(self) -> float:
         """Measure the validation loss, and compare it with the best so far.
@@ -215,14 +254,16 @@ class _Trainer:
         return loss
 
     def _is_milestone(self) -> bool:
-        """Whether an evaluation is due: by the config alone, wherever calls end."""
-        return self.state.step % self.config.eval_every == 0 or self.state.step == self.config.steps
+        """Whether an evaluation is due: by config and plan alone, wherever calls end."""
+        step = self.state.step
+        return step % self.config.eval_every == 0 or step == self._planned_steps()
 
     def _is_best(self) -> bool:
         return self.state.best_loss is not None and self.state.best_step == self.state.step
 
     def _is_out_of_patience(self) -> bool:
-        return self.patience is not None and self.state.evaluations_since_best >= self.patience
+        patience = self.limits.patience
+        return patience is not None and self.state.evaluations_since_best >= patience
 
     def _append(self, metrics: Metrics) -> None:
         append_metrics(self.run.folder / METRICS, metrics)
@@ -250,15 +291,16 @@ class _Trainer:
         )
 
     def _report(self, metrics: Metrics) -> StepReport:
-        step = self.state.step
-        steps_per_s = self.clock.steps_per_s(step)
+        step, steps = self.state.step, self._last_step()
+        seconds_per_step = self.clock.seconds_per_step() or max(self.clock.elapsed(), 1e-9)
         return StepReport(
             step=step,
-            steps=self.steps,
+            steps=steps,
+            planned_steps=self.config.steps,
             loss=metrics["loss"],
             validation_loss=metrics.get("held_out"),
             best_loss=self.state.best_loss,
             milestone=self._is_milestone(),
-            tokens_per_s=steps_per_s * self.config.batch_size * self.config.context,
-            seconds_left=max(0.0, min((self.steps - step) / steps_per_s, self.clock.left())),
+            tokens_per_s=self.config.batch_size * self.config.context / seconds_per_step,
+            seconds_left=max(0.0, min((steps - step) * seconds_per_step, self.clock.left())),
         )

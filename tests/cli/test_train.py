@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -147,6 +148,13 @@ def test_minutes_set_the_number_of_steps(run: Run, texts: Path) -> None:
     assert 1 <= record["state"]["step"] <= record["settings"]["steps"] < 100
 
 
+def test_a_run_that_ends_early_says_how_many_of_its_steps_it_made(run: Run, texts: Path) -> None:
+    done = run("train", *NEW, "--steps", "1000", "--patience", "1", "--lr", "10", "--verbose")
+    assert done.returncode == 0, done.stderr
+    last = done.stderr.decode().splitlines()[-1]
+    assert re.match(r"\[run: [0-9]+ of 1000 planned steps, the best after [0-9]+: ", last), last
+
+
 def test_a_folder_that_holds_a_run(fails: Fails, run: Run, texts: Path) -> None:
     assert run("train", *NEW, "--steps", "1").returncode == 0
     fails(1, "run: holds a training run; `minigpt train --resume run`", "train", *NEW)
@@ -172,6 +180,7 @@ def test_a_folder_that_holds_a_run(fails: Fails, run: Run, texts: Path) -> None:
         ("'--lr': inf", [*NEW, "--lr", "inf"]),
         ("lr 1e+31", [*NEW, "--lr", "1e31"]),
         ("--min-lr", [*NEW, "--min-lr", "-1"]),
+        ("min_lr 1: must be at most lr, 0.003", [*NEW, "--min-lr", "1"]),
         ("--warmup", [*NEW, "--warmup", "-1"]),
         ("--decay", [*NEW, "--decay", "step"]),
         ("--weight-decay", [*NEW, "--weight-decay", "nan"]),
@@ -187,6 +196,8 @@ def test_a_folder_that_holds_a_run(fails: Fails, run: Run, texts: Path) -> None:
         ("--seed", [*NEW, "--seed", "-1"]),
         ("--dtype", [*NEW, "--dtype", "int8"]),
         ("--batch-size", [*NEW, "--batch-size", "0"]),
+        ("batch_size 1000000000", [*NEW, "--batch-size", "1000000000"]),
+        ("context 1000000000", [*NEW, "--context", "1000000000"]),
         ("--context", [*NEW, "--context", "0"]),
         ("--threads", [*NEW, "--threads", "0"]),
         ("--n-layer", [*NEW, "--n-layer", "0"]),

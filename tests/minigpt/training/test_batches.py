@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from minigpt.errors import InputError
 from minigpt.kernels.layout import IGNORED
-from minigpt.training.batches import batch, permuted, windows
+from minigpt.training.batches import permuted, sequences, windows
 
 SIZES = {
     "N": st.integers(2, 200),
@@ -28,7 +28,7 @@ SIZES = {
 def test_an_epoch_has_each_window_once(N: int, T: int, seed: int, epoch: int) -> None:
     T = min(T, N - 1)
     n = N // T
-    ids, targets = batch(np.arange(N), n, T, seed, epoch)  # each token is its own offset
+    ids, targets = sequences(np.arange(N), n, T, seed, epoch * n)  # each token is its own offset
     starts = ids[:, 0]
     offset = next(o for o in range(T) if o in starts)  # a window begins below T
     assert sorted((starts - offset) % N) == [k * T for k in range(n)]
@@ -39,19 +39,19 @@ def test_an_epoch_has_each_window_once(N: int, T: int, seed: int, epoch: int) ->
 @settings(max_examples=100, deadline=None)
 @given(**SIZES)
 def test_batches_continue_across_epochs(N: int, B: int, T: int, seed: int, position: int) -> None:
-    """A batch of B sequences equals B batches of one sequence, and leaves the tokens unchanged."""
+    """B sequences equal B times one sequence, and leave the tokens unchanged."""
     T = min(T, N - 1)
     tokens = np.arange(N, dtype=np.uint16)
-    ids, targets = batch(tokens, B, T, seed, position)
+    ids, targets = sequences(tokens, B, T, seed, position)
     for b in range(B):
-        one_ids, one_targets = batch(tokens, 1, T, seed, position * B + b)
+        one_ids, one_targets = sequences(tokens, 1, T, seed, position + b)
         np.testing.assert_array_equal(ids[b], one_ids[0])
         np.testing.assert_array_equal(targets[b], one_targets[0])
     np.testing.assert_array_equal(tokens, np.arange(N))
 
 
 def test_batches_are_contiguous_int64() -> None:
-    for array in batch(np.arange(9, dtype=np.uint16), 3, 4, 0, 0):
+    for array in sequences(np.arange(9, dtype=np.uint16), 3, 4, 0, 0):
         assert array.dtype == np.int64
         assert array.shape == (3, 4)
         assert array.flags.c_contiguous and array.flags.writeable
@@ -60,7 +60,9 @@ def test_batches_are_contiguous_int64() -> None:
 def test_epochs_and_seeds_have_orders_and_offsets_of_their_own() -> None:
     N, T, n = 1000, 10, 100
     starts = [
-        batch(np.arange(N), n, T, seed, epoch)[0][:, 0] for seed in (0, 1) for epoch in range(10)
+        sequences(np.arange(N), n, T, seed, epoch * n)[0][:, 0]
+        for seed in (0, 1)
+        for epoch in range(10)
     ]
     assert len({tuple(order // T) for order in starts}) == 20
     assert len({order[0] // T for order in starts}) > 10
@@ -69,7 +71,7 @@ def test_epochs_and_seeds_have_orders_and_offsets_of_their_own() -> None:
 
 def test_the_batches_of_a_seed_never_change() -> None:
     """A run that is resumed by another version or on another machine reads the same data."""
-    ids, targets = batch(np.arange(100), 4, 5, 7, 9)
+    ids, targets = sequences(np.arange(100), 4, 5, 7, 9 * 4)
     assert ids[:, 0].tolist() == [77, 37, 72, 52]
     assert targets[:, -1].tolist() == [82, 42, 77, 57]
 
@@ -110,29 +112,31 @@ def test_memory_does_not_grow_with_the_number_of_windows() -> None:
     """A batch from 10¹² windows, in the 1000th epoch."""
     tokens = np.broadcast_to(np.uint16(7), 10**12)
     tracemalloc.start()
-    batch(tokens, 4, 1, 0, 250 * 10**12)
+    sequences(tokens, 4, 1, 0, 1000 * 10**12)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100_000
 
 
-@pytest.mark.parametrize("change", [{"B": 0}, {"T": 0}, {"seed": -1}, {"position": -1}, {"B": 1.5}])
+@pytest.mark.parametrize(
+    "change", [{"count": 0}, {"T": 0}, {"seed": -1}, {"first": -1}, {"count": 1.5}]
+)
 def test_an_argument_out_of_its_range(change: dict[str, float]) -> None:
-    valid: dict[str, int] = {"B": 1, "T": 4, "seed": 0, "position": 0}
-    batch(np.arange(5), **valid)
+    valid: dict[str, int] = {"count": 1, "T": 4, "seed": 0, "first": 0}
+    sequences(np.arange(5), **valid)
     (name,) = change
     with pytest.raises(InputError, match=f"^{name} "):
-        batch(np.arange(5), **valid | change)  # type: ignore[arg-type]
+        sequences(np.arange(5), **valid | change)  # type: ignore[arg-type]
 
 
 def test_tokens_that_are_too_few_or_no_integers() -> None:
     with pytest.raises(InputError, match="tokens: 4; must be at least 5"):
-        batch(np.arange(4), 1, 4, 0, 0)
+        sequences(np.arange(4), 1, 4, 0, 0)
     with pytest.raises(InputError, match="tokens: 1; must be at least 2"):
         next(windows(np.arange(1), 1, 4))
     for tokens in (np.zeros((5, 5), np.int64), np.zeros(9)):
         with pytest.raises(InputError, match=r"must be integers \[N\]"):
-            batch(tokens, 1, 4, 0, 0)
+            sequences(tokens, 1, 4, 0, 0)
 
 
 @settings(max_examples=100, deadline=None)

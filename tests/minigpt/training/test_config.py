@@ -79,6 +79,15 @@ def test_max_steps_bounds_the_default_number_of_steps() -> None:
     assert complete_config(given, 1_000_000, 10_000).steps == 180
 
 
+def test_a_run_by_the_clock_plans_what_fits_and_keeps_the_default_as_a_bound() -> None:
+    for fitting, steps in ((150, 150), (1000, 200)):
+        config = complete_config(BASE, 1_000_000, 10_000, steps_in_time=fitting)
+        assert (config.steps, config.max_steps) == (steps, 200)
+    bounded = replace(BASE, max_steps=100)
+    config = complete_config(bounded, 1_000_000, 10_000, steps_in_time=150)
+    assert (config.steps, config.max_steps) == (100, 100)
+
+
 @pytest.mark.parametrize(
     ("tokens", "validation_tokens"),
     [(2_019, 0), (2_020, 101), (10_000, 101), (20_000, 200), (10**9, 2**17)],

@@ -19,6 +19,8 @@ from minigpt.training import train as training
 from minigpt.training.config import RunConfig, TrainingConfig
 from minigpt.training.create import InitialModel, create_run, train, write_run
 from minigpt.training.presets import Preset
+from minigpt.training.run_folder import open_run
+from minigpt.training.schedule import Plan
 from minigpt.training.throughput import estimated_steps
 
 pytestmark = pytest.mark.usefixtures("fast")
@@ -94,6 +96,9 @@ def test_minutes_set_the_number_of_steps(files: list[Path], tmp_path: Path) -> N
     assert 1 <= limited < unlimited
     given = create_run(tmp_path / "c", files, **options, config=CHOSEN, minutes=1e-4).steps
     assert given == 12
+    plans = {name: open_run(tmp_path / name).state.plan for name in "abc"}
+    assert plans == {"a": None, "b": Plan(limited, 0.0), "c": None}
+    assert open_run(tmp_path / "b").run.config.max_steps == unlimited
 
 
 def test_timing_leaves_the_weights_as_they_are(files: list[Path], tmp_path: Path) -> None:
@@ -159,6 +164,11 @@ def test_a_folder_that_holds_a_run_is_named_first(run: Path) -> None:
         ("preset '': must be one of tiny", {"preset": ""}),
         ("preset: its training is 5; must be", {"preset": replace(TINY, training=5)}),
         ("progress 5: must be a function or None", {"progress": 5}),
+        ("min_lr 1: must be at most lr, 0.02", {"config": TrainingConfig(min_lr=1)}),
+        (
+            "min_lr 1: must be at most lr, 5e-05",
+            {"config": TrainingConfig(min_lr=1), "model": "nowhere", "preset": None},
+        ),
         ("epochs 1e\\+18: are .* steps", {"config": TrainingConfig(epochs=1e18, dtype="f32")}),
         ("texts b'a': must be a file name", {"texts": [b"a"]}),
         ("seed -1: must be an integer from 0", {"config": TrainingConfig(seed=-1)}),
@@ -181,7 +191,10 @@ def test_an_argument_that_is_wrong(
             "context 9: must be an integer from 1 to 8, the model's context",
             replace(CONFIG, context=9),
         ),
-        ("batch_size 4.0: must be an integer from 1", replace(CONFIG, batch_size=4.0)),
+        ("batch_size 4.0: must be an integer from 1 to 1000000", replace(CONFIG, batch_size=4.0)),
+        ("batch_size 1000000000: must be an", replace(CONFIG, batch_size=10**9)),
+        ("context 16777217: must be an integer", replace(CONFIG, context=2**24 + 1)),
+        ("min_lr 0.03: must be at most lr, 0.02", replace(CONFIG, min_lr=0.03)),
         ("lr 0: must be a number above 0", replace(CONFIG, lr=0)),
         ("lr nan: must be a number", replace(CONFIG, lr=float("nan"))),
         ("beta_2 1.0: must be a number from 0 to below 1", replace(CONFIG, beta_2=1.0)),

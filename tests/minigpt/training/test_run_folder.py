@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import struct
@@ -144,7 +145,8 @@ DAMAGES: dict[str, Damage] = {
     "held-out.tokens: has changed": change("held-out.tokens", flip_last),
     "text.tokens: no such file": lambda run: (run / "text.tokens").unlink(),
     "state.json: is not valid JSON": change("step-*/state.json", lambda data: data[:100]),
-    "state.json: is of version 9": change("step-*/state.json", swap(b'ion": 1', b'ion": 9')),
+    "state.json: is of version 9": change("step-*/state.json", swap(b'ion": 2', b'ion": 9')),
+    "state.json: is of version True": change("step-*/state.json", swap(b'ion": 2', b'ion": true')),
     "state.json: settings: lr -1": change("step-*/state.json", swap(b'"lr": 0.02', b'"lr": -1')),
     "state.json: settings: clip -1: must be a number": set_in_state("settings", {"clip": -1}),
     "state.json: settings: must have no": change(
@@ -210,14 +212,35 @@ def test_state_json_keeps_its_keys(run: Path) -> None:
     assert list(record["settings"]) == [
         "context", "batch_size", "lr", "min_lr", "warmup", "warmup_tokens", "decay", "steps",
         "epochs", "most_steps", "beta_1", "beta_2", "eps", "weight_decay", "clip", "eval_every",
-        "save_every", "held_back", "seed", "dtype", "recompute",
+        "save_every", "held_back", "seed", "dtype", "recompute", "legacy",
     ]  # fmt: skip
     assert list(record["state"]) == [
-        "step", "best", "best_step", "worse", "seconds", "metrics_bytes",
+        "step", "best", "best_step", "worse", "seconds", "metrics_bytes", "plan",
     ]  # fmt: skip
     opened = open_run(run)
     assert to_json(opened.run, opened.state) == path.read_text()
     assert read_state_json(path, run) == (opened.run, opened.state)
+
+
+def as_version_1(data: bytes) -> bytes:
+    """A state.json as the first version wrote it."""
+    record = json.loads(data)
+    del record["settings"]["legacy"], record["state"]["plan"]
+    return json.dumps(record | {"version": 1}).encode()
+
+
+def test_a_run_of_the_first_version_keeps_its_learning_rates(run: Path) -> None:
+    """Its last step has the minimum, and what it saves remembers where it came from."""
+    change("step-*/state.json", as_version_1)(run)
+    assert open_run(run).run.config.legacy
+    resume(run, limits=Limits(steps=7))
+    resume(run)
+    rates = [line["lr"] for line in read_metrics(run / "metrics.jsonl") if line["step"]]
+    decay = [0.002 + 0.009 * (1 + math.cos(math.pi * n / 10)) for n in range(1, 11)]
+    assert rates == pytest.approx([0.01, 0.02, *decay], rel=1e-12)
+    (path,) = run.glob("step-*/state.json")
+    record = json.loads(path.read_bytes())
+    assert (record["version"], record["settings"]["legacy"]) == (2, True)
 
 
 # ---- a full disk ----

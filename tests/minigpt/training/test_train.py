@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from tiny_run import (
 from minigpt import GPTTokenizer
 from minigpt.errors import InputError, MinigptError
 from minigpt.model.optimizer import AdamW
+from minigpt.training import limits as clock
 from minigpt.training import train as training
 from minigpt.training.limits import Limits
 from minigpt.training.metrics import read_metrics
 from minigpt.training.run_folder import open_run
+from minigpt.training.state_json import TrainState
 from minigpt.training.train import StepReport, resume_run
 
 pytestmark = pytest.mark.usefixtures("fast")
@@ -126,11 +129,21 @@ def test_limits_end_a_call_and_change_no_bit(run: Path, expected: Any) -> None:
     assert contents(run) == before
 
 
-def test_beyond_its_steps_a_run_has_the_minimum_learning_rate(run: Path) -> None:
-    assert resume(run, limits=Limits(steps=N + 3)).step == N + 3
-    lines = read_metrics(run / "metrics.jsonl")
-    assert CONFIG.lr
-    assert {line["lr"] for line in lines[-3:]} == {CONFIG.lr / 10}
+def test_beyond_its_steps_a_run_has_the_learning_rate_of_the_last(tmp_path: Path) -> None:
+    """Which is above 0 if the minimum is not: no step is for nothing."""
+    create(tmp_path / "run", replace(CONFIG, min_lr=0.0))
+    assert resume(tmp_path / "run", limits=Limits(steps=N + 3)).step == N + 3
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert 0 < lines[N]["lr"] < lines[N - 1]["lr"]
+    assert {line["lr"] for line in lines[N:]} == {lines[N]["lr"]}
+
+
+def test_a_run_of_one_step_learns_at_the_peak(tmp_path: Path) -> None:
+    create(tmp_path / "run", replace(CONFIG, steps=1, min_lr=0.0))
+    resume(tmp_path / "run")
+    before, after = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert after["lr"] == CONFIG.lr
+    assert after["held_out"] < before["held_out"]
 
 
 def test_patience_counts_across_calls(tmp_path: Path) -> None:
@@ -144,6 +157,142 @@ def test_patience_counts_across_calls(tmp_path: Path) -> None:
     assert resume(tmp_path / "run", limits=patient).step == state.step
     assert resume(tmp_path / "run", limits=patient).step == state.step
     assert result(tmp_path / "run") == result(tmp_path / "whole")
+
+
+# ---- by the clock ----
+
+
+class Machine:
+    """A clock, and a learner that takes so many seconds for a step and for an evaluation."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step_s: float, loss_s: float = 0.0) -> None:
+        self.now, self.step_s = 0.0, step_s
+        monkeypatch.setattr(clock, "perf_counter", lambda: self.now)
+        machine = self
+
+        class Learner(ReferenceLearner):
+            def step(self, settings: AdamW) -> float:
+                machine.now += machine.step_s
+                return super().step(settings)
+
+            def loss(self, ids: np.ndarray, targets: np.ndarray) -> float:
+                machine.now += loss_s
+                return super().loss(ids, targets)
+
+        self.learner = Learner
+
+    def resume(self, folder: Path, minutes: float | None = None, **options: Any) -> TrainState:
+        self.now = 0.0
+        return resume_run(folder, Limits(minutes=minutes), make_learner=self.learner, **options)
+
+
+def by_the_clock(folder: Path, steps: int, **changes: Any) -> list[str]:
+    """Create a run that is estimated to make so many steps in its time."""
+    config = replace(CONFIG, steps=None, **{"epochs": 40.0, "eval_every": 100, **changes})
+    assert create(folder, config, steps_in_time=steps).steps == steps
+    return tiny_run.VALIDATION
+
+
+def rates(folder: Path) -> list[float]:
+    return [line["lr"] for line in read_metrics(folder / "metrics.jsonl") if "lr" in line]
+
+
+@pytest.mark.parametrize(("step_s", "steps"), [(1.0, 60), (2.5, 24), (0.5, 120)])
+def test_a_run_by_the_clock_comes_down_by_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float, steps: int
+) -> None:
+    """60 steps are planned for a minute; the machine turns out as fast, slower, faster."""
+    by_the_clock(tmp_path / "run", 60)
+    machine = Machine(monkeypatch, step_s)
+    state = machine.resume(tmp_path / "run", minutes=1)
+    assert state.step == steps
+    assert state.plan and state.plan.steps == steps
+    assert 59 <= machine.now <= 60
+    found = rates(tmp_path / "run")
+    assert max(found) == 0.02
+    assert found[found.index(0.02) :] == sorted(found[found.index(0.02) :], reverse=True)
+    assert 0.002 < found[-1] < 0.0022
+    assert state.best_step == steps  # the last step is evaluated
+    assert machine.resume(tmp_path / "run").step == steps  # nothing is left to do
+
+
+def test_a_machine_that_slows_down_makes_fewer_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_the_clock(tmp_path / "run", 60)
+    machine = Machine(monkeypatch, 1.0)
+
+    def slow_down(report: StepReport) -> None:
+        assert report.planned_steps == 60
+        machine.step_s = 1.0 if report.step < 30 else 3.0
+
+    state = machine.resume(tmp_path / "run", minutes=1, report=slow_down)
+    assert 38 <= state.step <= 40
+    assert 57 <= machine.now <= 60
+    assert 0.002 < rates(tmp_path / "run")[-1] < 0.003
+
+
+def test_the_last_evaluation_has_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    validation = by_the_clock(tmp_path / "run", 60)
+    assert validation
+    machine = Machine(monkeypatch, 1.0, loss_s=1.0)  # of a micro-batch
+    state = machine.resume(tmp_path / "run", minutes=1)
+    assert state.best_step == state.step
+    assert 58 <= machine.now <= 60
+
+
+def test_no_more_steps_than_the_text_is_worth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_the_clock(tmp_path / "run", 10, epochs=1.0)
+    state = Machine(monkeypatch, 0.1).resume(tmp_path / "run", minutes=1)
+    assert state.step == 16  # an epoch: 486 tokens in steps of 32
+
+
+def test_a_run_by_the_clock_resumes_as_it_was_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a time limit a resumed run makes the steps of its checkpoint's plan."""
+    by_the_clock(tmp_path / "run", 60)
+    machine = Machine(monkeypatch, 2.0)
+    stopped = machine.resume(tmp_path / "run", minutes=1, stop=stopping_after(40))
+    assert stopped.step == 20
+    assert stopped.plan and stopped.plan.steps == 30
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    machine.step_s = 9.0
+    assert machine.resume(tmp_path / "run").step == 30
+    assert machine.resume(tmp_path / "again", stop=stopping_after(7)).step == 23
+    assert machine.resume(tmp_path / "again").step == 30
+    assert result(tmp_path / "again") == result(tmp_path / "run")
+    assert 0.002 < rates(tmp_path / "run")[-1] < 0.0022
+
+
+def test_a_time_limit_for_resuming_is_what_a_run_by_the_clock_plans_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_the_clock(tmp_path / "run", 60)
+    machine = Machine(monkeypatch, 1.0)
+    assert machine.resume(tmp_path / "run", minutes=1, stop=stopping_after(40)).step == 20
+    assert machine.resume(tmp_path / "run", minutes=0.5).step == 50
+    assert 0.002 < rates(tmp_path / "run")[-1] < 0.0022
+
+
+def test_a_time_too_short_for_two_steps_leaves_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_the_clock(tmp_path / "run", 5)
+    state = Machine(monkeypatch, 90.0).resume(tmp_path / "run", minutes=1)
+    assert state.step == 1
+    assert state.plan and state.plan.steps == 5
+
+
+def test_a_run_by_steps_is_not_replanned(
+    run: Path, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(monkeypatch, 10.0)
+    assert machine.resume(run, minutes=1).step == 6
+    assert machine.resume(run, minutes=10).step == N
+    assert result(run) == expected
 
 
 # ---- errors ----

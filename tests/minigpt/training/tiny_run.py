@@ -75,11 +75,12 @@ def create(
     config: TrainingConfig = CONFIG,
     texts: list[str] = TEXTS,
     validation: list[str] | None = VALIDATION,
+    steps_in_time: int | None = None,
 ) -> RunConfig:
     """Create the run `folder`, and its tokenizer as a folder beside it."""
     tokens = tokenizer(folder.parent / "tokenizer")
     model = new_config(Preset(2, 2, 8, config), 8, tokens.vocab_size, tokens.eos_token_id)
-    initial = InitialModel(model, random_tensors(model, config.seed), config)
+    initial = InitialModel(model, random_tensors(model, config.seed), config, steps_in_time)
     return write_run(folder, texts, validation, tokens, initial)
 
 
