@@ -1,13 +1,25 @@
-"""The encodings of numbers in GGUF files: plain floats, or blocks of integers with a scale.
+"""The encodings of numbers in GGUF files: plain floats, or blocks of small integers with scales.
 
-    F32  F16  BF16    floats
-    Q8_0   32 numbers in  34 bytes:  scale d, integers q of 8 bits         d · q
-    Q4_0   32 numbers in  18 bytes:  scale d, integers q of 4 bits         d · (q − 8)
-    Q6_K  256 numbers in 210 bytes:  integers q of 6 bits, a scale s of
-                                     8 bits for each 16 of them, d     d · s · (q − 32)
+    F32  F16  BF16   floats
 
-A block never crosses the end of a row. Q6_K is here because llama.cpp's "Q4_0" files store the
-embedding, their largest matrix, in it. Source: ggml-quants.c of https://github.com/ggml-org/ggml.
+            numbers  bytes                       bits of q
+    Q4_0      32       18   d · (q − 8)              4
+    Q4_1      32       20   d · q + m                4
+    Q5_0      32       22   d · (q − 16)             5
+    Q5_1      32       24   d · q + m                5
+    Q8_0      32       34   d · q                    8, signed
+    Q2_K     256       84   d · s · q − m · t        2    s, t for each 16 numbers, of 4 bits
+    Q3_K     256      110   d · (s − 32) · (q − 4)   3    s    for each 16, of 6 bits
+    Q4_K     256      144   d · s · q − m · t        4    s, t for each 32, of 6 bits
+    Q5_K     256      176   d · s · q − m · t        5    s, t for each 32, of 6 bits
+    Q6_K     256      210   d · s · (q − 32)         6    s    for each 16, of 8 bits, signed
+    IQ4_NL    32       18   d · v[q]                 4
+    IQ4_XS   256      136   d · (s − 32) · v[q]      4    s    for each 32, of 6 bits
+
+d and m are float16, one of each in a block; v is a table of 16 integers. The formulas are computed
+in float32, from left to right, as llama.cpp's Python package does: the numbers are equal bit for
+bit. A block never crosses the end of a row. docs/gguf.md explains how the integers are packed.
+Source: ggml-common.h and ggml-quants.c of https://github.com/ggml-org/ggml.
 """
 
 from __future__ import annotations
@@ -20,34 +32,141 @@ import numpy as np
 
 from .tensors import MappedFile, TensorInfo, chunk_lines
 
-_READ_BYTES = 8 << 20  # of float32, decoded together by `read`
+_STEP = 1 << 17  # numbers decoded together: what their arithmetic needs stays in a core's cache
 
-_Q8_0 = np.dtype([("d", "<f2"), ("q", "i1", 32)])
+# The fields of a block in the order of its bytes: d and m, its scales; s, t and st, those of its
+# parts; q, its integers, or their low and high bits.
 _Q4_0 = np.dtype([("d", "<f2"), ("q", "u1", 16)])
+_Q4_1 = np.dtype([("d", "<f2"), ("m", "<f2"), ("q", "u1", 16)])
+_Q5_0 = np.dtype([("d", "<f2"), ("high", "u1", 4), ("low", "u1", 16)])
+_Q5_1 = np.dtype([("d", "<f2"), ("m", "<f2"), ("high", "u1", 4), ("low", "u1", 16)])
+_Q8_0 = np.dtype([("d", "<f2"), ("q", "i1", 32)])
+_Q2_K = np.dtype([("st", "u1", 16), ("q", "u1", 64), ("d", "<f2"), ("m", "<f2")])
+_Q3_K = np.dtype([("high", "u1", 32), ("low", "u1", 64), ("s", "u1", 12), ("d", "<f2")])
+_Q4_K = np.dtype([("d", "<f2"), ("m", "<f2"), ("st", "u1", 12), ("q", "u1", 128)])
+_Q5_K = np.dtype(
+    [("d", "<f2"), ("m", "<f2"), ("st", "u1", 12), ("high", "u1", 32), ("low", "u1", 128)]
+)
 _Q6_K = np.dtype([("low", "u1", 128), ("high", "u1", 64), ("s", "i1", 16), ("d", "<f2")])
+_IQ4_XS = np.dtype([("d", "<f2"), ("s_high", "u1", 2), ("s_low", "u1", 4), ("q", "u1", 128)])
+
+_IQ4_VALUES = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
+)
 
 
-def _decode_q8_0(blocks: np.ndarray) -> np.ndarray:
-    scaled: np.ndarray = blocks["d"].astype(np.float32)[:, None] * blocks["q"]
-    return scaled
+def _unpacked(packed: np.ndarray, bits: int, group: int) -> np.ndarray:
+    """Integers of a few bits, uint8 [n, bytes · 8 / bits], from uint8 [n, bytes].
+
+    A group of bytes holds integers in the lowest bits of each of its bytes, then in the bits above,
+    and so on.
+    """
+    groups = packed.reshape(len(packed), -1, group)
+    integers = np.empty((*groups.shape[:2], 8 // bits, group), np.uint8)
+    for row in range(8 // bits):
+        np.right_shift(groups, row * bits, out=integers[:, :, row])
+    integers &= np.uint8((1 << bits) - 1)
+    return integers.reshape(len(packed), -1)
+
+
+def _minus(q: np.ndarray, offset: int) -> np.ndarray:
+    signed: np.ndarray = q.view(np.int8) - np.int8(offset)
+    return signed
+
+
+def _scales(blocks: np.ndarray, name: str) -> np.ndarray:
+    """`d` or `m` of each block, float32 [n, 1]."""
+    return blocks[name].astype(np.float32)[:, None]
+
+
+def _linear(q: np.ndarray, scale: np.ndarray, offset: np.ndarray | None = None) -> np.ndarray:
+    """scale · q + offset, float32 [n, length]; q is [n, length], the others [n, parts]."""
+    n, parts = scale.shape
+    numbers = q.reshape(n, parts, -1).astype(np.float32)
+    numbers *= scale[:, :, None]
+    if offset is not None:
+        numbers += offset[:, :, None]
+    return numbers.reshape(q.shape)
 
 
 def _decode_q4_0(blocks: np.ndarray) -> np.ndarray:
-    """The low halves of the 16 bytes are the first 16 integers, the high halves the last 16."""
-    q = np.concatenate([blocks["q"] & 15, blocks["q"] >> 4], axis=1).astype(np.int8) - np.int8(8)
-    return blocks["d"].astype(np.float32)[:, None] * q
+    return _linear(_minus(_unpacked(blocks["q"], 4, 16), 8), _scales(blocks, "d"))
+
+
+def _decode_q4_1(blocks: np.ndarray) -> np.ndarray:
+    return _linear(_unpacked(blocks["q"], 4, 16), _scales(blocks, "d"), _scales(blocks, "m"))
+
+
+def _five_bits(blocks: np.ndarray) -> np.ndarray:
+    """q of Q5_0 and Q5_1, whose high bits are one number of 32 bits, the first the lowest."""
+    q = np.unpackbits(blocks["high"], axis=1, bitorder="little") << 4
+    q |= _unpacked(blocks["low"], 4, 16)
+    return q
+
+
+def _decode_q5_0(blocks: np.ndarray) -> np.ndarray:
+    return _linear(_minus(_five_bits(blocks), 16), _scales(blocks, "d"))
+
+
+def _decode_q5_1(blocks: np.ndarray) -> np.ndarray:
+    return _linear(_five_bits(blocks), _scales(blocks, "d"), _scales(blocks, "m"))
+
+
+def _decode_q8_0(blocks: np.ndarray) -> np.ndarray:
+    return _linear(blocks["q"], _scales(blocks, "d"))
+
+
+def _decode_q2_k(blocks: np.ndarray) -> np.ndarray:
+    scale = _scales(blocks, "d") * (blocks["st"] & 15)
+    minimum = _scales(blocks, "m") * (blocks["st"] >> 4)
+    return _linear(_unpacked(blocks["q"], 2, 32), scale, -minimum)
+
+
+def _decode_q3_k(blocks: np.ndarray) -> np.ndarray:
+    s = _unpacked(blocks["s"][:, :8], 4, 8) | _unpacked(blocks["s"][:, 8:], 2, 4) << 4
+    q = _unpacked(blocks["low"], 2, 32) | _unpacked(blocks["high"], 1, 32) << 2
+    return _linear(_minus(q, 4), _scales(blocks, "d") * _minus(s, 32))
+
+
+def _decode_q4_k(blocks: np.ndarray) -> np.ndarray:
+    return _linear(_unpacked(blocks["q"], 4, 32), *_scales_q4_k(blocks))
+
+
+def _decode_q5_k(blocks: np.ndarray) -> np.ndarray:
+    q = _unpacked(blocks["low"], 4, 32) | _unpacked(blocks["high"], 1, 32) << 4
+    return _linear(q, *_scales_q4_k(blocks))
+
+
+def _scales_q4_k(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(d · s, −m · t) of the 8 parts of each block of Q4_K or Q5_K.
+
+    Four bytes hold s of parts 0 to 3, four hold t, in their low 6 bits; the other four hold the low
+    4 bits of s and t of parts 4 to 7, whose high 2 bits are the 2 bits left in the first eight.
+    """
+    s, t, low = (blocks["st"][:, first : first + 4] for first in (0, 4, 8))
+    scale = np.concatenate([s & 63, low & 15 | s >> 6 << 4], axis=1)
+    minimum = np.concatenate([t & 63, low >> 4 | t >> 6 << 4], axis=1)
+    return _scales(blocks, "d") * scale, -(_scales(blocks, "m") * minimum)
 
 
 def _decode_q6_k(blocks: np.ndarray) -> np.ndarray:
-    """Two groups of 4 × 32 integers. In each, the low 4 bits of rows 0 and 1 are the low halves of
-    64 bytes, those of rows 2 and 3 the high halves; 32 bytes have the high 2 bits of all rows."""
-    n = len(blocks)
-    low = blocks["low"].reshape(n, 2, 1, 64) >> np.array([[0], [4]], np.uint8) & 15
-    high = blocks["high"].reshape(n, 2, 1, 32) >> np.array([[0], [2], [4], [6]], np.uint8) & 3
-    q = (low.reshape(n, 2, 4, 32) | high << 4).astype(np.int8) - np.int8(32)
-    scales = blocks["d"].astype(np.float32)[:, None] * blocks["s"]
-    numbers: np.ndarray = scales[:, :, None] * q.reshape(n, 16, 16)
-    return numbers.reshape(n, 256)
+    q = _unpacked(blocks["low"], 4, 64) | _unpacked(blocks["high"], 2, 32) << 4
+    return _linear(_minus(q, 32), _scales(blocks, "d") * blocks["s"])
+
+
+def _iq4_values(blocks: np.ndarray) -> np.ndarray:
+    """v[q] of IQ4_NL and IQ4_XS."""
+    q = _unpacked(blocks["q"], 4, 16)
+    return np.take(_IQ4_VALUES, q, mode="clip")  # clips nothing, and is the fastest mode
+
+
+def _decode_iq4_nl(blocks: np.ndarray) -> np.ndarray:
+    return _linear(_iq4_values(blocks), _scales(blocks, "d"))
+
+
+def _decode_iq4_xs(blocks: np.ndarray) -> np.ndarray:
+    s = _unpacked(blocks["s_low"], 4, 1) | _unpacked(blocks["s_high"], 2, 1) << 4
+    return _linear(_iq4_values(blocks), _scales(blocks, "d") * _minus(s, 32))
 
 
 @dataclass(frozen=True)
@@ -71,10 +190,22 @@ class Encoding:
 F32 = Encoding("F32", 0, np.dtype("<f4"), 1)
 F16 = Encoding("F16", 1, np.dtype("<f2"), 1)
 BF16 = Encoding("BF16", 30, np.dtype("<u2"), 1)  # the bits
-Q8_0 = Encoding("Q8_0", 8, _Q8_0, 32, _decode_q8_0)
 Q4_0 = Encoding("Q4_0", 2, _Q4_0, 32, _decode_q4_0)
-Q6_K = Encoding("Q6_K", 14, _Q6_K, 256, _decode_q6_k)
-ENCODINGS = {encoding.type: encoding for encoding in (F32, F16, BF16, Q8_0, Q4_0, Q6_K)}
+Q8_0 = Encoding("Q8_0", 8, _Q8_0, 32, _decode_q8_0)
+_ALL = (
+    F32, F16, BF16, Q4_0, Q8_0,
+    Encoding("Q4_1", 3, _Q4_1, 32, _decode_q4_1),
+    Encoding("Q5_0", 6, _Q5_0, 32, _decode_q5_0),
+    Encoding("Q5_1", 7, _Q5_1, 32, _decode_q5_1),
+    Encoding("Q2_K", 10, _Q2_K, 256, _decode_q2_k),
+    Encoding("Q3_K", 11, _Q3_K, 256, _decode_q3_k),
+    Encoding("Q4_K", 12, _Q4_K, 256, _decode_q4_k),
+    Encoding("Q5_K", 13, _Q5_K, 256, _decode_q5_k),
+    Encoding("Q6_K", 14, _Q6_K, 256, _decode_q6_k),
+    Encoding("IQ4_NL", 20, _Q4_0, 32, _decode_iq4_nl),
+    Encoding("IQ4_XS", 23, _IQ4_XS, 256, _decode_iq4_xs),
+)  # fmt: skip
+ENCODINGS = {encoding.type: encoding for encoding in _ALL}
 
 
 def encode(numbers: np.ndarray, encoding: Encoding) -> np.ndarray:
@@ -127,13 +258,7 @@ class EncodedTensor:
 
         Floats are a view of the file. A matrix stored as its transpose is a transposed view.
         """
-        blocks = self._blocks()
-        if self.encoding.decode is None:
-            lines = np.require(blocks, blocks.dtype.newbyteorder("="), ["A"])
-        else:
-            lines = np.empty(self._stored_shape(), np.float32)
-            for first, part in self._decoded(blocks, _READ_BYTES):
-                lines[first : first + len(part)] = part
+        lines = self._decoded(self._blocks())
         if self.transposed:
             return lines.T
         return lines.reshape(self.info.shape)
@@ -144,8 +269,12 @@ class EncodedTensor:
         A chunk takes about `nbytes`, and is decoded when it is asked for. It has whole rows; of a
         transposed matrix whole columns, as a transposed view.
         """
-        for first, part in self._decoded(self._blocks(), nbytes):
-            yield (0, first, part.T) if self.transposed else (first, 0, part)
+        blocks, (count, length) = self._blocks(), self._stored_shape()
+        itemsize = blocks.itemsize if self.encoding.decode is None else 4
+        step = chunk_lines(nbytes, length * itemsize)
+        for first in range(0, count, step):
+            lines = self._decoded(blocks[first : first + step])
+            yield (0, first, lines.T) if self.transposed else (first, 0, lines)
 
     def _stored_shape(self) -> tuple[int, int]:
         """(lines, numbers in each) as the file stores them."""
@@ -159,17 +288,15 @@ class EncodedTensor:
         count = lines * length // self.encoding.length
         return np.frombuffer(self.file.data, block, count, self.offset).reshape(lines, -1)
 
-    def _decoded(self, blocks: np.ndarray, nbytes: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(first line, lines), about `nbytes` at a time."""
-        decode, (count, length) = self.encoding.decode, self._stored_shape()
-        itemsize = blocks.itemsize if decode is None else 4
-        step = chunk_lines(nbytes, length * itemsize)
-        for first in range(0, count, step):
-            part = blocks[first : first + step]
-            if decode is None:
-                yield first, np.require(part, part.dtype.newbyteorder("="), ["A"])
-            else:
-                # an infinite scale gives NaN, as it does in llama.cpp
-                with np.errstate(invalid="ignore"):
-                    numbers = decode(part.reshape(-1))
-                yield first, numbers.reshape(-1, length)
+    def _decoded(self, blocks: np.ndarray) -> np.ndarray:
+        """[lines, blocks in each] → [lines, numbers in each]; floats are not copied."""
+        decode, length = self.encoding.decode, self.encoding.length
+        if decode is None:
+            return np.require(blocks, blocks.dtype.newbyteorder("="), ["A"])
+        flat = blocks.reshape(-1)
+        numbers = np.empty((len(flat), length), np.float32)
+        step = _STEP // length
+        with np.errstate(invalid="ignore"):  # an infinite scale gives NaN, as it does in llama.cpp
+            for first in range(0, len(flat), step):
+                numbers[first : first + step] = decode(flat[first : first + step])
+        return numbers.reshape(len(blocks), -1)

@@ -63,6 +63,15 @@ def read_small_file(path: Path, max_bytes: int, error: type[SourceError]) -> byt
     return data
 
 
+def read_beginning(path: Path, count: int, error: type[SourceError]) -> bytes:
+    """The first `count` bytes of a file, fewer where it is shorter; raises `error` on failure."""
+    try:
+        with os.fdopen(open_regular(path, error), "rb") as file:
+            return file.read(count)
+    except OSError as cause:
+        raise error(f"{path}: cannot be read: {_reason(cause)}") from None
+
+
 def release_pages(data: mmap.mmap) -> None:
     """Drop the pages of a mapping from memory, where the system supports it."""
     if hasattr(mmap, "MADV_DONTNEED"):

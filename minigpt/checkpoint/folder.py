@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, SourceError, short_repr
-from .files import map_file
 from .named import Checkpoint
 from .safetensors import read_safetensors
 from .strict_json import read_json_object
-from .tensors import MappedFile, StoredTensor
+from .tensors import MappedFile, StoredTensor, open_weights
 
 if TYPE_CHECKING:
     from .gguf import GGUF
@@ -34,7 +33,6 @@ _OTHER_KINDS = (".ggml", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".ckpt")
 
 _MAX_INDEX_BYTES = 64_000_000
 _MAX_SHARDS = 10_000
-_LFS_POINTER = b"version https://git-lfs"
 
 
 def open_checkpoint(files: Path | GGUF) -> Checkpoint:
@@ -53,7 +51,7 @@ def open_checkpoint(files: Path | GGUF) -> Checkpoint:
     folder = files
     for single, reader in _SINGLE_AND_INDEX:
         if _exists(folder / single):
-            stored = reader(_open(folder / single))
+            stored = reader(open_weights(folder / single))
             return _checkpoint(folder, [single], stored)
         index = folder / f"{single}.index.json"
         if _exists(index):
@@ -71,20 +69,13 @@ def _checkpoint(folder: Path, names: list[str], stored: dict[str, StoredTensor])
     return Checkpoint(folder, tuple(folder / name for name in names), tensors, stored)
 
 
-def _open(path: Path) -> MappedFile:
-    data = map_file(path)
-    if data[: len(_LFS_POINTER)] == _LFS_POINTER:
-        raise CheckpointError(f"{path}: is a Git LFS pointer, not the file; run `git lfs pull`")
-    return MappedFile(path, data)
-
-
 def _open_shards(folder: Path, index: Path, reader: _Reader) -> Checkpoint:
     names_by_shard = _read_index(index)
     stored: dict[str, StoredTensor] = {}
     for shard in sorted(names_by_shard):
         if not _exists(folder / shard):
             raise CheckpointError(f"{folder / shard}: is missing, and {index.name} names it")
-        tensors = reader(_open(folder / shard))
+        tensors = reader(open_weights(folder / shard))
         missing = names_by_shard[shard] - tensors.keys()
         if missing:
             problem = f"lacks {short_repr(min(missing))}, which {index.name} says it holds"

@@ -50,15 +50,28 @@ _MAX_TEXTS = 1_000_000  # strings in all arrays; no tokenizer has so many tokens
 _MAX_TENSORS = 1 << 16
 _MAX_DIMENSIONS = 4
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
-_UNREAD_TYPES = {  # common encodings that cannot be read, for the message
-    3: "Q4_1",
-    6: "Q5_0",
-    7: "Q5_1",
-    10: "Q2_K",
-    11: "Q3_K",
-    12: "Q4_K",
-    13: "Q5_K",
+_UNREAD_TYPES = {  # ggml's other types of tensors, for the message
+    9: "Q8_1",
     15: "Q8_K",
+    16: "IQ2_XXS",
+    17: "IQ2_XS",
+    18: "IQ3_XXS",
+    19: "IQ1_S",
+    21: "IQ3_S",
+    22: "IQ2_S",
+    24: "I8",
+    25: "I16",
+    26: "I32",
+    27: "I64",
+    28: "F64",
+    29: "IQ1_M",
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
+    34: "TQ1_0",
+    35: "TQ2_0",
+    39: "MXFP4",
+    40: "NVFP4",
 }
 
 

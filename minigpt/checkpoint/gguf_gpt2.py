@@ -26,10 +26,9 @@ import numpy as np
 
 from ..errors import CheckpointError, ConfigError, TokenizerError, short_repr
 from .blocks import EncodedTensor
-from .files import map_file
-from .gguf import GGUF, read_gguf
+from .gguf import GGUF
+from .gguf_parts import open_parts
 from .named import Checkpoint
-from .tensors import MappedFile
 
 ACTIVATION = "minigpt.activation_function"
 ASSUMED_ACTIVATION = "gelu_new"
@@ -70,22 +69,17 @@ _SIZES = {  # of config.json
 def open_gguf(file: Path | GGUF) -> GGUF:
     """The parsed header of a GGUF file of a GPT-2; one that is parsed already is returned as it is.
 
-    Raises CheckpointError for a damaged file, and for another architecture.
+    file  may be a part of a model in several files
+
+    Raises CheckpointError for a damaged file, for missing parts, and for another architecture.
     """
     if isinstance(file, GGUF):
         return file
-    path = file
-    gguf = read_gguf(MappedFile(path, map_file(path)))
+    gguf = open_parts(file)
     architecture = gguf.values.get("general.architecture")
     if architecture != "gpt2":
-        raise CheckpointError(
-            f"{path}: general.architecture is {short_repr(architecture)}; it must be 'gpt2'"
-        )
-    parts = gguf.values.get("split.count", 1)
-    if parts not in (0, 1):
-        raise CheckpointError(
-            f"{path}: is one of {short_repr(parts)} parts; join them: llama-gguf-split --merge"
-        )
+        path, found = gguf.file.path, short_repr(architecture)
+        raise CheckpointError(f"{path}: general.architecture is {found}; it must be 'gpt2'")
     return gguf
 
 
@@ -111,7 +105,8 @@ def gguf_checkpoint(file: Path | GGUF) -> Checkpoint:
         info = replace(tensor.info, name=name, shape=shape)
         stored[name] = replace(tensor, info=info, transposed=transposed)
     tensors = {name: tensor.info for name, tensor in stored.items()}
-    return Checkpoint(path, (path,), tensors, stored)
+    files = dict.fromkeys([path, *(tensor.file.path for tensor in stored.values())])
+    return Checkpoint(path, tuple(files), tensors, stored)
 
 
 def is_transposed_in_gguf(name: str) -> bool:

@@ -16,8 +16,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import SourceError, short_repr
+from .gguf_parts import gguf_models, is_gguf
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
+_HUB_ID = re.compile(
+    r"([A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*)"
+    r"(?:/([A-Za-z0-9_-][A-Za-z0-9_.-]*\.gguf))?"
+)
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 _SMALL_FILES = (
@@ -40,10 +44,11 @@ _WEIGHTS = (
 
 
 def resolve(source: str | os.PathLike[str]) -> Path:
-    """The path of a model source: a folder, a .gguf file, or a hub id.
+    """The path of a model source: a folder, a GGUF file, or a hub id.
 
     The model of a hub id such as "cerebras/Cerebras-GPT-111M" is downloaded, or found in the cache.
-    A folder whose only file of weights is a GGUF file stands for that file.
+    A folder whose only weights are a GGUF file, or the parts of one, stands for that file, and so
+    does such a repository of the hub. "owner/name/file.gguf" is one of several in a repository.
 
     Raises SourceError for anything else, and for a model that cannot be downloaded.
     """
@@ -53,34 +58,36 @@ def resolve(source: str | os.PathLike[str]) -> Path:
     try:
         if path.is_dir():
             return _only_gguf(path) or path
-        if path.suffix.lower() == ".gguf" and path.exists():
-            return path
         is_file = path.exists()
+        if is_file and is_gguf(path):
+            return path
     except (OSError, ValueError):  # too long, or with a zero byte
         is_file = False
     if is_file:
-        raise SourceError(f"{path}: is a file; name its folder, or a .gguf file")
-    if isinstance(source, str) and _HUB_ID.fullmatch(source) and ".." not in source:
-        return _fetch(source)
+        raise SourceError(f"{path}: is a file; name its folder, or a GGUF file")
+    hub_id = _HUB_ID.fullmatch(source) if isinstance(source, str) else None
+    if hub_id and ".." not in hub_id[0]:
+        return _fetch(hub_id[1], hub_id[2])
     raise SourceError(f"{short_repr(str(source))}: no such folder, and not a hub id (owner/name)")
 
 
 def _only_gguf(folder: Path) -> Path | None:
-    """The GGUF file of a folder with no other weights."""
+    """The GGUF file of a folder with no other weights, the first where it has parts."""
     try:
         names = [path.name for path in folder.iterdir()]
     except OSError:  # opening a file of the folder will raise the error
         return None
-    found = [name for name in names if name.lower().endswith(".gguf")]
+    found = list(gguf_models(names))
     if len(found) == 1 and not any(first in names for first, _ in _WEIGHTS):
         return folder / found[0]
     return None
 
 
-def _fetch(hub_id: str) -> Path:
+def _fetch(hub_id: str, file: str | None = None) -> Path:
     """Download the files of a model into huggingface_hub's cache; returns its folder there.
 
-    Without a connection to the hub, the files in the cache are used.
+    Of a GGUF file, `file` or the only one, returns its path. Without a connection to the hub, the
+    files in the cache are used.
     """
     try:
         import huggingface_hub
@@ -93,15 +100,14 @@ def _fetch(hub_id: str) -> Path:
         try:
             # list_repo_files would retry for 20 s longer without a network
             info = huggingface_hub.HfApi().model_info(hub_id)
-            wanted = _wanted([file.rfilename for file in info.siblings or []])
+            names = [sibling.rfilename for sibling in info.siblings or []]
         except RepositoryNotFoundError as error:
             raise SourceError(_not_available(hub_id, error)) from None
         except Exception as error:  # a network library may raise anything
-            return _cached(hub_id, error)
-        if not wanted:
-            raise SourceError(f"{hub_id}: is on the hub, but without weights that can be read")
+            return _cached(hub_id, file, error)
+        wanted = _wanted(hub_id, file, names)
         try:
-            return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=wanted))
+            folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=wanted))
         except RepositoryNotFoundError as error:  # its list is public, its files need a login
             raise SourceError(_not_available(hub_id, error)) from None
         except Exception as error:
@@ -109,6 +115,8 @@ def _fetch(hub_id: str) -> Path:
                 f"{hub_id}: cannot be fetched: {_first_line(error)}; "
                 "run it again to continue the download"
             ) from None
+    gguf = file or next((name for name in wanted if name.lower().endswith(".gguf")), None)
+    return folder / gguf if gguf else folder
 
 
 def _not_available(hub_id: str, error: Exception) -> str:
@@ -116,8 +124,8 @@ def _not_available(hub_id: str, error: Exception) -> str:
     return f"{hub_id}: no such folder, and {reason}: {_first_line(error)}"
 
 
-def _cached(hub_id: str, cause: Exception) -> Path:
-    """The folder of a model in the cache; `cause` is why the hub was not reached."""
+def _cached(hub_id: str, file: str | None, cause: Exception) -> Path:
+    """The folder of a model in the cache, or its GGUF file; `cause` is why the hub failed."""
     import huggingface_hub
 
     try:
@@ -131,17 +139,32 @@ def _cached(hub_id: str, cause: Exception) -> Path:
             f"{hub_id}: no such folder, not in the cache, and the hub cannot be reached "
             f"({_first_line(cause)})"
         ) from None
-    return Path(folder)
+    return Path(folder, file) if file else _only_gguf(Path(folder)) or Path(folder)
 
 
-def _wanted(names: list[str]) -> list[str]:
-    """The files to download, of all files of a model; empty if it has no weights."""
+def _wanted(hub_id: str, file: str | None, names: list[str]) -> list[str]:
+    """The files to download, of all files of a model; GGUF where it has no other weights.
+
+    file  a GGUF file that was asked for
+
+    Raises SourceError for a model without weights, or with several GGUF files of which none, or
+    another, was named.
+    """
     plain = [name for name in names if _PLAIN_NAME.fullmatch(name)]  # no folders, no patterns
-    for first, patterns in _WEIGHTS:
+    for first, patterns in _WEIGHTS if file is None else ():
         if first in plain:
             weights = [name for name in plain if any(fnmatchcase(name, p) for p in patterns)]
             return [name for name in plain if name in _SMALL_FILES] + weights
-    return []
+    models = gguf_models(plain)
+    found = [files for files in models.values() if file is None or file in files]
+    if len(found) == 1:
+        return found[0]
+    if not models:
+        raise SourceError(f"{hub_id}: is on the hub, but without weights that can be read")
+    problem = "holds several GGUF files" if file is None else f"holds no file {short_repr(file)}"
+    known = ", ".join(list(models)[:20]) + (", …" if len(models) > 20 else "")
+    example = f"{hub_id}/{next(iter(models))}"
+    raise SourceError(f"{hub_id}: {problem}; name one of {known}, as in {example}")
 
 
 def _first_line(error: Exception) -> str:

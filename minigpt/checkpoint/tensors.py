@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError, short_repr
+from .files import map_file
 
 # safetensors' names of the dtypes. NumPy has no bfloat16: its bits come as uint16.
 NUMPY_DTYPE: dict[str, np.dtype[Any]] = {
@@ -32,6 +33,7 @@ NUMPY_DTYPE: dict[str, np.dtype[Any]] = {
 _MAX_SHARING = 16
 _FREE_SHARING = 64 * 2**20  # bytes
 _MAX_ELEMENTS = 2**56
+_LFS_POINTER = b"version https://git-lfs"
 _LINES = 64  # packed together
 
 
@@ -51,6 +53,14 @@ class MappedFile:
 
     path: Path
     data: mmap.mmap
+
+
+def open_weights(path: Path) -> MappedFile:
+    """Map a file of weights. Raises CheckpointError where it cannot be, or is an LFS pointer."""
+    data = map_file(path)
+    if data[: len(_LFS_POINTER)] == _LFS_POINTER:
+        raise CheckpointError(f"{path}: is a Git LFS pointer, not the file; run `git lfs pull`")
+    return MappedFile(path, data)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.blocks import ENCODINGS
 from ..config import GPTConfig
 from ..errors import CheckpointError
 from ..kernels.layout import qweight_shape, scales_shape
 from .table import HEAD, PREFIX, SCALES, Shapes, all_shapes, is_packed, operand_shape
 
-# TensorInfo.dtype of a weight; the last three are the block formats of GGUF files.
-FLOATS = ("F32", "BF16", "F16", "F64", "Q8_0", "Q4_0", "Q6_K")
+# TensorInfo.dtype of a weight, beside the encodings of GGUF files
+FLOATS = ("F32", "BF16", "F16", "F64")
+_GGUF_DTYPES = tuple(encoding.name for encoding in ENCODINGS.values())
 _QWEIGHT_DTYPE = {"int8": "I8", "int4": "U8"}
 
 # Buffers in the checkpoints of older versions of transformers: the causal mask and its fill value.
@@ -92,7 +94,7 @@ def _check_float(
         raise CheckpointError(
             f"{where} has shape {list(found.shape)}; by config.json it is {list(shape)}"
         )
-    if found.dtype not in FLOATS:
+    if found.dtype not in (*FLOATS, *_GGUF_DTYPES):
         raise CheckpointError(f"{where} is of type {found.dtype}; weights are {', '.join(FLOATS)}")
 
 

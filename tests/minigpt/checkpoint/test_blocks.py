@@ -12,8 +12,6 @@ from minigpt.checkpoint.blocks import (
     ENCODINGS,
     F16,
     F32,
-    Q4_0,
-    Q6_K,
     Q8_0,
     EncodedTensor,
     Encoding,
@@ -23,16 +21,21 @@ from minigpt.checkpoint.blocks import (
 from minigpt.checkpoint.tensors import TensorInfo
 
 NAMES = {encoding.name: encoding for encoding in ENCODINGS.values()}
+IN_BLOCKS = [encoding for encoding in ENCODINGS.values() if encoding.decode is not None]
+# of F16: zeros, the smallest, subnormal and normal, the largest
+EXTREME = [0.0, -0.0, 6e-8, -6e-8, 5.9e-5, 6.2e-5, -65504.0, 65504.0]
 
 
 def random_blocks(encoding: Encoding, lines: int, length: int) -> np.ndarray:
-    """Blocks of random bits with ordinary scales; small integers for encodings without blocks."""
+    """Blocks of random bits with ordinary and extreme scales; else small integers."""
     rng = np.random.default_rng(encoding.type)
     count = lines * length // encoding.length
     if encoding.decode is None:
         return rng.integers(0, 100, count).astype(encoding.block)
     blocks = np.frombuffer(rng.bytes(count * encoding.block.itemsize), encoding.block).copy()
-    blocks["d"] = rng.normal(size=count)
+    for scale in {"d", "m"} & set(encoding.block.names or ()):
+        blocks[scale] = rng.normal(size=count)
+        blocks[scale][: len(EXTREME)] = rng.permutation(EXTREME)[:count]
     return blocks
 
 
@@ -43,14 +46,30 @@ def test_types_and_sizes_equal_llama_cpps(encoding: Encoding) -> None:
     assert (encoding.length, encoding.block.itemsize) == GGML_QUANT_SIZES[theirs]
 
 
-@pytest.mark.parametrize("encoding", [Q8_0, Q4_0, Q6_K], ids=lambda encoding: encoding.name)
+@pytest.mark.parametrize("encoding", IN_BLOCKS, ids=lambda encoding: encoding.name)
 def test_blocks_decode_as_llama_cpp_decodes_them(encoding: Encoding) -> None:
-    blocks = random_blocks(encoding, 5, 512)
+    """Bit for bit, zeros' signs included."""
+    blocks = random_blocks(encoding, 20, 512)
     expected = dequantize(blocks.view(np.uint8), GGMLQuantizationType[encoding.name])
     assert encoding.decode is not None
     decoded = encoding.decode(blocks)
     assert decoded.dtype == np.float32
-    assert np.array_equal(decoded.reshape(-1), expected.reshape(-1))
+    assert decoded.tobytes() == expected.tobytes()
+
+
+def test_q4_k_by_its_formula() -> None:
+    """A block by hand: part 0 has s 1 and t 2, part 5 the s 63 and t 33; the others 0."""
+    encoding = NAMES["Q4_K"]
+    block = np.zeros(1, encoding.block)
+    block["d"], block["m"] = 2, 0.5
+    block["st"][0] = [1, 0b11 << 6, 0, 0, 2, 0b10 << 6, 0, 0, 0, 0b0001_1111, 0, 0]
+    block["q"][0, :32] = 7  # part 0 in the low halves of the first 32 bytes
+    block["q"][0, 64:96] = 9 << 4  # part 5 in the high halves of the third
+    assert encoding.decode is not None
+    parts = encoding.decode(block).reshape(8, 32)
+    assert parts[0].tolist() == [2 * 1 * 7 - 0.5 * 2] * 32
+    assert parts[5].tolist() == [2 * 63 * 9 - 0.5 * 33] * 32
+    assert not parts[[1, 2, 3, 4, 6, 7]].any()
 
 
 def test_q8_0_is_rounded_as_llama_cpp_rounds_it() -> None:

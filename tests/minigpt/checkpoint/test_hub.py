@@ -40,6 +40,8 @@ def test_a_folder_is_itself(tmp_path: Path) -> None:
         "a/..",
         "owner/na me",
         "owner/x\n",
+        "owner/x/../y.gguf",
+        "owner/x/y/z.gguf",
         "a\0b",
         7,
         None,
@@ -224,6 +226,44 @@ def test_one_of_several_formats_is_downloaded(hub: Hub, tmp_path: Path) -> None:
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
     }
+
+
+def test_a_repository_of_one_gguf_model(hub: Hub, tmp_path: Path) -> None:
+    """Its file is the source, or the first of its parts; without a connection, too."""
+    pytest.importorskip("huggingface_hub")
+    parts = ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]
+    for hub_id, names in (("owner/one", ["m.gguf"]), ("owner/parts", parts)):
+        hub.models[hub_id] = {"README.md": b"#", **{name: name.encode() for name in names}}
+        path = Path(fetch(hub, hub_id, tmp_path))
+        assert path.name == names[0]
+        assert sorted(other.name for other in path.parent.iterdir()) == names
+        assert fetch(hub, hub_id, tmp_path, HF_HUB_OFFLINE="1") == str(path)
+
+
+def test_a_repository_of_several_gguf_models(hub: Hub, tmp_path: Path) -> None:
+    """One is named after the repository; only its parts are downloaded."""
+    pytest.importorskip("huggingface_hub")
+    names = ["a.Q4_K_M.gguf", "b-00001-of-00002.gguf", "b-00002-of-00002.gguf"]
+    hub.models["owner/name"] = dict.fromkeys(names, b"GGUF")
+    answer = fetch(hub, "owner/name", tmp_path)
+    assert answer == (
+        "SourceError owner/name: holds several GGUF files; name one of a.Q4_K_M.gguf, "
+        "b-00001-of-00002.gguf, as in owner/name/a.Q4_K_M.gguf"
+    )
+    path = Path(fetch(hub, "owner/name/b-00002-of-00002.gguf", tmp_path))
+    assert path.name == names[2]
+    assert sorted(other.name for other in path.parent.iterdir()) == names[1:]
+    again = fetch(hub, "owner/name/b-00002-of-00002.gguf", tmp_path, HF_HUB_OFFLINE="1")
+    assert again == str(path)
+    answer = fetch(hub, "owner/name/c.gguf", tmp_path)
+    assert "holds no file 'c.gguf'; name one of a.Q4_K_M.gguf" in answer
+
+
+def test_other_weights_of_a_repository_take_precedence_over_gguf(hub: Hub, tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    hub.models["owner/name"] = {**BIN_MODEL, "m.gguf": b"GGUF"}
+    assert not (Path(fetch(hub, "owner/name", tmp_path)) / "m.gguf").exists()
+    assert Path(fetch(hub, "owner/name/m.gguf", tmp_path)).name == "m.gguf"
 
 
 @pytest.mark.slow

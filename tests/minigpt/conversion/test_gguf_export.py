@@ -24,6 +24,7 @@ from minigpt import GPTConfig, GPTModel, GPTTokenizer
 from minigpt.checkpoint import open_checkpoint, resolve, write_safetensors
 from minigpt.conversion.convert import Progress, convert
 from minigpt.conversion.gguf_export import save_gguf
+from minigpt.description import describe
 from minigpt.errors import CheckpointError, ConfigError, InputError, SourceError, TokenizerError
 from minigpt.kernels.layout import f32_to_bf16
 from minigpt.tokenizer.bpe import byte_symbols
@@ -488,27 +489,36 @@ def test_older_files(foreign, model: Path) -> None:
     assert np.array_equal(logits(path), logits(foreign()))
 
 
-def test_mixed_encodings_in_one_model(foreign, model: Path) -> None:
-    """wte in Q4_0, one matrix in F16, one in Q8_0: the logits are close."""
-    path = foreign()
-    exact = logits(path)
-    kinds = {"token_embd": "Q4_0", "blk.0.ffn_up": "Q8_0", "blk.1.ffn_up": "F16"}
+def test_mixed_encodings_in_one_model(foreign, tmp_path: Path) -> None:
+    """The logits are those of a folder with the numbers that llama.cpp's package decodes."""
+    path = foreign().rename(tmp_path / "first.gguf")
+    kinds = {
+        "token_embd": "Q5_1",
+        "blk.0.attn_qkv": "Q5_0",
+        "blk.0.attn_output": "Q8_0",
+        "blk.0.ffn_up": "Q4_0",
+        "blk.0.ffn_down": "Q4_1",  # as in "Q4_0" files made with an importance matrix
+        "blk.1.ffn_up": "F16",
+    }
     writer = gguf.GGUFWriter(path.with_name("mixed.gguf"), "gpt2")
     reader = gguf.GGUFReader(path)
     for name, field in reader.fields.items():
         if not name.startswith("GGUF.") and name != "general.architecture":
             add_field(writer, name, field)
+    decoded = {}
     for tensor in reader.tensors:
         kind = gguf.GGMLQuantizationType[kinds.get(tensor.name.removesuffix(".weight"), "F32")]
-        writer.add_tensor(tensor.name, gguf.quants.quantize(tensor.data, kind), raw_dtype=kind)
+        stored = gguf.quants.quantize(tensor.data, kind)
+        writer.add_tensor(tensor.name, stored, raw_dtype=kind)
+        decoded[tensor.name] = gguf.quants.dequantize(stored, kind).reshape(tensor.data.shape)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     mixed = open_checkpoint(path.with_name("mixed.gguf"))
-    assert {"Q4_0", "Q8_0", "F16", "F32"} == {info.dtype for info in mixed.tensors.values()}
-    error = abs(logits(path.with_name("mixed.gguf")) - exact).max() / abs(exact).max()
-    assert 0 < error < 0.2
+    assert {info.dtype for info in mixed.tensors.values()} == {"F32", *kinds.values()}
+    expected = logits(foreign(tensors=decoded))
+    assert np.array_equal(logits(path.with_name("mixed.gguf")), expected)
 
 
 def add_field(writer: gguf.GGUFWriter, name: str, field: gguf.ReaderField) -> None:
@@ -520,7 +530,8 @@ def add_field(writer: gguf.GGUFWriter, name: str, field: gguf.ReaderField) -> No
     ("values", "error", "problem"),
     [
         ({"general.architecture": "llama"}, CheckpointError, "'llama'"),
-        ({"split.count": 3}, CheckpointError, "llama-gguf-split"),
+        ({"split.count": 3}, CheckpointError, "names must end in -00001-of-00003.gguf"),
+        ({"split.count": "3"}, CheckpointError, "split.count is '3'"),
         ({"gpt2.block_count": None}, ConfigError, "gpt2.block_count is missing"),
         ({"gpt2.block_count": "2"}, ConfigError, "must be an integer"),
         ({"gpt2.block_count": 0}, ConfigError, "n_layer"),
@@ -600,6 +611,37 @@ def test_a_folder_with_one_gguf_file(model: Path, tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+def test_a_folder_with_one_model_in_parts(foreign, tmp_path: Path) -> None:
+    whole = foreign()
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    writer = gguf.GGUFWriter(folder / "m.gguf", "gpt2", split_max_tensors=9)
+    reader = gguf.GGUFReader(whole)
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            add_field(writer, name, field)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    parts = sorted(folder.iterdir())
+    assert len(parts) == 4
+    assert resolve(folder) == parts[0]
+    assert describe(folder).files == [part.name for part in parts]
+    for source in (folder, parts[2]):
+        assert np.array_equal(logits(source), logits(whole))
+        assert_same_vocabulary(resolve(source), whole)
+
+
+def test_a_file_without_a_suffix(model: Path, tmp_path: Path) -> None:
+    """Such as a blob of Ollama's or of the hub's cache."""
+    path = saved(model, tmp_path / "sha256-0a1b")
+    assert resolve(path) == path
+    assert np.array_equal(logits(path), logits(model))
+
+
 def test_other_weights_take_precedence_over_a_gguf_file(model: Path, tmp_path: Path) -> None:
     path = saved(model, tmp_path / "x.gguf")
     shutil.copytree(model, tmp_path, dirs_exist_ok=True)
@@ -607,10 +649,18 @@ def test_other_weights_take_precedence_over_a_gguf_file(model: Path, tmp_path: P
     assert resolve(path) == path
 
 
-def test_a_file_that_is_not_gguf(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"<!DOCTYPE html>", "is not a GGUF file"),
+        (b"", "is empty"),
+    ],
+)
+def test_a_file_that_is_not_gguf(content: bytes, problem: str, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
-    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    refused(CheckpointError, "is not a GGUF file", lambda: GPTModel.from_pretrained(path), path)
+    path.write_bytes(content)
+    refused(CheckpointError, problem, lambda: GPTModel.from_pretrained(path), path)
 
 
 @pytest.fixture(scope="module")
