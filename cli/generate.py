@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import InputError
+from ..errors import short_repr
 from .terminal import (
     Text,
     dtype_option,
     end_at_once_on_interrupt,
     end_line,
+    is_terminal,
     model_option,
     note,
     read_text,
@@ -45,7 +47,7 @@ class FiniteRange(click.FloatRange):
     short_help="Continue a text.",
     epilog='Example: minigpt generate "Once upon a time" -n 100 --top-p 0.9 --seed 7',
 )
-@click.argument("prompt", required=False, type=Text())
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]", type=Text(may_be_empty=True))
 @model_option
 @click.option(
     "-n",
@@ -62,7 +64,10 @@ class FiniteRange(click.FloatRange):
     "0 always picks the most likely token.",
 )
 @click.option(
-    "--top-k", type=click.IntRange(min=1), metavar="K", help="Sample from the K most likely tokens."
+    "--top-k",
+    type=click.IntRange(min=0),
+    metavar="K",
+    help="Sample from the K most likely tokens; 0: from all.",
 )
 @click.option(
     "--top-p",
@@ -83,19 +88,26 @@ class FiniteRange(click.FloatRange):
     "which --verbose and --json report.",
 )
 @click.option(
-    "--stop", type=Text(), multiple=True, help="End before this text. May be given several times."
+    "--stop",
+    type=Text(),
+    multiple=True,
+    help="End before this text, or at this special token. May be given several times.",
 )
 @special_option
 @tokenizer_option
 @dtype_option
 @threads_option
-@click.option("--echo", is_flag=True, help="Print the prompt before its continuation.")
+@click.option(
+    "--echo",
+    is_flag=True,
+    help="Print the prompt before its continuation, as is done on a terminal for PROMPT.",
+)
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object at the end, prompt included."
 )
 @verbose_option
 def generate(
-    prompt: str | None,
+    prompts: tuple[str, ...],
     source: str,
     max_tokens: int,
     temperature: float,
@@ -114,12 +126,12 @@ def generate(
 ) -> None:
     """Continues PROMPT, or the text on standard input if PROMPT is - or absent.
 
-    Standard output receives the continuation alone, token by token; a terminal also gets a newline
-    at the end. The prompt is used unchanged, with any newline at its end.
+    Standard output receives the continuation alone, token by token; a terminal also gets PROMPT
+    before it and a newline at the end. The prompt is used unchanged, with any newline at its end;
+    an empty one begins a text.
     """
+    prompt = _only(prompts)
     text = read_text(prompt, "PROMPT")
-    if not text:
-        raise InputError("standard input: empty; a prompt needs at least one character")
     started = perf_counter()
     codec, model = _load(source, tokenizer or source, dtype, threads, verbose)
     ids = codec.encode(text, allow_special=special)
@@ -141,6 +153,9 @@ def generate(
         min_p=min_p,
         seed=seed,
     )
+    if stream.unused:
+        names = ", ".join("--" + name.replace("_", "-") for name in stream.unused)
+        note(f"temperature 0 takes the most likely token: {names} changes nothing", verbose)
     stamps = [loaded]
     chunks = _stamped(stream, stamps)
     if as_json:
@@ -157,12 +172,24 @@ def generate(
         }
         write(json.dumps(result) + "\n")
     else:
-        _print(chunks, text if echo else "")
+        with_prompt = echo or (prompt not in (None, "-") and is_terminal(sys.stdout))
+        _print(chunks, text if with_prompt else "")
     if stream.reason == "context":
         note(f"context is full: stopped at {model.config.n_positions} tokens in all", verbose)
     timings = _timings(started, stamps, len(stream.ids))
     facts = {"prompt_tokens": len(ids), "new_tokens": len(stream.ids), "seed": seed, **timings}
     note(", ".join(f"{name} {value}" for name, value in facts.items()), verbose)
+
+
+def _only(prompts: tuple[str, ...]) -> str | None:
+    """The only prompt, None if there is none; several are a text that the shell has cut."""
+    if len(prompts) > 1:
+        text = short_repr(" ".join(prompts))[1:-1]
+        raise click.UsageError(
+            f'PROMPT is one argument, and there are {len(prompts)}; quote it: "{text}"',
+            click.get_current_context(),
+        )
+    return prompts[0] if prompts else None
 
 
 def _load(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import warnings
 from collections.abc import Generator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,11 +16,12 @@ import numpy as np
 from .arguments import checked_batch, checked_targets, checked_threads
 from .bundled import BUNDLED_MODEL
 from .conversion.saving import save_model
-from .errors import InputError, SourceError
+from .errors import CheckpointError, InputError, SourceError
 from .generation import generate as generation
 from .generation.sampler import Eos, SamplingParams
 from .model.engine import Engine
 from .source import ModelSource, open_source
+from .tokenizer.files import read_vocabulary
 from .weights.loading import load_weights
 from .weights.table import checkpoint_name
 
@@ -46,7 +50,8 @@ class GPTModel:
     source  the folder or GGUF file it was loaded from
 
     Several threads may use one model: they take turns, pass by pass. Ctrl-C ends a call and leaves
-    the model usable.
+    the model usable. A copy shares the weights. A pickle holds no weights: it is read by loading
+    `source` again, with this dtype and number of threads.
     """
 
     def __init__(self, engine: Engine, source: Path) -> None:
@@ -90,6 +95,28 @@ class GPTModel:
             raise InputError(f"threads {threads}: {error}; take fewer") from error
         return cls(engine, folder)
 
+    def __copy__(self) -> GPTModel:
+        return type(self)(self.engine, self.source)
+
+    def __deepcopy__(self, memo: object) -> GPTModel:
+        return self.__copy__()  # nothing changes weights
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return type(self).from_pretrained, (self.source.absolute(), self.dtype, self.engine.threads)
+
+    @cached_property
+    def sampled_vocab_size(self) -> int:
+        """Generation chooses ids below this one: the size of the source's tokenizer.
+
+        vocab_size where the source has none that can be read. Models often have rows of wte, and so
+        ids, that no token of their tokenizer names.
+        """
+        try:
+            tokens = len(read_vocabulary(self.source).tokens)
+        except SourceError:
+            return self.config.vocab_size
+        return min(tokens, self.config.vocab_size)
+
     def __call__(self, ids: Any) -> Output:
         """The logits at every position.
 
@@ -124,16 +151,20 @@ class GPTModel:
             ids = model.generate(ids, max_new_tokens=100, temperature=0.8, top_p=0.95, seed=1)
             print(tokenizer.decode(ids[0]))
 
-        ids             the prompts, of 1 to n_positions tokens each:
+        ids             the prompts, of at most n_positions tokens each:
                         integers [B, T], or [T] for B = 1, which return an array, or
-                        a list of B prompts, integers [T_i], which returns a list
+                        a list of B prompts, integers [T_i], which returns a list.
+                        An array, a list, or any other iterable. An empty prompt begins after
+                        config.start_token_id, which is not among the tokens returned
         max_new_tokens  generate at most this many tokens, an integer from 0. Fewer where
                         eos_token_id comes, or where prompt and new tokens together fill the
                         model's context, n_positions
-        temperature     0 takes the most likely token each time; top_k, top_p, min_p and seed are
-                        then ignored. Above 0 tokens are drawn from softmax(logits ÷ temperature):
-                        below 1 sharpens, above 1 flattens the distribution. Any finite number
-        top_k           keep only the k most likely tokens: an integer from 1, or None for all
+        temperature     0 takes the most likely token each time, whatever top_k, top_p, min_p and
+                        seed are (Hugging Face's do_sample=False); a UserWarning says so where one
+                        of the first three is set. Above 0 tokens are drawn from
+                        softmax(logits ÷ temperature): below 1 sharpens, above 1 flattens the
+                        distribution. Any finite number
+        top_k           keep only the k most likely tokens: an integer from 1, or 0 or None for all
         top_p           keep only the smallest set of most likely tokens whose probabilities sum to
                         top_p or more: above 0 and at most 1, or None for all
         min_p           keep only tokens of at least min_p times the probability of the most likely:
@@ -144,8 +175,8 @@ class GPTModel:
                         Each row of a batch draws random numbers of its own
         eos_token_id    the token that ends a row, or several, each of which does; it is the last of
                         the row. "config": config.eos_token_ids; None: nothing ends a row early
-        vocab_size      choose only ids below this one, an integer from 1, for a model whose
-                        vocabulary is padded beyond the tokenizer's; None: all ids
+        vocab_size      choose only ids below this one, an integer from 1, and those that end a row.
+                        None: below sampled_vocab_size, the size of the source's tokenizer
 
         Returns prompts and new tokens: an array gives int64 [B, T + n], in which rows that ended
         early are filled with eos_token_id, of several the first; a list gives a list of B arrays,
@@ -159,6 +190,7 @@ class GPTModel:
         params = SamplingParams(
             max_new_tokens, temperature, top_k, top_p, min_p, seed, eos_token_id, vocab_size
         )
+        _warn_of_unused(params)
         return generation.generate(self, ids, params)
 
     def stream(
@@ -179,7 +211,8 @@ class GPTModel:
             for token_id in model.stream(ids, temperature=0.8):
                 print(decoder.push(token_id), end="", flush=True)
 
-        ids  the prompt: integers [T] or [1, T], 1 ≤ T ≤ n_positions
+        ids  the prompt: integers [T] or [1, T], T ≤ n_positions; an empty one begins after
+             config.start_token_id
 
         The options are those of `generate`. A token is computed when it is asked for, and closing
         the generator stops the work. Raises InputError at the call, for a wrong argument; the
@@ -188,6 +221,7 @@ class GPTModel:
         params = SamplingParams(
             max_new_tokens, temperature, top_k, top_p, min_p, seed, eos_token_id, vocab_size
         )
+        _warn_of_unused(params)
         return generation.stream(self, ids, params)
 
     def loss_and_grad(self, ids: Any, targets: Any) -> tuple[float, dict[str, np.ndarray]]:
@@ -206,7 +240,7 @@ class GPTModel:
         weights, which stay in memory.
 
         Raises InputError for ids or targets that are not tokens, for different shapes, and for
-        targets that are all ignored.
+        targets that are all ignored, and CheckpointError where the loss is not finite.
         """
         batch = checked_batch(ids, self.config)
         wanted, counted = checked_targets(targets, batch.shape, self.config)
@@ -217,6 +251,10 @@ class GPTModel:
             self._learner.zero_grad()
             nats = self._learner.backward(batch, wanted, 1 / counted)
             grads = self._learner.pop_grads()
+        if not math.isfinite(nats):
+            raise CheckpointError(
+                f"loss: is {nats}; the weights are damaged, or overflow in this dtype"
+            )
         return nats / counted, {
             checkpoint_name(name, weights.prefix): grad for name, grad in grads.items()
         }
@@ -238,3 +276,15 @@ class GPTModel:
         Raises InputError for another dtype, and SourceError if the folder cannot be written.
         """
         save_model(self.config, self.engine.weights, self.source, folder, dtype)
+
+
+def _warn_of_unused(params: SamplingParams) -> None:
+    """Warn the caller of `generate` or `stream` of options that do nothing at temperature 0."""
+    if params.unused:
+        names = " and ".join(params.unused)
+        warnings.warn(
+            f"temperature is 0, which takes the most likely token: {names} changes nothing; "
+            "give a temperature above 0 to sample",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
@@ -236,8 +236,11 @@ def checked_ids(ids: Any, vocab_size: int) -> npt.NDArray[np.int64]:
 def _as_array(values: Any) -> np.ndarray:
     """`values` as np.asarray gives them, but integers of mixed NumPy types as integers.
 
-    NumPy promotes int8 beside uint64 to float64.
+    NumPy promotes int8 beside uint64 to float64. Raises ValueError for masked arrays, of which it
+    drops the mask.
     """
+    if isinstance(values, np.ma.MaskedArray):
+        raise ValueError("a masked array")
     array = np.asarray(values)
     if array.dtype.kind == "f" and isinstance(values, list | tuple):
         objects = np.array(values, object)
@@ -248,32 +251,56 @@ def _as_array(values: Any) -> np.ndarray:
     return array
 
 
+def gathered(ids: Any, name: str = "ids") -> Any:
+    """`ids` as an array, a list or a tuple: those unchanged, iterators and other sequences read.
+
+    A masked array is refused, of which NumPy drops the mask.
+    """
+    items = ids if isinstance(ids, list | tuple) else [ids]
+    if any(isinstance(item, np.ma.MaskedArray) for item in items):
+        raise InputError(f"{name}: a masked array; take its compressed() or filled() numbers")
+    if isinstance(ids, np.ndarray | list | tuple | np.generic):
+        return ids
+    if hasattr(ids, "__array__"):  # a tensor of another library
+        try:
+            return np.asarray(ids)
+        except (TypeError, ValueError, RuntimeError) as error:  # on a GPU, for instance
+            raise InputError(f"{name}: {type(ids).__name__}: is no array: {error}") from None
+    if isinstance(ids, Iterable) and not isinstance(ids, str | bytes | bytearray | Mapping | Set):
+        return list(ids)
+    return ids
+
+
 def is_list_of_prompts(ids: object) -> bool:
     """Whether `ids` is a list of sequences rather than one flat prompt."""
-    return isinstance(ids, list | tuple) and any(
-        isinstance(item, list | tuple) or (isinstance(item, np.ndarray) and item.ndim)
-        for item in ids
-    )
+    return isinstance(ids, list | tuple) and any(map(_is_sequence, ids))
 
 
-def checked_prompts(ids: Any, config: GPTConfig) -> list[np.ndarray]:
+def _is_sequence(item: object) -> bool:
+    """Whether an item of a list is a prompt of its own, not an id of a flat prompt."""
+    if isinstance(item, str | bytes | np.generic) or not isinstance(item, Iterable):
+        return False
+    return getattr(item, "ndim", 1) > 0
+
+
+def checked_prompts(ids: Any, config: GPTConfig, minimum: int = 1) -> list[np.ndarray]:
     """`ids`, integers [B, T], [T] or a list of B prompts [T_i], as int64 arrays [T_i].
 
-    Every prompt has 1 to n_positions tokens, and every id is below vocab_size.
+    Every prompt has `minimum` to n_positions tokens, and every id is below vocab_size.
     """
-    if is_list_of_prompts(ids):
-        return [checked_prompt(item, config, f"ids[{i}]") for i, item in enumerate(ids)]
-    if isinstance(ids, np.ndarray) and ids.ndim == 2:
+    ids = gathered(ids)
+    if is_list_of_prompts(ids) or (isinstance(ids, np.ndarray) and ids.ndim == 2):
         if len(ids) == 0:
             raise InputError("ids: no sequences in it; give at least one")
-        return [checked_prompt(row, config, f"ids[{i}]") for i, row in enumerate(ids)]
-    return [checked_prompt(ids, config)]
+        return [checked_prompt(item, config, minimum, f"ids[{i}]") for i, item in enumerate(ids)]
+    return [checked_prompt(ids, config, minimum)]
 
 
-def checked_prompt(ids: Any, config: GPTConfig, name: str = "ids") -> np.ndarray:
-    """`ids`, integers [T], as int64 [T]; 1 ≤ T ≤ n_positions, and every id is below vocab_size."""
+def checked_prompt(ids: Any, config: GPTConfig, minimum: int = 1, name: str = "ids") -> np.ndarray:
+    """`ids`, integers [T], as int64 [T]; `minimum` ≤ T ≤ n_positions, every id below vocab_size."""
+    ids = gathered(ids)
     if isinstance(ids, np.ndarray):
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise InputError(
                 f"{name}: {ids.dtype} of shape {list(ids.shape)}; must be integers [T] or [B, T]"
             )
@@ -282,14 +309,14 @@ def checked_prompt(ids: Any, config: GPTConfig, name: str = "ids") -> np.ndarray
     elif not all(map(is_integer, ids)):
         wrong = next(item for item in ids if not is_integer(item))
         raise InputError(f"{name}: holds a {type(wrong).__name__}; must hold integers only")
-    if len(ids) == 0:
-        raise InputError(f"{name}: empty; a prompt needs at least one token")
+    if len(ids) < minimum:
+        raise InputError(f"{name}: empty; must have at least one token")
     if len(ids) > config.n_positions:
         raise InputError(
             f"{name}: {len(ids)} tokens, where this model's context is {config.n_positions}; "
             "shorten the prompt"
         )
-    for extreme in (min(ids), max(ids)):
+    for extreme in (min(ids), max(ids)) if len(ids) else ():
         if not 0 <= extreme < config.vocab_size:
             raise InputError(
                 f"{name}: {short_repr(int(extreme))} is not a token; "
@@ -314,7 +341,7 @@ def checked_targets(
 ) -> tuple[np.ndarray, int]:
     """`targets` as int64 of the ids' shape [B, T], and the number of them that are not -100."""
     try:
-        array = _as_array(targets)
+        array = _as_array(gathered(targets, "targets"))
     except ValueError:  # sequences of unequal length
         raise InputError(f"targets: ragged; must be of the ids' shape, {list(shape)}") from None
     if array.dtype.kind not in "iu":

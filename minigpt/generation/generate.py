@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import checked_prompts, is_list_of_prompts
+from ..arguments import checked_prompts, gathered, is_list_of_prompts
 from ..errors import InputError
 from .sampler import SamplingParams
 from .scheduler import MAX_BATCH_TOKENS, Event, Model, Request, Scheduler
@@ -19,13 +19,14 @@ from .scheduler import MAX_BATCH_TOKENS, Event, Model, Request, Scheduler
 
 def generate(model: Model, ids: Any, params: SamplingParams) -> np.ndarray | list[np.ndarray]:
     """A batch of prompts with their continuations; see GPTModel.generate."""
-    prompts = checked_prompts(ids, model.config)
+    ids = gathered(ids)
+    prompts = checked_prompts(ids, model.config, minimum=0)
     scheduler, requests = schedule(model, prompts, params)
     for _ in events(scheduler):
         pass
     sequences = [
-        np.concatenate([request.prompt, np.array(request.token_ids, np.int64)])
-        for request in requests
+        np.concatenate([prompt, np.array(request.token_ids, np.int64)])
+        for prompt, request in zip(prompts, requests, strict=True)
     ]
     if is_list_of_prompts(ids):
         return sequences
@@ -39,8 +40,8 @@ def stream(model: Model, ids: Any, params: SamplingParams) -> Generator[int, Non
 
 
 def checked_single_prompt(model: Model, ids: Any) -> np.ndarray:
-    """`ids`, integers [T] or [1, T], as int64 [T]."""
-    prompts = checked_prompts(ids, model.config)
+    """`ids`, integers [T] or [1, T], as int64 [T]; T may be 0."""
+    prompts = checked_prompts(ids, model.config, minimum=0)
     if len(prompts) != 1:
         raise InputError(f"ids: {len(prompts)} sequences, where stream takes one; use generate")
     return prompts[0]
@@ -51,11 +52,11 @@ def schedule(
 ) -> tuple[Scheduler, list[Request]]:
     """A scheduler for these prompts alone, and their requests; row i has its own random numbers."""
     params = replace(params, seed=params.seed_or_fresh())  # all rows have the same seed
-    capacity = max(len(prompt) for prompt in prompts) + params.max_new_tokens
+    longest = max(1, *map(len, prompts))  # an empty prompt has the start token
     scheduler = Scheduler(
         model,
         slots=min(len(prompts), MAX_BATCH_TOKENS),
-        capacity=min(capacity, model.config.n_positions),
+        capacity=min(longest + params.max_new_tokens, model.config.n_positions),
     )
     return scheduler, [
         scheduler.add_request(prompt, params, row) for row, prompt in enumerate(prompts)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -34,7 +34,7 @@ class SamplingParams:
                     (Ackley, Hinton and Sejnowski 1985, https://doi.org/10.1207/s15516709cog0901_7);
                     0 takes the token of the largest logit; top_k, top_p, min_p and seed are then
                     ignored
-    top_k           keep the k most likely tokens; an integer from 1, or None for all
+    top_k           keep the k most likely tokens; an integer from 1, or 0 or None for all
                     (Fan et al. 2018, https://arxiv.org/abs/1805.04833, section 5.1)
     top_p           keep the smallest set of most likely tokens with Σ p ≥ top_p; above 0 and at
                     most 1, or None for all
@@ -45,8 +45,8 @@ class SamplingParams:
                     entropy
     eos_token_id    the token that ends the sequence, or several; "config": the model config's
                     eos_token_ids; None: no token
-    vocab_size      sample from the ids below this one; None: from all. Models pad their vocabulary
-                    with ids that the tokenizer does not know
+    vocab_size      sample from the ids below this one, and from those that end the sequence; None:
+                    below the model's sampled_vocab_size
 
     Raises InputError for a value of the wrong type or out of its range; `ends` checks
     eos_token_id.
@@ -65,7 +65,7 @@ class SamplingParams:
         above_0, largest = math.nextafter(0, 1), sys.float_info.max
         self._check("max_new_tokens", checked_integer, 0)
         self._check("temperature", checked_number, "a number of at least 0", 0, largest)
-        self._check("top_k", checked_integer, 1, None, "or None")
+        self._check("top_k", checked_integer, 0, None, "or None")
         self._check("top_p", checked_number, "above 0 and at most 1, or None", above_0, 1)
         self._check("min_p", checked_number, "from 0 to 1, or None", 0, 1)
         self._check("seed", checked_integer, 0, 2**64 - 1, "or None")
@@ -86,9 +86,37 @@ class SamplingParams:
             return config.eos_token_ids
         return () if eos is None else checked_token_ids("eos_token_id", eos, config.vocab_size)
 
+    @property
+    def unused(self) -> list[str]:
+        """The names of the filters that are set, and do nothing at temperature 0."""
+        if self.temperature:
+            return []
+        is_set = {
+            "top_k": bool(self.top_k),
+            "top_p": self.top_p is not None and self.top_p < 1,
+            "min_p": bool(self.min_p),
+        }
+        return [name for name, value in is_set.items() if value]
+
     def seed_or_fresh(self) -> int:
         """The seed, or 64 bits from the operating system where it is None."""
         return int.from_bytes(os.urandom(8), "little") if self.seed is None else int(self.seed)
+
+
+def allowed(logits: np.ndarray, vocab_size: int, ends: Collection[int]) -> np.ndarray:
+    """The logits of the ids that may be chosen: those below vocab_size, and `ends`.
+
+    logits  float32 [V]
+
+    Returns a view or a copy of at most V logits, in which ids between have −∞.
+    """
+    beyond = [end for end in ends if end >= vocab_size]
+    if not beyond:
+        return logits[:vocab_size]
+    chosen = logits[: max(beyond) + 1].copy()
+    chosen[vocab_size:] = -np.inf
+    chosen[beyond] = logits[beyond]
+    return chosen
 
 
 def sample(
@@ -101,7 +129,7 @@ def sample(
     Raises CheckpointError where the largest logit is not finite.
     """
     if params.temperature == 0:
-        return _argmax(logits[: params.vocab_size])
+        return _argmax(logits)
     ids, probabilities = distribution(logits, params)
     return int(ids[draw(probabilities, uniform(seed, row, position))])
 
@@ -114,7 +142,6 @@ def distribution(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray
     Returns ids, int64 [n], ascending, and their probabilities, float64 [n], of sum 1; one id at
     temperature 0. Raises CheckpointError where the largest logit is not finite.
     """
-    logits = logits[: params.vocab_size]
     best = _argmax(logits)
     if params.temperature == 0:
         return np.array([best]), np.ones(1)
@@ -143,9 +170,9 @@ def _argmax(logits: np.ndarray) -> int:
 
 
 def top_k(logits: np.ndarray, k: int | None) -> np.ndarray:
-    """The ids of the k largest of `logits` [V], all of them for None; int64, ascending."""
+    """The ids of the k largest of `logits` [V], all of them for 0 or None; int64, ascending."""
     V = len(logits)
-    if k is None or k >= V:
+    if not k or k >= V:
         return np.arange(V)
     k = int(k)  # V - k may not fit the type of a NumPy integer
     kth_largest = np.partition(logits, V - k)[V - k]

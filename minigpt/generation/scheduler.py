@@ -17,7 +17,7 @@ from ..arguments import check_model, checked_choice, checked_integer, checked_pr
 from ..config import GPTConfig
 from ..errors import InputError, MinigptError, short_repr
 from ..model.engine import ROWS, Engine
-from .sampler import Eos, SamplingParams, logprob, sample
+from .sampler import Eos, SamplingParams, allowed, logprob, sample
 
 Finish = Literal["length", "eos", "stop", "context", "cancelled", "error"]
 Reason = Literal["stop", "cancelled"]
@@ -32,12 +32,14 @@ class Model(Protocol):
     def config(self) -> GPTConfig: ...
     @property
     def engine(self) -> Engine: ...
+    @property
+    def sampled_vocab_size(self) -> int: ...
 
 
 class Request:
     """A sequence that a scheduler generates. `Scheduler.add` makes it.
 
-    prompt     int64 [T]
+    prompt     int64 [T], T ≥ 1: an empty prompt is config.start_token_id
     token_ids  the new tokens so far
     finished   None while it waits or runs, then the reason, see Event
     error      what ended it where finished is "error", else None
@@ -48,10 +50,15 @@ class Request:
         prompt: np.ndarray,
         params: SamplingParams,
         ends: tuple[int, ...],
+        vocab_size: int,
         limit: int,
         row: int,
     ) -> None:
-        """limit: the maximum number of tokens of the prompt and the continuation together"""
+        """
+        ends        the ids that end the sequence
+        vocab_size  new tokens are below it, or ends
+        limit       the maximum number of tokens of the prompt and the continuation together
+        """
         self.prompt = prompt
         self.token_ids: list[int] = []
         self.finished: Finish | None = None
@@ -60,6 +67,7 @@ class Request:
         self._seed = params.seed_or_fresh()
         self._row = row
         self._ends = frozenset(ends)
+        self._vocab_size = vocab_size
         self._limit = limit
         self._slot: int | None = None
 
@@ -75,6 +83,7 @@ class Request:
 
     def _sample(self, logits: np.ndarray) -> int:
         """The next token, sampled from the logits at the last position, float32 [V]."""
+        logits = allowed(logits, self._vocab_size, self._ends)
         return sample(logits, self._params, self._seed, self._row, self._length())
 
     def _finish_reason(self) -> Finish | None:
@@ -186,6 +195,7 @@ class Scheduler:
         self._capacity = n_positions
         if capacity is not None:
             self._capacity = checked_integer("capacity", capacity, 1, n_positions, "the context")
+        self._model = model
         self._engine = model.engine
         self._cache = self._engine.new_cache(slots, self._capacity)
         self._waiting: deque[Request] = deque()
@@ -213,9 +223,7 @@ class Scheduler:
     ) -> Request:
         """Queue a prompt; the steps that follow generate its continuation.
 
-        ids         the prompt: integers [T], 1 ≤ T ≤ capacity
-        vocab_size  sample only ids below it, for a model whose vocabulary is padded beyond the
-                    tokenizer's; None: all ids
+        ids  the prompt: integers [T], T ≤ capacity; an empty one begins after config.start_token_id
 
         The other options are those of GPTModel.generate. The tokens are those of row 0 of
         generate with the same options. Raises InputError for a wrong argument.
@@ -223,22 +231,35 @@ class Scheduler:
         params = SamplingParams(
             max_new_tokens, temperature, top_k, top_p, min_p, seed, eos_token_id, vocab_size
         )
-        return self.add_request(checked_prompt(ids, self.config), params)
+        return self.add_request(checked_prompt(ids, self.config, minimum=0), params)
 
     def add_request(self, prompt: np.ndarray, params: SamplingParams, row: int = 0) -> Request:
         """`add` for a checked prompt and options.
 
         row  index of the sequence in its batch; each row has its own random numbers
         """
+        if not len(prompt):
+            prompt = self._start()
         if len(prompt) > self._capacity:
             raise InputError(
                 f"ids: {len(prompt)} tokens, where a request of this scheduler has room for "
                 f"{self._capacity}; shorten the prompt"
             )
         ends = params.ends(self.config)
-        request = Request(prompt, params, ends, self._capacity, row)
+        vocab_size = params.vocab_size or self._model.sampled_vocab_size
+        request = Request(prompt, params, ends, vocab_size, self._capacity, row)
         self._waiting.append(request)
         return request
+
+    def _start(self) -> np.ndarray:
+        """What an empty prompt begins after, int64 [1]. Raises InputError."""
+        start = self.config.start_token_id
+        if start is None:
+            raise InputError(
+                "ids: empty, and this model's config names no token that a text begins after "
+                "(bos_token_id or eos_token_id); a prompt needs at least one token"
+            )
+        return np.array([start], np.int64)
 
     def cancel(self, request: Request, reason: Reason = "cancelled") -> None:
         """End a request now: its slot is free at once, and the next step reports the end.

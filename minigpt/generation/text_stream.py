@@ -25,6 +25,7 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int: ...
 
     def stream_decoder(self) -> Decoder: ...
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
 
 
 class StopFilter:
@@ -32,6 +33,7 @@ class StopFilter:
 
     It withholds text that could become a stop string. The result does not depend on how the text
     is cut into chunks: while an earlier start may still complete, a complete stop string waits.
+    Hidden text, that of special tokens, can be part of a stop string, and is never passed on.
 
         stops ["###"]:  push("a #") → "a "   push("#b") → "##b"   push("c###d") → "c", found
     """
@@ -40,27 +42,35 @@ class StopFilter:
         self.found = False
         self._stops = tuple(stops)
         self._withheld = ""
+        self._hidden: list[bool] = []  # for each character that is withheld
 
-    def push(self, chunk: str) -> str:
+    def push(self, chunk: str, hidden: bool = False) -> str:
         """The text that is certain after one more chunk."""
         text = self._withheld + chunk
+        self._hidden += [hidden] * len(chunk)
         for i in range(len(text)):
             if text.startswith(self._stops, i):
                 self.found = True
-                self._withheld = ""
-                return text[:i]
+                return self._pass_on(text, i)
             if any(stop.startswith(text[i:]) for stop in self._stops):
-                self._withheld = text[i:]
-                return text[:i]
-        self._withheld = ""
-        return text
+                return self._pass_on(text, i)
+        return self._pass_on(text, len(text))
 
     def flush(self) -> str:
         """The rest of the text, when no more comes."""
-        text, self._withheld = self._withheld, ""
+        text = self._withheld
         starts = [text.find(stop) for stop in self._stops if stop in text]
         self.found = self.found or bool(starts)
-        return text[: min(starts, default=None)]
+        return self._pass_on(text, min(starts, default=len(text)))
+
+    def _pass_on(self, text: str, end: int) -> str:
+        """What is not hidden of `text` up to `end`; the rest is withheld until a stop is found."""
+        visible = "".join(
+            c for c, hidden in zip(text[:end], self._hidden, strict=False) if not hidden
+        )
+        self._withheld = "" if self.found else text[end:]
+        del self._hidden[:end]
+        return visible
 
 
 class TextStream(Iterator[str]):
@@ -71,7 +81,9 @@ class TextStream(Iterator[str]):
             print(chunk, end="", flush=True)
         print(text.reason, len(text.ids))
 
-    ids     list of the new tokens so far, those of a stop string and the end-of-text token included
+    ids     list of the new tokens so far, those of a stop string and the one that ended the text
+            included
+    unused  names of options that are set, and do nothing at temperature 0
     reason  None until the text has ended, then why: "length", "eos", "context" or "stop"; see
             scheduler.Event
     """
@@ -93,9 +105,12 @@ class TextStream(Iterator[str]):
     ) -> None:
         """
         model      the model
-        tokenizer  decodes the tokens; only ids that it knows are generated
-        ids        the prompt: integers [T] or [1, T], 1 ≤ T ≤ n_positions
-        stop       a string, or several: the text ends before the first one that comes
+        tokenizer  decodes the tokens; only ids that it knows, or that end a text, are generated
+        ids        the prompt: integers [T] or [1, T], T ≤ n_positions; an empty one begins after
+                   config.start_token_id
+        stop       a string, or several: the text ends before the first one that comes. Special
+                   tokens, which have no text otherwise, count with theirs (Hugging Face's
+                   stop_strings)
 
         The other options are those of GPTModel.generate. Raises InputError for a wrong argument;
         iterating raises CheckpointError where the model's logits are not finite.
@@ -106,9 +121,13 @@ class TextStream(Iterator[str]):
         params = SamplingParams(
             max_new_tokens, temperature, top_k, top_p, min_p, seed, eos_token_id, vocab_size
         )
+        self.unused = params.unused
         self.ids: list[int] = []
         self.reason: Finish | None = None
-        self._stops = StopFilter(checked_strings("stop", stop))
+        stops = checked_strings("stop", stop)
+        self._has_stops = bool(stops)
+        self._stops = StopFilter(stops)
+        self._tokenizer = tokenizer
         self._decoder = tokenizer.stream_decoder()
         self._scheduler, (self._request,) = schedule(
             model, [checked_single_prompt(model, ids)], params
@@ -131,14 +150,20 @@ class TextStream(Iterator[str]):
             if event.token_id is None:
                 break
             self.ids.append(event.token_id)
-            if finished == "eos":  # the end-of-text token has no text
-                break
-            yield self._stops.push(self._decoder.push(event.token_id))
+            yield self._stops.push(*self._text_of(event.token_id))
             if self._stops.found:
                 self._scheduler.cancel(self._request, "stop")
                 break
         rest = ""
         if not self._stops.found:
             rest = self._stops.push(self._decoder.flush()) + self._stops.flush()
-        self.reason = "stop" if self._stops.found else finished
+        self.reason = "stop" if self._stops.found and finished != "eos" else finished
         yield rest
+
+    def _text_of(self, token_id: int) -> tuple[str, bool]:
+        """The text that a token adds, and whether it is hidden: that of a special token."""
+        if token_id >= self._tokenizer.vocab_size:  # an end that the tokenizer does not know
+            return "", False
+        if self._has_stops and not self._tokenizer.decode([token_id]):
+            return self._tokenizer.decode([token_id], skip_special_tokens=False), True
+        return self._decoder.push(token_id), False

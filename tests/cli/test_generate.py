@@ -40,6 +40,39 @@ def test_the_prompt_on_stdin(run: Run, model: Path, expected: str, dash: list[st
     assert done.stdout.decode() == "hello" + expected
 
 
+def test_an_empty_prompt_begins_a_text(run: Run, model: Path) -> None:
+    from minigpt import GPTModel
+
+    loaded = GPTModel.from_pretrained(model)
+    right = loaded.generate([loaded.config.eos_token_id], 5, temperature=0.8, seed=3)[0, 1:]
+    assert loaded.generate([], 5, temperature=0.8, seed=3).tolist() == [right.tolist()]
+    line = ["generate", "-m", model, "-n", "5", "--seed", "3", "--json"]
+    for found in (run(*line, ""), run(*line, input=b"")):
+        result = json.loads(found.stdout)
+        assert (result["ids"], result["prompt"], result["prompt_tokens"]) == (right.tolist(), "", 0)
+
+
+def test_special_tokens_in_the_prompt(run: Run, model: Path) -> None:
+    line = ["generate", "-m", model, "hello<|endoftext|>", "-n", "1", "--json"]
+    assert json.loads(run(*line, "--special").stdout)["prompt_tokens"] == 2
+    assert json.loads(run(*line).stdout)["prompt_tokens"] == 14
+
+
+def test_words_without_quotes_are_a_wrong_command_line(fails: Callable[..., None]) -> None:
+    fails(2, 'quote it: "Once upon a time"', "generate", "Once", "upon", "-n", "3", "a", "time")
+
+
+def test_top_k_0_is_off(run: Run, model: Path) -> None:
+    line = ["generate", "-m", model, "hello", "-n", "8", "--seed", "1"]
+    assert run(*line, "--top-k", "0").stdout == run(*line).stdout
+
+
+def test_filters_at_temperature_0_are_noted(run: Run, model: Path) -> None:
+    line = ["generate", "-m", model, "hello", "-n", "1", *GREEDY, "--top-p", "0.9", "--top-k", "2"]
+    assert run(*line).stderr == b""
+    assert b"--top-k, --top-p changes nothing" in run(*line, "--verbose").stderr
+
+
 def test_zero_tokens(run: Run, model: Path) -> None:
     done = run("generate", "-m", model, "hello", "-n", "0")
     assert (done.stdout, done.returncode) == (b"", 0)
@@ -85,9 +118,7 @@ def test_notes_that_cannot_be_written_are_dropped(run: Run, model: Path, expecte
     assert (done.stdout.decode(), done.returncode) == (expected, 0)
 
 
-@pytest.mark.parametrize(
-    ("word", "text"), [("2048", b"a" * 2049), ("empty", b""), ("UTF-8", b"\xff")]
-)
+@pytest.mark.parametrize(("word", "text"), [("2048", b"a" * 2049), ("UTF-8", b"\xff")])
 def test_a_wrong_prompt(fails: Callable[..., None], model: Path, word: str, text: bytes):
     fails(1, word, "generate", "-m", model, input=text)
 
@@ -131,7 +162,9 @@ def test_an_interrupt_during_compilation(start: Start, model: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
-def test_a_terminal_gets_a_final_newline(start: Start, model: Path, expected: str) -> None:
+def test_a_terminal_gets_the_prompt_and_a_final_newline(
+    start: Start, model: Path, expected: str
+) -> None:
     import pty
 
     master, slave = pty.openpty()
@@ -141,7 +174,7 @@ def test_a_terminal_gets_a_final_newline(start: Start, model: Path, expected: st
     written = os.read(master, 10_000).replace(b"\r\n", b"\n")
     os.close(master)
     assert error == b""  # stderr is a pipe here
-    assert written.decode() == expected.replace("\r\n", "\n") + "\n"
+    assert written.decode() == "hello" + expected.replace("\r\n", "\n") + "\n"
 
 
 def test_dtypes_and_max_threads_equal_the_librarys() -> None:

@@ -13,6 +13,7 @@ V, N_POSITIONS, EOS = 10, 16, 9
 class Counter:
     """After token i comes i + 1, up to EOS = 9, after which comes 0. It is its own engine.
 
+    sampled_vocab_size  V
     flat  every token is equally likely instead
     fed   the passes: {slot: tokens} of each
     """
@@ -29,6 +30,7 @@ class Counter:
             },
             "config",
         )
+        self.sampled_vocab_size = V
         self.flat = flat
         self.fed: list[dict[int, list[int]]] = []
 

@@ -11,6 +11,7 @@ from minigpt.config import GPTConfig
 from minigpt.errors import CheckpointError, InputError
 from minigpt.generation.sampler import (
     SamplingParams,
+    allowed,
     distribution,
     draw,
     logprob,
@@ -68,9 +69,7 @@ def test_logits_that_are_not_finite_give_no_token(wrong: list, temperature: floa
         ({"top_k": 1}, [0, 1, 0, 0]),
         ({"top_k": 2}, [0, 4 / 7, 0, 3 / 7]),
         ({"top_k": 99}, [0.1, 0.4, 0.2, 0.3]),
-        ({"vocab_size": 2}, [0.2, 0.8, 0, 0]),
-        ({"vocab_size": 3, "top_k": 2}, [0, 2 / 3, 1 / 3, 0]),
-        ({"vocab_size": 99}, [0.1, 0.4, 0.2, 0.3]),
+        ({"top_k": 0}, [0.1, 0.4, 0.2, 0.3]),
         ({"top_p": 0.35}, [0, 1, 0, 0]),
         ({"top_p": 0.65}, [0, 4 / 7, 0, 3 / 7]),
         ({"top_p": 1.0}, [0.1, 0.4, 0.2, 0.3]),
@@ -89,6 +88,27 @@ def test_the_distribution_of_each_option(options: dict, expected: list[float]) -
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert found.sum() == pytest.approx(1, abs=1e-12)
     assert not found[np.array(expected) == 0].any()
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "ends", "expected"),
+    [
+        (2, [], [0.2, 0.8, 0, 0]),
+        (2, [1], [0.2, 0.8, 0, 0]),
+        (2, [3], [0.125, 0.5, 0, 0.375]),
+        (1, [2, 3], [1 / 6, 0, 2 / 6, 3 / 6]),
+        (4, [3], [0.1, 0.4, 0.2, 0.3]),
+        (99, [], [0.1, 0.4, 0.2, 0.3]),
+    ],
+)
+def test_only_ids_of_the_vocabulary_and_ends_are_allowed(
+    vocab_size: int, ends: list[int], expected: list[float]
+) -> None:
+    before = LOGITS.copy()
+    found = probabilities(allowed(LOGITS, vocab_size, ends))
+    np.testing.assert_allclose(found, expected[: len(found)], atol=1e-6)
+    assert not any(expected[len(found) :])
+    assert np.array_equal(LOGITS, before)
 
 
 def test_tokens_come_as_often_as_their_probabilities_say() -> None:
@@ -205,7 +225,7 @@ def test_a_seed_of_none_is_fresh_each_time() -> None:
         {"temperature": "1"},
         {"temperature": True},
         {"temperature": None},
-        {"top_k": 0},
+        {"top_k": -1},
         {"top_k": 1.0},
         {"top_k": True},
         {"top_p": 0},

@@ -211,7 +211,7 @@ def test_what_is_no_model_is_refused(model: object) -> None:
         Scheduler(model)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("ids", [[], [V], [[1], [2]], [0] * (N_POSITIONS + 1), "1", None])
+@pytest.mark.parametrize("ids", [[V], [[1], [2]], [0] * (N_POSITIONS + 1), "1", None])
 def test_wrong_prompts_are_not_queued(ids: object) -> None:
     scheduler = Scheduler(Counter())
     with pytest.raises(InputError, match=r"^ids"):
@@ -221,6 +221,24 @@ def test_wrong_prompts_are_not_queued(ids: object) -> None:
     with pytest.raises(InputError, match=r"^eos_token_id"):
         scheduler.add([1], eos_token_id=V)
     assert scheduler.num_unfinished == 0
+
+
+def test_an_empty_prompt_is_the_start_token() -> None:
+    scheduler = Scheduler(Counter(), capacity=3)
+    request = scheduler.add([], 9)
+    drain(scheduler)
+    assert (request.prompt.tolist(), request.token_ids, request.finished) == (
+        [9],
+        [0, 1],
+        "context",
+    )
+
+
+def test_ends_of_each_request() -> None:
+    scheduler = Scheduler(Counter())
+    requests = [scheduler.add([1], eos_token_id=eos) for eos in ([3, 5], iter([5, 4]), (), 7)]
+    drain(scheduler)
+    assert [request.token_ids[-1] for request in requests] == [3, 4, 6, 7]
 
 
 # ---- errors ----

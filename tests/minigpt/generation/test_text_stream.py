@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from counter import Counter, V
+from counter import EOS, Counter, V
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +15,7 @@ from minigpt.generation.text_stream import StopFilter, TextStream
 
 
 class Tokens:
-    """A tokenizer for 10 tokens; token 3 is half a character, which 4 completes."""
+    """A tokenizer for 10 tokens; token 3 is half a character, which 4 completes; 9 is special."""
 
     table: Sequence[str] = ["zero", "one", " two", "", "é", "END", "!", "", " eight", "<eos>"]
 
@@ -27,7 +27,13 @@ class Tokens:
         return self
 
     def push(self, token_id: int) -> str:
-        return self.table[token_id]
+        return "" if token_id == EOS else self.table[token_id]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        (token_id,) = ids
+        if token_id == EOS:
+            return "" if skip_special_tokens else self.table[EOS]
+        return self.table[token_id] or "\ufffd"
 
     def flush(self) -> str:
         return self.rest
@@ -46,15 +52,58 @@ def test_text_comes_token_by_token() -> None:
 
 def test_only_ids_that_the_tokenizer_knows_are_generated() -> None:
     model = Counter(flat=True)
-    text = TextStream(model, Tokens(vocab_size=2), [0], max_new_tokens=12, temperature=1.0, seed=1)
+    options = {"max_new_tokens": 12, "temperature": 1.0, "seed": 1, "eos_token_id": None}
+    text = TextStream(model, Tokens(vocab_size=2), [0], **options)
     assert "".join(text).count("e") == 12  # of zero and one
     assert set(text.ids) == {0, 1}
+
+
+def test_an_empty_prompt_begins_after_the_start_token() -> None:
+    text = text_of([], max_new_tokens=2)
+    assert "".join(text) == "zeroone"
+    assert text.ids == [0, 1]
 
 
 def test_end_of_text_has_no_text() -> None:
     text = text_of([7])
     assert "".join(text) == " eight"
     assert (text.ids, text.reason) == ([8, 9], "eos")
+
+
+def test_an_end_that_is_no_special_token_has_its_text() -> None:
+    text = text_of([0], eos_token_id=[2, 7])
+    assert "".join(text) == "one two"
+    assert (text.ids, text.reason) == ([1, 2], "eos")
+
+
+def test_an_end_beyond_the_tokenizer_ends_the_text() -> None:
+    text = TextStream(Counter(), Tokens(vocab_size=9), [6], stop="x")
+    assert "".join(text) == " eight"
+    assert (text.ids, text.reason) == ([7, 8, 9], "eos")
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected", "ids"),
+    [
+        ("<eos>", " eight", [8, 9]),
+        ("eos>", " eight", [8, 9]),
+        ("<e", " eight", [8, 9]),
+        ("ht<eo", " eig", [8, 9]),
+        ("t<eos>ze", " eigh", [8, 9, 0]),
+    ],
+)
+def test_the_text_of_a_special_token_is_part_of_a_stop_string(
+    stop: str, expected: str, ids: list[int]
+) -> None:
+    text = text_of([7], stop=stop, eos_token_id=None)
+    assert "".join(text) == expected
+    assert (text.ids, text.reason) == (ids, "stop")
+
+
+def test_a_special_token_has_no_text_after_stop_strings_that_do_not_come() -> None:
+    text = text_of([7], stop=["<eos>?", "zzz"], eos_token_id=None, max_new_tokens=3)
+    assert "".join(text) == " eightzero"
+    assert text.reason == "length"
 
 
 def test_a_full_context_is_the_reason() -> None:
