@@ -26,8 +26,10 @@ def locked(path: Path, holder: str) -> Iterator[None]:
     Raises InputError where another process holds it, CheckpointError where the file cannot be
     created.
     """
+    # a link is not followed, which could create a file elsewhere; a pipe is not waited for
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from None
     try:

@@ -62,7 +62,7 @@ def _thinned(points: list[Point]) -> list[Point]:
 
 def _ticks(low: float, high: float) -> list[float]:
     """At most ten round numbers at equal distances, from at most `low` to at least `high`."""
-    span = (high - low) or 1.0
+    span = max(high - low, 1e-6 * abs(high)) or 1.0  # wide enough for floats to tell ticks apart
     unit = 10.0 ** math.floor(math.log10(span / 4))
     step = next(unit * n for n in (1, 2, 5, 10) if span / (unit * n) <= 8)
     first, last = math.floor(low / step), math.ceil(max(high, low + step) / step)

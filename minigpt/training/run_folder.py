@@ -130,7 +130,8 @@ def tidy(folder: Path, checkpoint: Path, state: TrainState) -> None:
                 path.rename(folder / f".{path.name}.old.tmp")
         for path in folder.iterdir():
             if path.name.startswith(".") and path.suffix == ".tmp":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                is_folder = path.is_dir() and not path.is_symlink()
+                shutil.rmtree(path) if is_folder else path.unlink()
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written: {error.strerror or error}") from None
     write_file(folder / _CURVE, loss_curve(read_metrics(folder / METRICS)).encode())
@@ -219,15 +220,14 @@ def _checked_text(run: Run, name: str) -> np.ndarray:
 def _split(run: Run, texts: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """(training tokens, validation tokens); by default the latter are the end of the text."""
     tokens = texts[TEXT]
-    if VALIDATION in texts:
-        return tokens, texts[VALIDATION]
-    border = len(tokens) - run.config.validation_tokens
+    held_back = 0 if VALIDATION in texts else run.config.validation_tokens
+    border = len(tokens) - held_back
     if border <= run.config.context:
         raise CheckpointError(
             f"{run.folder / TEXT}: has {len(tokens)} tokens, too few for sequences of "
-            f"{run.config.context + 1} and {run.config.validation_tokens} for validation"
+            f"{run.config.context + 1} and {held_back} for validation"
         )
-    return tokens[:border], tokens[border:]
+    return tokens[:border], texts.get(VALIDATION, tokens[border:])
 
 
 def _read_tensors(checkpoint: Path, model: GPTConfig, state: TrainState) -> WeightsAndMoments:

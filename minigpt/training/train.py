@@ -20,7 +20,7 @@ import numpy as np
 
 from ..arguments import check_callable, checked_folder, checked_threads
 from ..config import GPTConfig
-from ..errors import InputError, MinigptError
+from ..errors import CheckpointError, InputError, MinigptError
 from ..model.optimizer import AdamW
 from .batches import sequences, windows
 from .limits import Clock, Limits, checked_limits
@@ -35,7 +35,7 @@ from .run_folder import (
     save,
 )
 from .schedule import learning_rate, next_position
-from .state_json import TrainState
+from .state_json import TEXT, VALIDATION, TrainState
 
 _MICRO_BATCH_TOKENS = 8192
 
@@ -133,6 +133,18 @@ def compiled_learner(
         raise InputError(f"threads {threads}: {error}; take fewer") from error
 
 
+def _validation_tokens(opened: OpenRun) -> np.ndarray:
+    """The tokens to evaluate on, each but the first as a target; empty if there are none.
+
+    They begin with the token that texts of the model begin after, if it has one. In a legacy run
+    they do not.
+    """
+    run, tokens = opened.run, opened.validation_tokens
+    if run.config.legacy or run.model.start_token_id is None or not len(tokens):
+        return tokens if len(tokens) > 1 else tokens[:0]
+    return np.concatenate([np.array([run.model.start_token_id], np.uint32), tokens])
+
+
 class _Trainer:
     """The loop over steps of one call of `resume_run`."""
 
@@ -140,7 +152,8 @@ class _Trainer:
         self, opened: OpenRun, learner: Learner, limits: Limits, stop: Callable[[], bool] | None
     ) -> None:
         self.run, self.state, self.config = opened.run, opened.state, opened.run.config
-        self.tokens, self.validation = opened.training_tokens, opened.validation_tokens
+        self.tokens = opened.training_tokens
+        self.validation = _validation_tokens(opened)
         self.learner = learner
         self.limits, self.is_stopped = limits, stop or (lambda: False)
         self.clock = Clock(self.state.seconds, limits.minutes)
@@ -199,6 +212,7 @@ class _Trainer:
                 self.tokens, min(self.micro_batch, config.batch_size - first), config.context,
                 config.seed, self.state.step * config.batch_size + first,
             )  # fmt: skip
+            self._check_ids(TEXT, ids, targets)
             nats += self.learner.backward(ids, targets, loss_scale)
         loss = self._finite("loss", nats * loss_scale, step)
         plan = self.state.plan
@@ -237,10 +251,13 @@ class _Trainer:
     def _evaluate(self) -> float:
         """Measure the validation loss, and compare it with the best so far.
 
-        The mean of -ln p of each token but the first, in windows of the context.
+        The mean of -ln p of each token, in windows of the context that do not overlap: the first of
+        a window is predicted from the token before it alone, the last from a whole window.
         """
-        batches = windows(self.validation, self.micro_batch, self.config.context)
-        nats = sum(self.learner.loss(ids, targets) for ids, targets in batches)
+        nats = 0.0
+        for ids, targets in windows(self.validation, self.micro_batch, self.config.context):
+            self._check_ids(VALIDATION, ids, targets)
+            nats += self.learner.loss(ids, targets)
         step = self.state.step
         loss = self._finite("validation loss", nats / (len(self.validation) - 1), step)
         best = self.state.best_loss
@@ -252,6 +269,15 @@ class _Trainer:
             count = self.state.evaluations_since_best + 1
             self.state = replace(self.state, evaluations_since_best=count)
         return loss
+
+    def _check_ids(self, name: str, ids: np.ndarray, targets: np.ndarray) -> None:
+        """Raises CheckpointError for an id beyond the vocabulary: compiled code does not check.
+
+        A token file is checked when it is opened; this finds one that is changed while it is read.
+        """
+        if max(ids.max(), targets.max()) >= self.run.model.vocab_size:
+            name = name if name in self.run.texts else TEXT
+            raise CheckpointError(f"{self.run.folder / name}: has changed while it was read")
 
     def _is_milestone(self) -> bool:
         """Whether an evaluation is due: by config and plan alone, wherever calls end."""

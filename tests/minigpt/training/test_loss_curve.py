@@ -55,6 +55,8 @@ def test_a_long_run_has_few_points() -> None:
         [{"step": 5, "held_out": 0.0}],
         [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 1e300}, {"step": 3, "loss": "<&"}],
         [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 3.0 + 1e-12}],
+        [{"step": 1, "loss": 1e8}, {"step": 2, "loss": 1e8 + 2e-8}],
+        [{"step": 0, "loss": -5}, {"step": 2**53, "loss": -0.0, "held_out": -(10**8)}],
     ],
 )
 def test_any_values_give_a_valid_svg(lines: list[dict]) -> None:

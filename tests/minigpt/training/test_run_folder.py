@@ -20,6 +20,7 @@ from minigpt.errors import CheckpointError, InputError, SourceError
 from minigpt.training.limits import Limits
 from minigpt.training.metrics import read_metrics
 from minigpt.training.run_folder import digest, open_run, run_lock
+from minigpt.training.schedule import learning_rate
 from minigpt.training.state_json import read_state_json, to_json
 from minigpt.weights.table import tensor_shapes
 
@@ -194,6 +195,209 @@ def test_damage_is_named_and_changes_nothing_else(run: Path, message: str) -> No
         resume(run)
     assert len(str(caught.value).splitlines()) == 1
     assert contents(run) == before
+
+
+ODD = [
+    None, True, -1, 0, 1, 2, 0.5, -0.5, 1e-320, 1e308, 2**31, 2**53, 2**63, 10**400, -(10**400),
+    "", "1", "NaN", "\0", [], [1], {}, {"steps": 1}, math.nan, math.inf,
+]  # fmt: skip
+
+
+def keys(record: dict[str, Any]) -> list[list[str]]:
+    """The path to each value of nested objects, and to each object."""
+    found = []
+    for key, value in record.items():
+        found.append([key])
+        if isinstance(value, dict):
+            found += [[key, *path] for path in keys(value)]
+    return found
+
+
+def test_no_value_of_state_json_leads_to_another_error(tmp_path: Path) -> None:
+    """Each value in turn is replaced and removed: the run is refused in one line, or goes on."""
+    create(tmp_path / "run", steps_in_time=5)
+    resume(tmp_path / "run", limits=Limits(steps=1))
+    (path,) = (tmp_path / "run").glob("step-*/state.json")
+    text = path.read_text()
+    removed = object()
+    accepted = 0
+    for keys_to_value in keys(json.loads(text)):
+        for odd in [*ODD, removed]:
+            record = json.loads(text)
+            parent = record
+            for key in keys_to_value[:-1]:
+                parent = parent[key]
+            if odd is removed:
+                del parent[keys_to_value[-1]]
+            else:
+                parent[keys_to_value[-1]] = odd
+            path.write_text(json.dumps(record))
+            try:
+                opened = open_run(tmp_path / "run")
+            except SourceError as error:
+                assert len(str(error).splitlines()) == 1
+                continue
+            accepted += 1
+            config, state = opened.run.config, opened.state
+            assert 1 <= config.context <= opened.run.model.n_positions == 8
+            assert math.isfinite(learning_rate(config, state.plan.position if state.plan else 1))
+            assert json.loads(to_json(opened.run, state))["state"]["seconds"] < math.inf
+    assert accepted > 50
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "message"),
+    [
+        ("text.tokens", 0, "text.tokens: has 0 tokens, too few for sequences of 9"),
+        ("text.tokens", 8, "text.tokens: has 8 tokens, too few"),
+        ("held-out.tokens", 0, None),
+        ("held-out.tokens", 1, None),
+    ],
+)
+def test_token_files_of_few_tokens(run: Path, name: str, tokens: int, message: str | None) -> None:
+    """With a digest that is right."""
+    data = bytearray((run / name).read_bytes()[: 32 + 2 * tokens])
+    data[16:24] = struct.pack("<Q", tokens)
+    (run / name).write_bytes(data)
+    (state,) = run.glob("step-*/state.json")
+    texts = json.loads(state.read_bytes())["texts"]
+    set_in_state("texts", texts | {name: digest(run / name)})(run)
+    if message is None:
+        assert resume(run).step == N
+    else:
+        with pytest.raises(CheckpointError, match=message):
+            resume(run)
+
+
+@pytest.mark.parametrize("name", ["text.tokens", "held-out.tokens"])
+def test_a_token_file_that_changes_while_it_is_read(run: Path, name: str) -> None:
+    """No id beyond the vocabulary reaches compiled code, which does not check."""
+
+    def damage(report: object) -> None:
+        with (run / name).open("r+b") as file:
+            file.seek(32)
+            file.write(b"\xff" * ((run / name).stat().st_size - 32))
+
+    if name == "held-out.tokens":  # of a legacy run: of others it is in memory
+        change("step-*/state.json", as_version_1)(run)
+    with pytest.raises(CheckpointError, match=f"{name}: has changed while it was read"):
+        resume(run, report=damage)
+
+
+# ---- metrics.jsonl ----
+
+_STEP = b'{"step": 3, "loss": 2.0}\n'
+METRICS = {
+    "a step that is no float": b'{"step": 1' + b"0" * 400 + b', "loss": 1}\n',
+    "a step of more digits than Python reads": b'{"step": 1' + b"0" * 5000 + b"}\n",
+    "a step below 0": b'{"step": -5, "loss": 1}\n',
+    "a step of another kind": b'{"step": true, "loss": 1}\n{"step": "3", "loss": 1}\n',
+    "losses of any kind": b'{"step": 3, "loss": 1e999, "held_out": [1], "seconds": {}}\n'
+    b'{"step": 4, "loss": -1' + b"0" * 400 + b"}\n" + b'{"step": 5, "loss": NaN}\n',
+    "deep brackets": b"[" * 100_000 + b"\n" + b'{"a":' * 100_000 + b"\n",
+    "bytes of any kind": bytes(range(256)) * 20,
+    "ends of lines of Windows": _STEP.replace(b"\n", b"\r\n") * 3,
+    "other ends of lines": _STEP.replace(b"\n", b"\x85\x0b\xe2\x80\xa8\r"),
+    "no end of the last line": _STEP + _STEP[:-1],
+    "half a line": _STEP + _STEP[:9],
+    "UTF-16": _STEP.decode().encode("utf-16"),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("where", ["before", "in place of"])
+@pytest.mark.parametrize("what", METRICS)
+def test_a_damaged_metrics_file_keeps_no_run_from_going_on(
+    run: Path, expected: Any, what: str, where: str
+) -> None:
+    resume(run, limits=Limits(steps=4))
+    path = run / "metrics.jsonl"
+    path.write_bytes(METRICS[what] + (path.read_bytes() if where == "before" else b""))
+    state = resume(run)
+    assert state.step == N
+    assert result(run) | {"lines": []} == expected | {"lines": []}
+    lines = read_metrics(path)
+    assert [line["step"] for line in lines[-8:]] == list(range(5, N + 1))
+    assert lines[-8:] == [
+        {**line, "seconds": pytest.approx(lines[-8 + n]["seconds"])}
+        for n, line in enumerate(expected["lines"][-8:])
+    ]
+    assert path.read_bytes().endswith(b"}\n")
+
+
+def test_a_missing_metrics_file_begins_anew(run: Path, expected: Any) -> None:
+    resume(run, limits=Limits(steps=4))
+    (run / "metrics.jsonl").unlink()
+    assert resume(run).step == N
+    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == list(range(5, N + 1))
+
+
+# ---- links: nothing outside of the folder is written ----
+
+
+def linked(path: Path, target: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+    except OSError:
+        pytest.skip("no symbolic links here")
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_metrics_are_not_written_through_a_link(run: Path, exists: bool) -> None:
+    resume(run, limits=Limits(steps=4))
+    mine = run.parent / "mine.txt"
+    if exists:
+        mine.write_bytes(b"x" * 10_000)
+    linked(run / "metrics.jsonl", mine)
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: is a link; put the file itself"):
+        resume(run)
+    assert mine.exists() is exists
+    assert not exists or mine.read_bytes() == b"x" * 10_000
+
+
+def test_a_link_in_place_of_what_is_replaced_is_replaced(run: Path, expected: Any) -> None:
+    mine = run.parent / "mine"
+    mine.write_text("mine")
+    for name in ("loss.svg", "model.safetensors"):
+        linked(run / name, mine)
+    (run.parent / "folder").mkdir()
+    (run.parent / "folder" / "state.json").write_text("mine")
+    linked(run / ".step-00000004.12ab.tmp", run.parent / "folder")
+    resume(run)
+    assert result(run) == expected
+    assert (mine.read_text(), (run.parent / "folder" / "state.json").read_text()) == ("mine",) * 2
+    assert not (run / "loss.svg").is_symlink()
+    assert not list(run.glob(".*"))
+
+
+def test_a_checkpoint_that_is_a_link_is_read_and_then_replaced(run: Path, expected: Any) -> None:
+    resume(run, limits=Limits(steps=4))
+    elsewhere = run.parent / "elsewhere"
+    (run / "step-00000004").rename(elsewhere)
+    linked(run / "step-00000004", elsewhere)
+    before = contents(elsewhere)
+    resume(run)
+    assert result(run) == expected
+    assert contents(elsewhere) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the lock of Windows follows links")
+def test_the_lock_is_no_link_out_of_the_folder(run: Path) -> None:
+    linked(run / "lock", run.parent / "elsewhere")
+    with pytest.raises(CheckpointError, match="lock: cannot be written: "):
+        resume(run)
+    assert not (run.parent / "elsewhere").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs named pipes")
+@pytest.mark.parametrize("name", ["metrics.jsonl", "text.tokens", "step-00000004/state.json"])
+def test_a_pipe_is_not_waited_for(run: Path, name: str) -> None:
+    resume(run, limits=Limits(steps=4))
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    with pytest.raises(CheckpointError, match=f"{name}: "):
+        resume(run)
 
 
 @pytest.mark.parametrize("held_back", [10**6, 203])

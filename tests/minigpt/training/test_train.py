@@ -46,10 +46,14 @@ def test_the_loss_falls_and_every_step_is_logged(run: Path) -> None:
 
 
 def test_first_losses_are_those_of_the_initial_model(run: Path) -> None:
-    """The validation loss and the first training loss, computed without the training loop."""
+    """The validation loss and the first training loss, computed without the training loop.
+
+    The validation text begins after the token that texts begin after.
+    """
     opened = open_run(run)
     tokens = tiny_run.tokenizer(run.parent / "tokenizer")
-    ids = np.array([*tokens.encode(tiny_run.VALIDATION[0]), tokens.eos_token_id])
+    end = tokens.eos_token_id
+    ids = np.array([end, *tokens.encode(tiny_run.VALIDATION[0]), end])
     learner, nats = ReferenceLearner(opened.run.model, opened.tensors.weights), 0.0
     for first in range(0, len(ids) - 1, 8):
         seq = ids[first : first + 9]
