@@ -34,7 +34,7 @@ def tokenize(
 
     codec = GPTTokenizer.from_pretrained(tokenizer or source)
     if decode:
-        ids = _parse_ids(content)
+        ids = _parse_ids(content, codec.vocab_size)
         content = codec.decode(ids, skip_special_tokens=not special)
     else:
         ids = codec.encode(content, allow_special=special)
@@ -47,12 +47,15 @@ def tokenize(
         write(" ".join(map(str, ids)) + "\n")
 
 
-def _parse_ids(text: str) -> list[int]:
-    """The ids in "1, 2 3" or "[1, 2, 3]"; raises InputError for any other text."""
+def _parse_ids(text: str, vocab_size: int) -> list[int]:
+    """The ids in "1, 2 3" or "[1, 2, 3]"; raises InputError for other texts and other ids."""
+    from ..arguments import checked_ids
+
     numbers = text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
     for number in numbers:
         if not (number.isascii() and number.isdigit() and len(number) <= 18):
             raise InputError(
                 f"ids: {number[:40]!r} is not a token id; they are numbers such as 15496"
             )
-    return [int(number) for number in numbers]
+    ids: list[int] = checked_ids([int(number) for number in numbers], vocab_size).tolist()
+    return ids

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .config import GPTConfig
 
 MAX_THREADS = 256
+MAX_INT64 = 2**63 - 1
 MAX_INTEGER = 2**53 - 1  # every JSON reader returns integers up to here exactly
 
 Choice = TypeVar("Choice", bound=str)
@@ -217,19 +218,30 @@ def checked_token_ids(name: str, value: object, vocab_size: int) -> tuple[int, .
     return tuple(ids)
 
 
-def checked_ids(ids: Any, vocab_size: int) -> npt.NDArray[np.int64]:
-    """`ids`, a flat sequence of any length of integers below `vocab_size`, as int64 [T]."""
+def checked_ids(ids: Any, vocab_size: int | None) -> npt.NDArray[np.int64]:
+    """`ids`, flat integers of any number below `vocab_size`, as int64 [T].
+
+    ids         a sequence, an array, or an iterator, which is read to its end
+    vocab_size  None for any integers from 0 on; those beyond int64 become its largest
+    """
+    if isinstance(ids, Iterable) and not isinstance(ids, Sequence | np.ndarray | Mapping | Set):
+        ids = list(ids)
     try:
         array = _as_array(ids)
     except (ValueError, OverflowError, TypeError):  # ragged, or no numbers at all
         raise InputError("ids: must be a flat sequence of integers") from None
+    if vocab_size is None and array.dtype.kind == "O" and all(map(is_integer, array.flat)):
+        array = np.array([min(max(i, -1), MAX_INT64) for i in array.flat]).reshape(array.shape)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InputError(
             f"ids: {array.dtype} of shape {list(array.shape)}; must be a flat sequence of integers"
         )
     for extreme in (int(array.min()), int(array.max())) if array.size else ():
-        if not 0 <= extreme < vocab_size:
-            raise InputError(f"ids: {extreme} is not a token; ids go from 0 to {vocab_size - 1}")
+        if extreme < 0 or (vocab_size is not None and extreme >= vocab_size):
+            allowed = "on" if vocab_size is None else f"to {vocab_size - 1}"
+            raise InputError(f"ids: {extreme} is not a token; ids go from 0 {allowed}")
+    if array.dtype == np.uint64:
+        array = np.minimum(array, np.uint64(MAX_INT64))
     return array.astype(np.int64)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,11 +30,12 @@ def read_json_object(path: Path, max_bytes: int, error: type[SourceError]) -> di
 
 
 def parse_json_object(data: bytes, where: str, error: type[SourceError]) -> dict[str, Any]:
-    """The JSON object in `data`, UTF-8; an `error` begins with `where`."""
+    """The JSON object in `data`, UTF-8, with or without a byte order mark; an `error` begins with
+    `where`."""
     if sum(data.count(mark) for mark in (b",", b"[", b"{")) > _MAX_VALUES:
         raise error(f"{where}: has more than {_MAX_VALUES} values, the limit for such a file")
     try:
-        text = data.decode("utf-8")
+        text = data.removeprefix(BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as cause:
         raise error(f"{where}: is not UTF-8 text (byte {cause.start}); JSON must be") from None
     try:

@@ -17,7 +17,7 @@ from ..checkpoint import files as checkpoint_files
 from ..checkpoint import strict_json, write_file
 from ..checkpoint.files import read_small_file
 from ..errors import SourceError, TokenizerError
-from . import bpe, parsing, vocabulary
+from . import bpe, json_fields, parsing, special_tokens, token_ids, tokenizer_json, vocabulary
 from .bpe import Merges
 from .disk_cache import load_or_build
 from .parsing import parse_files
@@ -43,7 +43,10 @@ _SAVED_AS = {
 }
 
 # The source files that a cached vocabulary depends on: the parser, what it imports, and this one.
-_PARSER_MODULES = (parsing, vocabulary, bpe, strict_json, checkpoint_files, errors)
+_PARSER_MODULES = (
+    *(parsing, tokenizer_json, special_tokens, token_ids, json_fields, vocabulary, bpe),
+    *(strict_json, checkpoint_files, errors),
+)
 PARSER_CODE = (__file__, *(str(module.__file__) for module in _PARSER_MODULES))
 
 

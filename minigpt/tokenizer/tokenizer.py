@@ -10,9 +10,9 @@ from __future__ import annotations
 import codecs
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
-from itertools import chain
+from itertools import chain, compress
 from typing import Literal, overload
 
 import numpy as np
@@ -21,10 +21,12 @@ import numpy.typing as npt
 from ..arguments import checked_bool, checked_choice, checked_folder, checked_ids, checked_text
 from ..bundled import BUNDLED_MODEL
 from ..checkpoint import resolve
+from ..errors import InputError
 from ..source import ModelSource
+from .added_tokens import AddedTokens
 from .bpe import BOUNDARY, PretokenIds, chunks, pretokenize, token_bytes
 from .files import read_vocabulary, write_vocabulary
-from .vocabulary import AddedToken, Vocabulary
+from .vocabulary import NO_ID, AddedToken, Vocabulary
 
 # Characters after which compiled code is loaded, which takes as long as encoding about so many.
 COMPILED_FROM = 1 << 18
@@ -47,10 +49,11 @@ class GPTTokenizer:
         self._vocabulary = vocabulary
         self._pretoken_ids = PretokenIds(vocabulary.byte_ids, vocabulary.merges)
         self._encoded = 0  # characters so far
+        has_id = [token_id != NO_ID for token_id in vocabulary.byte_ids]
+        self._known_bytes = None if all(has_id) else bytes(compress(range(256), has_id))
         added = vocabulary.added.values()
         self._special_ids = frozenset(token.id for token in added if token.special)
-        self._any_added = _any_of(token.content for token in added)
-        self._plain_added = _any_of(token.content for token in added if not token.special)
+        self._added = AddedTokens(added)
 
     @classmethod
     def from_pretrained(
@@ -102,14 +105,15 @@ class GPTTokenizer:
                         origin (Hugging Face's `split_special_tokens=True`)
 
         The time is nearly linear in the length of the text. Raises InputError for a text that is
-        not a str or holds a lone surrogate, and for other options.
+        not a str, holds a lone surrogate, or has a character of whose bytes the vocabulary lacks
+        one, and for other options.
         """
         checked_text("text", text)
         if return_tensors is not None:
             checked_choice("return_tensors", return_tensors, ["np"])
         allow_special = checked_bool("allow_special", allow_special)
         self._encoded += len(text)
-        segments = map(self._segment_ids, self._split_at_added(text, allow_special))
+        segments = map(self._segment_ids, self._added.split(text, allow_special))
         ids = np.concatenate([np.empty(0, np.int64), *segments])
         return ids.tolist() if return_tensors is None else ids[np.newaxis]
 
@@ -122,23 +126,24 @@ class GPTTokenizer:
 
         So a long text can be encoded without all its ids in memory.
         """
-        added = self._vocabulary.added.values()
-        if any(_spans_space(token) for token in added if allow_special or not token.special):
+        if self._added.may_hold_space(allow_special):
             return iter([text])
         boundary = _SPACE_BOUNDARY if self._vocabulary.add_prefix_space else BOUNDARY
         return chunks(text, size, boundary)
 
     def decode(
-        self, ids: Sequence[int] | npt.NDArray[np.integer], skip_special_tokens: bool = True
+        self, ids: Iterable[int] | npt.NDArray[np.integer], skip_special_tokens: bool = True
     ) -> str:
         """The text of token ids.
 
-        ids                  a flat sequence or an integer array [T], of one text
+        ids                  of one text: a flat sequence, an integer array [T], or an iterator such
+                             as `model.stream(…)`
         skip_special_tokens  True to leave special tokens such as `<|endoftext|>` out of the text.
                              Default: True
 
-        Bytes that are not UTF-8 become U+FFFD. Raises InputError for ids that are not integers from
-        0 to `vocab_size - 1`.
+        Bytes that are not UTF-8 become U+FFFD. Ids from `vocab_size` on, which a model of a padded
+        vocabulary may generate, have no text. Raises InputError for ids that are not integers from
+        0 on.
         """
         skip_special_tokens = checked_bool("skip_special_tokens", skip_special_tokens)
         return self._bytes_of(ids, skip_special_tokens).decode("utf-8", errors="replace")
@@ -156,34 +161,14 @@ class GPTTokenizer:
         """
         write_vocabulary(self._vocabulary, checked_folder(folder))
 
-    def _split_at_added(self, text: str, allow_special: bool) -> Iterator[str | AddedToken]:
-        """Yield the added tokens in `text` and the text between them; the longest match wins."""
-        pattern = self._any_added if allow_special else self._plain_added
-        done = end = 0
-        while pattern is not None and (match := pattern.search(text, end)):
-            token = self._vocabulary.added[match[0]]
-            start, end = match.span()
-            if token.single_word and _touches_word(text, start, end):
-                continue
-            if token.lstrip:
-                while start > done and _matches(_SPACE, text, start - 1):
-                    start -= 1
-            if token.rstrip:
-                while _matches(_SPACE, text, end):
-                    end += 1
-            if done < start:
-                yield text[done:start]
-            yield token
-            done = end
-        if done < len(text):
-            yield text[done:]
-
     def _segment_ids(self, segment: str | AddedToken) -> list[int] | npt.NDArray[np.int32]:
         """The ids of an added token, or of text without added tokens."""
         if isinstance(segment, AddedToken):
             return [segment.id]
         if self._vocabulary.add_prefix_space and not segment.startswith(" "):
             segment = " " + segment
+        if self._known_bytes is not None:
+            _check_bytes(segment, self._known_bytes)
         if self._encoded > COMPILED_FROM:
             return self._encode_compiled(segment)
         return list(chain.from_iterable(map(self._pretoken_ids.__getitem__, pretokenize(segment))))
@@ -198,9 +183,10 @@ class GPTTokenizer:
         return partial(encode, tables=tables, merges=merges)
 
     def _bytes_of(
-        self, ids: Sequence[int] | npt.NDArray[np.integer], skip_special_tokens: bool
+        self, ids: Iterable[int] | npt.NDArray[np.integer], skip_special_tokens: bool
     ) -> bytes:
-        token_ids: list[int] = checked_ids(ids, self.vocab_size).tolist()
+        checked = checked_ids(ids, None)
+        token_ids: list[int] = checked[checked < self.vocab_size].tolist()
         if skip_special_tokens:
             token_ids = [i for i in token_ids if i not in self._special_ids]
         return b"".join(map(self._token_bytes, token_ids))
@@ -236,34 +222,12 @@ class StreamDecoder:
 _SPACE_BOUNDARY = re.compile(r"(?<=\S) ")
 
 
-# ---- added tokens ----
-
-_SPACE = r"\s"
-_WORD_CHARACTER = r"\w"  # a letter, a digit, or an underscore
-
-
-def _touches_word(text: str, start: int, end: int) -> bool:
-    before = start > 0 and _matches(_WORD_CHARACTER, text, start - 1)
-    return before or _matches(_WORD_CHARACTER, text, end)
-
-
-def _matches(pattern: str, text: str, offset: int) -> bool:
-    """Whether there is a character `text[offset]`, and it matches by `regex`'s Unicode classes."""
-    import regex  # here, as it is slow to load and few vocabularies need it
-
-    return regex.match(pattern, text, pos=offset) is not None
-
-
-def _spans_space(token: AddedToken) -> bool:
-    """Whether the token, as it is matched in a text, may hold white space."""
-    return token.lstrip or token.rstrip or re.search(r"\s", token.content) is not None
-
-
-def _any_of(contents: Iterable[str]) -> re.Pattern[str] | None:
-    """A pattern for the longest of `contents` at the leftmost match; None where there are none.
-
-    Of the module `re`, which compiles and matches thousands of alternatives 15 times as fast as
-    `regex`.
-    """
-    longest_first = sorted(contents, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+def _check_bytes(text: str, known: bytes) -> None:
+    """Raises InputError for a character of `text` that has other bytes than the `known` ones."""
+    if text.encode("utf-8").translate(None, known):
+        character = next(c for c in text if c.encode("utf-8").translate(None, known))
+        missing = character.encode("utf-8").translate(None, known)[0]
+        raise InputError(
+            f"text: has {character!r}, which this vocabulary cannot encode: it lacks the byte "
+            f"{missing:#04x}; take a tokenizer that was trained on such texts"
+        )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from .bpe import Merges
 
 END_OF_TEXT = "<|endoftext|>"
+NO_ID = -1
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class AddedToken:
     single_word  matched only where no letter, digit or underscore is next to it
     lstrip       includes the white space before it
     rstrip       includes the white space after it
+    normalized   searched after the others, in the text between them
     """
 
     content: str
@@ -27,6 +29,7 @@ class AddedToken:
     single_word: bool = False
     lstrip: bool = False
     rstrip: bool = False
+    normalized: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Vocabulary:
     """A checked vocabulary. The ids run from 0 to `len(tokens) - 1`, each of one token.
 
     tokens            id → token: an added one as its text, any other in byte symbols
-    byte_ids          byte → id of the token that is this byte
+    byte_ids          byte → id of the token that is this byte, NO_ID where there is none
     merges            see `bpe.Merges`
     added             {content: AddedToken}
     eos_id            id of the end-of-text token, None if there is none

@@ -18,7 +18,7 @@ from toy_vocabulary import (
     write_toy,
 )
 
-from minigpt.errors import TokenizerError
+from minigpt.errors import InputError, TokenizerError
 from minigpt.tokenizer.files import MAX_FILE_BYTES, read_vocabulary
 from minigpt.tokenizer.tokenizer import GPTTokenizer
 
@@ -53,8 +53,21 @@ def huge(folder: Path) -> None:
         file.truncate(MAX_FILE_BYTES + 1)
 
 
+def not_byte_level(folder: Path) -> None:
+    vocab = {"<unk>": 0, "中": 1, "文": 2}
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+
+
+def characters(folder: Path) -> None:
+    """A vocabulary of characters in which another one than Ġ stands for the space."""
+    vocab = {token: token_id for token_id, token in enumerate(["▁", "t", "h", "▁t", "▁th"])}
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (folder / "merges.txt").write_text("▁ t\n▁t h\n", encoding="utf-8")
+
+
 BAD_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no vocabulary": (removed("vocab.json"), "holds no tokenizer: tokenizer.json, or vocab.json"),
+    "no vocabulary": (removed("vocab.json"), "holds no tokenizer, neither tokenizer.json"),
     "no merges": (removed("merges.txt"), r"holds vocab\.json, but no merges\.txt"),
     "a folder": (removed("vocab.json", folder_instead=True), r"vocab\.json: "),
     "empty vocabulary": (changed("vocab.json", ""), r"vocab\.json: "),
@@ -75,7 +88,10 @@ BAD_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     "gap": (vocab(xx=262), r"'xx' has the id 262: the ids of 262 tokens must be 0 to 261"),
     "empty token": (vocab(**{"": 261}), "token '' must be a text, not empty"),
     "surrogate": (changed("vocab.json", json.dumps({**toy_vocab(), "\ud800": 261})), "surrogate"),
-    "missing byte": (without("Ġ"), "lacks 'Ġ', the symbol of byte 32"),
+    "missing symbol": (without("Ġ"), "merge 'Ġ' 'low' does not fit the vocabulary, which must"),
+    "no tokens": (changed("vocab.json", "{}"), "merge 'l' 'o' does not fit"),
+    "no bytes": (not_byte_level, "lacks 'Ā', the symbol of byte 0, and those of all others"),
+    "no byte-level": (characters, "lacks 'Ā', the symbol of byte 0, and merges '▁', which is the"),
     "empty merges": (changed("merges.txt", ""), r"merges\.txt: is empty"),
     "merges not UTF-8": (changed("merges.txt", b"l o\n\xff \xfe"), r"merges\.txt: is not UTF-8"),
     "one part": (merges("l o", "low"), r"merges\.txt: line 3 is 'low'"),
@@ -139,6 +155,94 @@ def test_truncated_merges(tmp_path: Path) -> None:
         GPTTokenizer.from_pretrained(tmp_path)
 
 
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+SPLIT = {  # GPT-2's regular expression
+    "type": "Split",
+    "pattern": {
+        "Regex": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    },
+    "behavior": "Isolated",
+    "invert": False,
+}
+TEXT, START = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<s>"}}
+TEMPLATE = {"type": "TemplateProcessing", "single": [TEXT], "pair": [], "special_tokens": {}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTE_LEVEL]}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Sequence", "pretokenizers": [SPLIT]}, {**BYTE_LEVEL, "use_regex": False}
+        ]}},
+        {"normalizer": {"type": "Sequence", "normalizers": []}},
+        {"post_processor": TEMPLATE},
+        {"post_processor": {"type": "Sequence", "processors": [{"type": "ByteLevel"}, TEMPLATE]}},
+        {"post_processor": None, "decoder": None},
+        {"decoder": {"type": "Sequence", "decoders": [{"type": "ByteLevel"}]}},
+        {"model__unk_token": "<unk>", "model__fuse_unk": True, "model__byte_fallback": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_forms_of_tokenizer_json_that_mean_the_same(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    text = "low  lower, it's 42!\n"
+    expected = load_json(tmp_path, tokenizer_json()).encode(text)
+    assert load_json(tmp_path, tokenizer_json(**changes)).encode(text) == expected
+
+
+def test_the_prefix_space_of_a_sequence(tmp_path: Path) -> None:
+    parts = {"type": "Sequence", "pretokenizers": [{**BYTE_LEVEL, "add_prefix_space": True}]}
+    tokenizer = load_json(tmp_path, tokenizer_json(pre_tokenizer=parts))
+    assert tokenizer.encode("low") == [toy_vocab()["Ġlow"]]
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json"])
+def test_a_byte_order_mark(tmp_path: Path, name: str) -> None:
+    write_toy(tmp_path, tokenizer_config={"add_prefix_space": True})
+    expected = GPTTokenizer.from_pretrained(tmp_path).encode("low lower")
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
+    assert GPTTokenizer.from_pretrained(tmp_path).encode("low lower") == expected
+
+
+# ---- bytes that a vocabulary lacks ----
+
+
+def few_bytes(folder: Path) -> GPTTokenizer:
+    """The vocabulary of "low lower" alone, with control tokens that nothing declares."""
+    tokens = ["<s>", "<pad>", "[UNK]", *"elorwĠ", "lo", "low", "er", "Ġlow"]
+    ids = {token: token_id for token_id, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(TOY_MERGES), encoding="utf-8")
+    return GPTTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_vocabulary_may_lack_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    if compiled:
+        monkeypatch.setattr("minigpt.tokenizer.tokenizer.COMPILED_FROM", -1)
+    tokenizer = few_bytes(tmp_path)
+    assert tokenizer.encode("low lower wool") == [10, 12, 11, 8, 7, 5, 5, 4]
+    assert tokenizer.decode([10, 12, 11]) == "low lower"
+    for text, named in (("lowé", "'é'"), ("low\n", r"'\n'"), ("low x é", "'x'"), ("\0", r"'\x00'")):
+        with pytest.raises(InputError) as caught:
+            tokenizer.encode(text)
+        message = f"text: has {named}, which this vocabulary cannot encode: it lacks the byte 0x"
+        assert str(caught.value).startswith(message)
+
+
+def test_a_byte_of_a_character_may_be_there(tmp_path: Path) -> None:
+    """The message names the byte that is missing: the second one of é, 0xc3 0xa9."""
+    write_toy(tmp_path, vocab={t: i for i, t in enumerate(t for t in toy_vocab() if t != "©")})
+    tokenizer = GPTTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.decode(tokenizer.encode("ø")) == "ø"
+    with pytest.raises(InputError, match=r"'é', which .* lacks the byte 0xa9"):
+        tokenizer.encode("øé")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -160,7 +264,18 @@ def test_truncated_merges(tmp_path: Path) -> None:
         ("pre_tokenizer", {"type": "Whitespace"}),
         ("pre_tokenizer__use_regex", False),
         ("pre_tokenizer__add_prefix_space", None),
+        ("pre_tokenizer", {"type": "Sequence", "pretokenizers": []}),
+        ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [BYTE_LEVEL, BYTE_LEVEL]}),
+        ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [{"type": "Digits"}, BYTE_LEVEL]}),
+        ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [SPLIT, BYTE_LEVEL]}),
+        ("pre_tokenizer", {"type": "Sequence", "pretokenizers": "ByteLevel"}),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}),
+        ("normalizer", [None]),
         ("post_processor", {"type": "TemplateProcessing"}),
+        ("post_processor", {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "B"}}]}),
+        ("post_processor", {"type": "TemplateProcessing", "single": [TEXT, TEXT]}),
+        ("post_processor", {"type": "TemplateProcessing", "single": [START, TEXT]}),
+        ("post_processor", {"type": "RobertaProcessing"}),
         ("decoder", {"type": "WordPiece"}),
         ("decoder", "ByteLevel"),
         ("added_tokens", {}),

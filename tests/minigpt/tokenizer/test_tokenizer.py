@@ -64,16 +64,34 @@ def test_decode_undoes_encode(gpt2: GPTTokenizer, text: str) -> None:
     assert gpt2.decode(gpt2.encode(text)) == text
 
 
-def test_decode_takes_lists_tuples_and_arrays(toy: GPTTokenizer) -> None:
+def test_decode_takes_all_iterables(toy: GPTTokenizer) -> None:
     low = toy_vocab()["low"]
     for ids in ([low], (low,), np.array([low]), np.array([low], np.uint16), [np.int32(low)]):
-        assert toy.decode(ids) == "low"
+        assert toy.decode(ids) == toy.decode(iter(ids)) == "low"
+    assert toy.decode(i for i in (low, low)) == toy.decode(range(low, low + 1)) * 2
+    assert toy.decode({"a": low, "b": low}.values()) == "lowlow"
     assert toy.decode([]) == toy.decode(np.array([], dtype=np.int64)) == ""
 
 
 @pytest.mark.parametrize(
     "ids",
-    [[261], [-1], [10**30], [1.0], ["a"], [True], "abc", None, 5, [[1]], [[1], [1, 2]], [None]],
+    [
+        [-1],
+        [-(10**30)],
+        [1.0],
+        ["a"],
+        [True],
+        "abc",
+        b"abc",
+        {1, 2},
+        {1: 2},
+        None,
+        5,
+        [[1]],
+        [[1], [1, 2]],
+        [None],
+        [None, 10**30],
+    ],
     ids=str,
 )
 def test_wrong_ids_raise_input_error(toy: GPTTokenizer, ids: Any) -> None:
@@ -83,6 +101,16 @@ def test_wrong_ids_raise_input_error(toy: GPTTokenizer, ids: Any) -> None:
     if isinstance(ids, list):
         with pytest.raises(InputError):
             toy.stream_decoder().push(ids[0])
+
+
+@pytest.mark.parametrize("beyond", [261, 2**31, 2**63, 2**64 - 1, 2**64, 10**30])
+def test_ids_beyond_the_tokenizer_have_no_text(toy: GPTTokenizer, beyond: int) -> None:
+    """As in transformers; a model with a padded vocabulary generates them."""
+    low = toy_vocab()["low"]
+    assert toy.decode([low, beyond, low]) == toy.decode(iter([low, beyond, low])) == "lowlow"
+    if beyond < 2**64:
+        assert toy.decode(np.array([low, beyond, low], np.uint64)) == "lowlow"
+    assert toy.stream_decoder().push(beyond) == ""
 
 
 @pytest.mark.parametrize("flag", ["False", "", 1, 0, None])
@@ -185,7 +213,7 @@ def test_the_longest_added_token_matches(tmp_path: Path) -> None:
 
 
 def test_names_of_special_tokens(tmp_path: Path) -> None:
-    """tokenizer_config's eos wins; a name may be an object; a name without an id is ignored."""
+    """special_tokens_map's eos wins, as in transformers; a name may be an object."""
     write_toy(
         tmp_path,
         added_tokens={"<end>": 261, "<pad>": 262, "<user>": 263},
@@ -193,10 +221,11 @@ def test_names_of_special_tokens(tmp_path: Path) -> None:
         tokenizer_config={"eos_token": "<end>", "additional_special_tokens": ["<user>", "<none>"]},
     )
     tokenizer = GPTTokenizer.from_pretrained(tmp_path)
-    assert tokenizer.eos_token_id == 261
-    assert tokenizer.encode("<end><pad><user>", allow_special=True) == [261, 262, 263]
-    assert not {261, 262, 263} & set(tokenizer.encode("<end><pad><user>"))
-    assert tokenizer.decode([261, 262, 263, 260]) == ""
+    assert tokenizer.eos_token_id == 262
+    assert tokenizer.vocab_size == 265  # <none> has got the next free id
+    assert tokenizer.encode("<end><pad><user>", allow_special=True)[-2:] == [262, 263]
+    assert not {262, 263} & set(tokenizer.encode("<end><pad><user>"))
+    assert tokenizer.decode([262, 263, 264, 260]) == ""
 
 
 @pytest.mark.parametrize(
