@@ -11,6 +11,7 @@ from .terminal import (
     Text,
     chosen_tokenizer,
     complete_source,
+    note,
     progress_line,
     read_file,
     show_line,
@@ -68,7 +69,8 @@ def convert(
 
     Memory holds one tensor at a time. The folder appears once it is complete; an interrupted
     conversion leaves none. Folders of int8 and int4 are for minigpt alone, which maps them into
-    memory; those of f32 and bf16 are in Hugging Face layout.
+    memory; those of f32 and bf16 are in Hugging Face layout. A SOURCE of int8 or int4, such as the
+    bundled model, is dequantized first.
     """
     dtype = dtype or DTYPES[to][0]
     if dtype not in DTYPES[to]:
@@ -93,7 +95,11 @@ def convert(
         )
     from ..conversion.convert import convert as write_folder
     from ..conversion.gguf_export import save_gguf
+    from ..source import open_source
 
+    opened = open_source(source)
+    if opened.quantized and opened.quantized != dtype:
+        note(f"{source} is {opened.quantized}: {dtype} regains nothing of the original", False)
     text = None if calibrate is None else read_file(str(calibrate))
     line = progress_line(str(target), lambda rate: f"{rate / 1e6:.0f} MB/s")
 
@@ -105,6 +111,6 @@ def convert(
         save_gguf(source, target, dtype, show, tokenizer=codec)
     else:
         write_folder(
-            source, target, dtype, threads, text, show, tokenizer=codec, allow_special=special
+            opened, target, dtype, threads, text, show, tokenizer=codec, allow_special=special
         )
     show_line("")

@@ -88,7 +88,8 @@ dtype_option = click.option(
     "--dtype",
     type=click.Choice(DTYPES),
     default="auto",
-    help="Data type of the weights in memory. auto: that of the files, f16 and f64 as f32.",
+    help="Data type of the weights in memory. auto: that of the files, f16 and f64 as f32. "
+    "Files of int8 and int4 are dequantized for another.",
 )
 threads_option = click.option(
     "--threads",

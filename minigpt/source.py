@@ -20,10 +20,10 @@ import numpy as np
 
 from .checkpoint import Checkpoint, open_checkpoint, resolve
 from .config import GPTConfig
-from .errors import CheckpointError
 from .kernels.layout import QUANT_BLOCK, bf16_to_f32, padded
 from .weights.checks import checked_names, quantized_dtype
-from .weights.table import HEAD, Shapes, all_shapes
+from .weights.packed import unpacked_matrix
+from .weights.table import HEAD, SCALES, Shapes, all_shapes
 
 if TYPE_CHECKING:
     from .checkpoint.gguf import GGUF
@@ -81,46 +81,49 @@ class ModelSource:
         return all_shapes(self.config, tied=self.tied)
 
     def read(self, name: str) -> np.ndarray:
-        """A float tensor in its own shape: bfloat16 bits (uint16) if stored as BF16, else float32.
+        """A tensor in its own shape: bfloat16 bits (uint16) if stored as BF16, else float32.
 
-        A view of the file where the stored bytes are that array. Raises CheckpointError for a
-        quantized source.
+        A view of the file where the stored bytes are that array. A quantized matrix is dequantized,
+        to exactly the numbers that it stands for.
         """
-        self._require_floats()
-        return self._as_f32_or_bf16(name, self.checkpoint.read(self.names[name]))
+        stored = self.checkpoint.read(self.names[name])
+        if name + SCALES in self.names:
+            scales = self.checkpoint.read(self.names[name + SCALES])
+            return unpacked_matrix(name, self.shapes[name], stored.reshape(-1), scales.reshape(-1))
+        return self._as_f32_or_bf16(name, stored)
 
     def read_float32(self, name: str) -> np.ndarray:
-        """A float tensor as a C-contiguous float32 copy; the pages of the file are released."""
+        """A tensor as a C-contiguous float32 copy; the pages of the file are released."""
         array = self.read(name)
         wide = bf16_to_f32(array) if array.dtype == np.uint16 else np.array(array, order="C")
         self.checkpoint.release()
         return np.ascontiguousarray(wide)
 
     def row_chunks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, rows) of a float matrix, some megabytes at a time, each as `read` returns."""
-        self._require_floats()
-        array = self.checkpoint.read(self.names[name])
+        """(first row, rows) of a matrix, some megabytes at a time, each as `read` returns them.
+
+        A quantized matrix is dequantized at once.
+        """
+        dequantized = name + SCALES in self.names
+        array = self.read(name) if dequantized else self.checkpoint.read(self.names[name])
         rows, columns = array.shape
         step = padded(max(1, _CHUNK_BYTES // (columns * array.itemsize)), QUANT_BLOCK)
         for first in range(0, rows, step):
             yield first, self._as_f32_or_bf16(name, array[first : first + step])
 
     def chunks(self, name: str) -> Iterator[tuple[int, int, np.ndarray]]:
-        """(first row, first column, chunk) of a float matrix, each chunk as `read` returns it.
+        """(first row, first column, chunk) of a matrix, each chunk as `read` returns it.
 
         A chunk has whole rows; of a matrix whose file stores the transpose, whole columns. The
-        pages of the file are released after each.
+        pages of the file are released after each. A quantized matrix is dequantized at once.
         """
-        self._require_floats()
+        if name + SCALES in self.names:
+            yield from ((row, 0, rows) for row, rows in self.row_chunks(name))
+            self.checkpoint.release()
+            return
         for row, column, chunk in self.checkpoint.chunks(self.names[name], _CHUNK_BYTES):
             yield row, column, self._as_f32_or_bf16(name, chunk)
             self.checkpoint.release()
-
-    def _require_floats(self) -> None:
-        if self.quantized:
-            raise CheckpointError(
-                f"{self.path}: holds {self.quantized} weights, where floats are needed"
-            )
 
     def _as_f32_or_bf16(self, name: str, array: np.ndarray) -> np.ndarray:
         is_bf16 = self.checkpoint.tensors[self.names[name]].dtype == "BF16"

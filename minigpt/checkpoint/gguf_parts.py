@@ -79,7 +79,7 @@ def open_parts(path: Path) -> GGUF:
     if missing:
         names = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
         raise CheckpointError(f"{path}: is one of {count} parts; missing are {names}")
-    return _joined([read_gguf(open_weights(other)) for other in paths])
+    return _joined([gguf if other == path else read_gguf(open_weights(other)) for other in paths])
 
 
 def _joined(parts: list[GGUF]) -> GGUF:

@@ -33,7 +33,6 @@ from ..kernels.team import Team
 from ..source import ModelSource, open_source
 from ..tokenizer.tokenizer import GPTTokenizer
 from ..weights.loading import allocate_packed, pack_matrix, read_unpacked
-from ..weights.packed import map_quantized
 from ..weights.table import QUANTIZED_DTYPES, SCALES, is_packed
 from .calibrate import importance
 from .saving import (
@@ -84,9 +83,12 @@ def convert(
     allow_special  True to read special tokens such as `<|endoftext|>` in `calibration` as these
                    tokens. Default: plain text
 
-    Raises InputError for an argument out of its range and for quantizing a quantized source;
-    SourceError (and its subclasses) for a wrong source, and where the folder exists or cannot be
-    written. An interrupted conversion leaves no folder behind.
+    A source of int8 or int4 is copied to the same dtype and dequantized for another, which regains
+    nothing of the original.
+
+    Raises InputError for an argument out of its range, SourceError (and its subclasses) for a wrong
+    source, and where the folder exists or cannot be written. An interrupted conversion leaves no
+    folder behind.
     """
     dtype = checked_choice("dtype", dtype, DTYPES)
     if calibration is not None and dtype != "int4":
@@ -99,13 +101,8 @@ def convert(
         check_tokenizer("tokenizer", tokenizer)
     allow_special = checked_bool("allow_special", allow_special)
     opened = open_source(source)
-    if opened.quantized and dtype in QUANTIZED_DTYPES:
-        raise InputError(
-            f"dtype {dtype}: {opened.path} is quantized to {opened.quantized} already; "
-            "convert the original"
-        )
-    if opened.quantized:
-        infos, read = _dequantized(opened, opened.quantized, dtype)
+    if opened.quantized == dtype:
+        infos, read = _copied(opened, dtype)
     elif dtype in QUANTIZED_DTYPES:
         row_importance = {}
         if calibration is not None:
@@ -159,7 +156,7 @@ def _with_progress(
 
 
 def _floats(source: ModelSource, dtype: str) -> tuple[list[TensorInfo], _ReadTensor]:
-    """The tensors of a float source as f32 or bf16, and the function that reads them."""
+    """The tensors of a source as f32 or bf16, and the function that reads them."""
 
     def read(info: TensorInfo) -> Iterator[np.ndarray]:
         name = table_name(info.name)
@@ -173,23 +170,20 @@ def _floats(source: ModelSource, dtype: str) -> tuple[list[TensorInfo], _ReadTen
     return by_width(float_infos(source.shapes, dtype)), read
 
 
-def _dequantized(
-    source: ModelSource, quantized: str, dtype: str
-) -> tuple[list[TensorInfo], _ReadTensor]:
-    """The tensors of a quantized source as f32 or bf16, and the function that reads them."""
-    weights = map_quantized(source, quantized)
+def _copied(source: ModelSource, dtype: str) -> tuple[list[TensorInfo], _ReadTensor]:
+    """The tensors of a source that is quantized to `dtype`, and the function that reads them."""
 
     def read(info: TensorInfo) -> Iterator[np.ndarray]:
-        yield as_dtype(weights.tensor(table_name(info.name)), info.dtype)
+        yield source.checkpoint.read(source.names[table_name(info.name)])
         source.checkpoint.release()
 
-    return by_width(float_infos(weights.shapes, dtype)), read
+    return quantized_infos(source.shapes, dtype), read
 
 
 def _quantized(
     source: ModelSource, dtype: str, team: Team, row_importance: dict[str, np.ndarray]
 ) -> tuple[list[TensorInfo], _ReadTensor]:
-    """The tensors of a float source as int8 or int4, and the function that quantizes them.
+    """The tensors of a source as int8 or int4, and the function that quantizes them.
 
     row_importance  {matrix: float32 [K]}; rows of the others are equally important
     """

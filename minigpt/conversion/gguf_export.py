@@ -28,7 +28,7 @@ from ..checkpoint.gguf_gpt2 import (
 )
 from ..checkpoint.gguf_writing import NewTensor, WrittenValue, write_gguf
 from ..config import GPTConfig
-from ..errors import CheckpointError, ConfigError, InputError, TokenizerError
+from ..errors import CheckpointError, ConfigError, TokenizerError
 from ..kernels.layout import bf16_to_f32
 from ..source import ModelSource, open_source
 from ..tokenizer.files import read_vocabulary
@@ -56,15 +56,15 @@ def save_gguf(
 ) -> None:
     """Write the model of a source, with its tokenizer, as a GGUF file.
 
-    source     a folder, a GGUF file, or a hub id; not a folder of int8 or int4
+    source     a folder, a GGUF file, or a hub id; int8 and int4 are dequantized
     path       of the file, which is replaced if it exists; it appears complete or not at all
     dtype      of the matrices: "f32", "f16" or "q8_0"
     progress   called after every few megabytes that are written
     tokenizer  written in place of the source's own. Default: that of the source
 
-    Memory holds about one tensor. Raises InputError for another dtype and for a quantized source;
-    SourceError (and its subclasses) for a source that is damaged, has no tokenizer, or is a model
-    that llama.cpp would run wrongly, and where the file cannot be written.
+    Memory holds about one tensor. Raises InputError for another dtype, SourceError (and its
+    subclasses) for a source that is damaged, has no tokenizer, or is a model that llama.cpp would
+    run wrongly, and where the file cannot be written.
     """
     dtype = checked_choice("dtype", dtype, tuple(GGUF_DTYPES))
     path = checked_file_name("path", path)
@@ -74,8 +74,6 @@ def save_gguf(
     opened = open_source(source)
     _check_exportable(opened.config, opened.path)
     vocabulary = tokenizer.vocabulary if tokenizer else read_vocabulary(opened.files)
-    if opened.quantized:
-        raise InputError(f"{opened.path}: was quantized to {opened.quantized}; take the original")
     tensors = {
         _new_tensor(name, shape, GGUF_DTYPES[dtype]): name for name, shape in opened.shapes.items()
     }
@@ -152,16 +150,14 @@ def _block_reader(
 
 def _lines(source: ModelSource, name: str, length: int) -> Iterator[np.ndarray]:
     """A tensor in lines as the GGUF file stores them: float32 [n, length], in chunks."""
-    checkpoint, stored_name = source.checkpoint, source.names[name]
-    array = checkpoint.read(stored_name)
+    with np.errstate(over="ignore"):  # of float64: `all_finite` catches what matters
+        array = source.read(name)
     lines = (array.T if is_transposed_in_gguf(name) else array).reshape(-1, length)
     step = max(1, _CHUNK_BYTES // (4 * length))
-    is_bf16 = checkpoint.tensors[stored_name].dtype == "BF16"
     for first in range(0, len(lines), step):
         chunk = np.ascontiguousarray(lines[first : first + step])
-        with np.errstate(over="ignore"):  # of float64: `all_finite` catches what matters
-            yield bf16_to_f32(chunk) if is_bf16 else chunk.astype(np.float32, copy=False)
-        checkpoint.release()
+        yield bf16_to_f32(chunk) if chunk.dtype == np.uint16 else chunk
+        source.checkpoint.release()
 
 
 # ---- values ----

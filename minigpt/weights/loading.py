@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..arguments import checked_choice
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError
 from ..kernels.gemm.packing import pack
 from ..kernels.gemm.quantize import QUANTIZE_SCRATCH, quantize
 from ..kernels.layout import (
@@ -40,22 +40,17 @@ def load_weights(source: ModelSource, dtype: str = "auto", threads: int = 1) -> 
     dtype  "f32", "bf16", "int8", "int4", or "auto": that of a quantized source; of others bf16
            where all matrices are stored as BF16, else f32
 
-    The files of a quantized source are mapped: nothing is read before it is used.
+    The files of a quantized source are mapped: nothing is read before it is used. For another dtype
+    its matrices are dequantized, which regains nothing of the original.
 
-    Raises InputError for another dtype, or one that a quantized source does not have;
-    CheckpointError for weights that are not finite where they would be quantized.
+    Raises InputError for another dtype, CheckpointError for weights that are not finite where they
+    would be quantized.
     """
     dtype = checked_choice("dtype", dtype, DTYPES)
-    if source.quantized:
-        if dtype not in ("auto", source.quantized):
-            raise InputError(
-                f"dtype {dtype}: {source.path} was quantized to {source.quantized}; "
-                f"take {source.quantized} or auto, or convert the original again",
-                "dtype",
-            )
-        return map_quantized(source, source.quantized)
     if dtype == "auto":
         dtype = source.auto_dtype
+    if dtype == source.quantized:
+        return map_quantized(source, dtype)
     shapes = source.shapes
     tensors, scales = allocate_packed(shapes, dtype)
     team = Team(threads)
@@ -101,7 +96,7 @@ def pack_matrix(
     Raises CheckpointError for a matrix to quantize that is not finite.
     """
     stored_name = source.names[name]
-    K, _ = operand_shape(name, source.checkpoint.tensors[stored_name].shape)
+    K, _ = operand_shape(name, source.shapes[name])
     transposed = is_transposed(name)
     scratch = thread_scratch(team.size, QUANTIZE_SCRATCH)
     if importance is None:

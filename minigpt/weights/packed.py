@@ -52,12 +52,7 @@ class Weights:
         array, shape = self.tensors[name], self.shapes[name]
         if not is_packed(name, shape):
             return array
-        K, N = operand_shape(name, shape)
-        if name in self.scales:
-            matrix = dequantize_panels(array, self.scales[name], K, N)
-        else:
-            matrix = unpack_panels(array, K, N)
-        return np.ascontiguousarray(matrix.T if is_transposed(name) else matrix)
+        return unpacked_matrix(name, shape, array, self.scales.get(name))
 
     def float32_copies(self) -> dict[str, np.ndarray]:
         """{name: float32 array of the table's shape}: copies that training may change."""
@@ -66,6 +61,21 @@ class Weights:
             tensor = self.tensor(name)
             copies[name] = bf16_to_f32(tensor) if tensor.dtype == np.uint16 else tensor.copy()
         return copies
+
+
+def unpacked_matrix(
+    name: str, shape: tuple[int, ...], panels: np.ndarray, scales: np.ndarray | None
+) -> np.ndarray:
+    """A packed matrix in the table's `shape`, a copy; integer panels with their scales as float32.
+
+    panels, scales  flat; scales None for panels of floats
+    """
+    K, N = operand_shape(name, shape)
+    if scales is None:
+        matrix = unpack_panels(panels, K, N)
+    else:
+        matrix = dequantize_panels(panels, scales, K, N)
+    return np.ascontiguousarray(matrix.T if is_transposed(name) else matrix)
 
 
 def map_quantized(source: ModelSource, dtype: str) -> Weights:
@@ -83,6 +93,4 @@ def map_quantized(source: ModelSource, dtype: str) -> Weights:
 
 def float32_tensors(source: ModelSource) -> dict[str, np.ndarray]:
     """{name: float32 array of the table's shape}, copied; quantized weights are dequantized."""
-    if source.quantized:
-        return map_quantized(source, source.quantized).float32_copies()
     return {name: source.read_float32(name) for name in source.shapes}

@@ -116,19 +116,6 @@ def test_a_missing_source(fails: Fails, args: list[str], tmp_path: Path) -> None
     fails(1, "nowhere", *args, str(tmp_path / "nowhere"))
 
 
-def test_an_option_out_of_the_range_of_the_model_is_exit_code_2(
-    run: Run, fails: Fails, model: Path, tmp_path: Path
-) -> None:
-    """Its range is known only once the model is opened."""
-    assert run("convert", model, "int8").returncode == 0
-    fails(2, "dtype int4: int8 was quantized", "generate", "hello", "-m", "int8", "--dtype", "int4")
-    (tmp_path / "text").write_text("hello hello")
-    for option in ("--dtype-a", "--dtype-b"):
-        args = ("int8", "int8", "--text", "text", option, "f32")
-        fails(2, "dtype f32: int8 was quantized", "compare", *args)
-    fails(1, "int8 is quantized to int8 already", "convert", "int8", "again")  # the source is wrong
-
-
 @pytest.mark.parametrize(
     ("args", "found"),
     [

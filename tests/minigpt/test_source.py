@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from minigpt import GPTModel, GPTTokenizer
-from minigpt.checkpoint import Checkpoint, gguf_gpt2, write_safetensors
+from minigpt.checkpoint import Checkpoint, gguf_parts, write_safetensors
 from minigpt.config import GPTConfig
 from minigpt.conversion.convert import convert
 from minigpt.conversion.gguf_export import save_gguf
-from minigpt.errors import CheckpointError, ConfigError, SourceError
+from minigpt.errors import ConfigError, SourceError
 from minigpt.kernels.layout import bf16_to_f32, f32_to_bf16
 from minigpt.source import open_source
 from minigpt.tokenizer.files import read_vocabulary
-from minigpt.weights.packed import float32_tensors
+from minigpt.weights.packed import float32_tensors, map_quantized
 from minigpt.weights.table import HEAD, SCALES, tensor_shapes
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -92,13 +92,13 @@ def test_a_gguf_header_is_parsed_once(monkeypatch: pytest.MonkeyPatch, tmp_path:
     """It serves config, tensors and tokenizer, in a conversion and in the three of a load."""
     save_gguf(TASKS, tmp_path / "model.gguf", "f32")
     parsed: list[Path] = []
-    read_gguf = gguf_gpt2.read_gguf
+    read_gguf = gguf_parts.read_gguf
 
     def counting(file):
         parsed.append(file.path)
         return read_gguf(file)
 
-    monkeypatch.setattr(gguf_gpt2, "read_gguf", counting)
+    monkeypatch.setattr(gguf_parts, "read_gguf", counting)
     convert(tmp_path / "model.gguf", tmp_path / "int4", "int4", calibration="Once upon a time")
     assert parsed == [tmp_path / "model.gguf"]
     save_gguf(tmp_path / "model.gguf", tmp_path / "again.gguf", "f32")
@@ -132,9 +132,17 @@ def test_a_quantized_source(folder: str, tmp_path: Path) -> None:
     assert source.quantized == "int8"
     assert (source.tied, source.shapes) == (original.tied, original.shapes)
     assert "wte.weight" + SCALES in source.names
-    for read in (source.read, source.read_float32, lambda name: next(source.row_chunks(name))):
-        with pytest.raises(CheckpointError, match="holds int8 weights, where floats are needed"):
-            read("wte.weight")
+    weights = map_quantized(source, "int8")
+    for name in source.shapes:
+        expected = weights.tensor(name)  # wpe as the bits of bfloat16
+        assert np.array_equal(source.read(name), expected)
+        wide = bf16_to_f32(expected) if expected.dtype == np.uint16 else expected
+        assert np.array_equal(source.read_float32(name), wide)
+        if expected.ndim == 2:
+            rows = [rows for _, rows in source.row_chunks(name)]
+            assert np.array_equal(np.concatenate(rows), expected)
+            chunks = [chunk for _, column, chunk in source.chunks(name) if column == 0]
+            assert np.array_equal(np.concatenate(chunks), expected)
 
 
 # ---- reading tensors

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from minigpt import GPTModel
+from minigpt.bundled import BUNDLED_MODEL
 from minigpt.checkpoint import open_checkpoint, write_safetensors
 from minigpt.config import GPTConfig
 from minigpt.conversion.convert import Progress, convert
@@ -279,12 +280,34 @@ def test_weights_that_are_not_finite(number: float, dtype: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("dtype", QUANTIZED)
-def test_a_quantized_folder_is_not_quantized_again(dtype: str, tmp_path: Path) -> None:
-    convert(GOLDEN / "cerebras", tmp_path / "int8", "int8")
-    with pytest.raises(InputError, match="convert the original"):
-        convert(tmp_path / "int8", tmp_path / "new", dtype)
-    with pytest.raises(InputError, match="was quantized to int8"):
-        GPTModel.from_pretrained(tmp_path / "int8", "f32")
+def test_a_quantized_folder_is_copied_to_its_own_dtype(dtype: str, tmp_path: Path) -> None:
+    convert(GOLDEN / "unscaled-inverse-untied", tmp_path / "once", dtype)
+    convert(tmp_path / "once", tmp_path / "twice", dtype)
+    first, second = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("once", "twice")
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("stored", QUANTIZED)
+def test_a_quantized_folder_in_another_dtype(stored: str, dtype: str, tmp_path: Path) -> None:
+    """Loaded and converted, it is the folder of its dequantized numbers in that dtype."""
+    convert(GOLDEN / "cerebras", tmp_path / "quantized", stored)
+    convert(tmp_path / "quantized", tmp_path / "wide", "f32")
+    convert(tmp_path / "quantized", tmp_path / "other", dtype)
+    if stored != dtype:
+        expected = logits(tmp_path / "wide", dtype).tobytes()
+        assert logits(tmp_path / "quantized", dtype).tobytes() == expected
+        assert logits(tmp_path / "other", dtype).tobytes() == expected
+
+
+def test_int4_of_a_quantized_folder_can_be_calibrated(tmp_path: Path) -> None:
+    convert(BUNDLED_MODEL, tmp_path / "plain", "int4")
+    convert(BUNDLED_MODEL, tmp_path / "fitted", "int4", calibration="Once upon a time " * 20)
+    plain, fitted = (tensors_of(tmp_path / name)[C_FC] for name in ("plain", "fitted"))
+    assert plain.shape == fitted.shape
+    assert not np.array_equal(plain, fitted)
 
 
 WTE = "transformer.wte.weight"

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minigpt import GPTConfig, GPTModel, GPTTokenizer
+from minigpt.bundled import BUNDLED_MODEL
 from minigpt.checkpoint import open_checkpoint, resolve, write_safetensors
 from minigpt.conversion.convert import Progress, convert
 from minigpt.conversion.gguf_export import save_gguf
@@ -389,10 +390,22 @@ def test_an_unknown_dtype(dtype: Any, model: Path, tmp_path: Path) -> None:
         save_gguf(model, tmp_path / "x.gguf", dtype)
 
 
-def test_a_quantized_model(model: Path, tmp_path: Path) -> None:
-    convert(model, tmp_path / "int8", "int8")
-    with pytest.raises(InputError, match="take the original"):
-        save_gguf(tmp_path / "int8", tmp_path / "x.gguf")
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_quantized_model_is_dequantized(dtype: str, model: Path, tmp_path: Path) -> None:
+    convert(model, tmp_path / "quantized", dtype)
+    path = saved(tmp_path / "quantized", tmp_path / "x.gguf")
+    assert np.array_equal(logits(path), logits(tmp_path / "quantized"))
+
+
+def test_the_bundled_model(tmp_path: Path) -> None:
+    path = saved(BUNDLED_MODEL, tmp_path / "x.gguf", "q8_0")
+    assert_same_vocabulary(path, BUNDLED_MODEL)
+    ids = GPTTokenizer.from_pretrained().encode("Once upon a time", return_tensors="np")
+    texts = [
+        GPTModel.from_pretrained(source, "f32").generate(ids, 12).tolist()
+        for source in (path, BUNDLED_MODEL)
+    ]
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("path", ["", None, 7, b"x.gguf"])
