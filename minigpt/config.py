@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint.strict_json import read_json_object
+from .checkpoint.files import read_small_file
+from .checkpoint.strict_json import parse_json_object, read_json_object
 from .errors import ConfigError, short_repr
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ ACTIVATIONS = {
     "silu": "silu",
 }
 
-_GENERATION_CONFIG = "generation_config.json"
+GENERATION_CONFIG = "generation_config.json"
 _MAX_CONFIG_BYTES = 16_000_000
 _MAX_SIZE = 2**24  # of any dimension; a product of two fits an int64 easily
 _MAX_LAYERS = 10_000  # the names of each take time and memory
@@ -116,7 +117,7 @@ class GPTConfig:
             path = files / "config.json"
             data = read_json_object(path, _MAX_CONFIG_BYTES, ConfigError)
             config = cls.from_dict(data, str(path))
-            tokens = _read_generation_config(files / _GENERATION_CONFIG, config.vocab_size)
+            tokens = _tokens_of_generation_config(files, config.vocab_size)
             return cls.from_dict({**data, **tokens}, str(path)) if tokens else config
         from .checkpoint.gguf_gpt2 import gguf_config, open_gguf  # only a GGUF file needs it
 
@@ -205,14 +206,25 @@ def _activation(read: _Reader) -> str:
     return "silu" if name == "swish" else name
 
 
-def _read_generation_config(path: Path, vocab_size: int) -> dict[str, list[int]]:
-    """{key: ids} of the tokens that a generation_config.json names and the vocabulary has.
+def read_generation_config(files: Path | GGUF) -> bytes | None:
+    """The content of a folder's generation_config.json; None where there is none.
 
-    {} where there is no such file.
+    Raises ConfigError for one that cannot be read.
     """
+    if not isinstance(files, Path) or files.is_file():
+        return None
+    path = files / GENERATION_CONFIG
     if not (path.exists() or path.is_symlink()):  # a broken link is an error, when it is opened
+        return None
+    return read_small_file(path, _MAX_CONFIG_BYTES, ConfigError)
+
+
+def _tokens_of_generation_config(folder: Path, vocab_size: int) -> dict[str, list[int]]:
+    """{key: ids} of the tokens that generation_config.json names and the vocabulary has."""
+    content, where = read_generation_config(folder), str(folder / GENERATION_CONFIG)
+    if content is None:
         return {}
-    read = _Reader(read_json_object(path, _MAX_CONFIG_BYTES, ConfigError), str(path))
+    read = _Reader(parse_json_object(content, where, ConfigError), where)
     named = {key: read.tokens(key, vocab_size) for key in ("bos_token_id", "eos_token_id")}
     return {key: ids for key, ids in named.items() if ids}
 

@@ -32,6 +32,7 @@ from .named import Checkpoint
 
 ACTIVATION = "minigpt.activation_function"
 ASSUMED_ACTIVATION = "gelu_new"
+CHAT_TEMPLATE = "tokenizer.chat_template"
 EOS_IDS = "minigpt.eos_token_ids"
 EOS_KEYS = tuple(f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom"))
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = range(1, 6)  # tokenizer.ggml.token_type
@@ -202,7 +203,9 @@ def gguf_tokenizer(file: Path | GGUF) -> dict[str, bytes]:
         twice = next(token for token_id, token in enumerate(tokens) if ids[token] != token_id)
         raise TokenizerError(f"{path}: token {short_repr(twice)} occurs twice")
     merge_lines = "".join(f"{merge}\n" for merge in merges)
+    template = _value(gguf, CHAT_TEMPLATE, str, "")
     return {
+        **({"chat_template.jinja": template.encode()} if template else {}),
         "vocab.json": json.dumps(ids).encode(),
         "merges.txt": f"#version: 0.2\n{merge_lines}".encode(),
         "tokenizer_config.json": json.dumps(_tokenizer_config(gguf, tokens, types)).encode(),
@@ -241,6 +244,7 @@ def _tokenizer_config(gguf: GGUF, tokens: list[str], types: list[int]) -> dict[s
         "added_tokens_decoder": added,
     }
     eos = _value(gguf, "tokenizer.ggml.eos_token_id", int, -1)
-    if 0 <= eos < len(tokens):
-        config["eos_token"] = tokens[eos]
+    untyped = "tokenizer.ggml.token_type" not in gguf.values
+    if 0 <= eos < len(tokens) and (untyped or types[eos] != NORMAL):
+        config["eos_token"] = tokens[eos]  # which makes it a special token: not one such as "."
     return config

@@ -33,6 +33,7 @@ _SMALL_FILES = (
     "tokenizer_config.json",
     "added_tokens.json",
     "special_tokens_map.json",
+    "chat_template.jinja",
 )
 # (first file of weights, files to fetch with it), in order of precedence.
 _WEIGHTS = (

@@ -6,6 +6,7 @@ dtype, vectors and wpe as F32, as llama.cpp's own converter does.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..arguments import check_callable, check_tokenizer, checked_choice, checked
 from ..checkpoint.blocks import F16, F32, Q8_0, Encoding, all_finite, encode
 from ..checkpoint.gguf_gpt2 import (
     ACTIVATION,
+    CHAT_TEMPLATE,
     CONTROL,
     EOS_IDS,
     EOS_KEYS,
@@ -209,7 +211,23 @@ def _tokenizer_values(
     values.update(zip(EOS_KEYS, ends, strict=False))
     if len(ends) > len(EOS_KEYS):
         values[EOS_IDS] = ends
+    template = _chat_template(vocabulary.files)
+    if template:
+        values[CHAT_TEMPLATE] = template
     return values
+
+
+def _chat_template(files: dict[str, bytes]) -> str | None:
+    """The chat template among tokenizer files: the default one, where tokenizer_config.json has
+    several."""
+    if "chat_template.jinja" in files:
+        return files["chat_template.jinja"].decode("utf-8", errors="replace")
+    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = (each for each in template if isinstance(each, dict))
+        template = next((t.get("template") for t in named if t.get("name") == "default"), None)
+    return template if isinstance(template, str) else None
 
 
 def _merges(vocabulary: Vocabulary) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from ..arguments import checked_choice, checked_folder
 from ..checkpoint import TensorInfo, by_width, write_file, write_tensors
 from ..checkpoint.tensors import NUMPY_DTYPE
-from ..config import GPTConfig
+from ..config import GENERATION_CONFIG, GPTConfig, read_generation_config
 from ..errors import SourceError
 from ..kernels.layout import bf16_to_f32, f32_to_bf16
 from ..tokenizer.files import tokenizer_files
@@ -62,11 +62,19 @@ def write_config_and_tokenizer(
     source: Path | GGUF,
     tokenizer: GPTTokenizer | None = None,
 ) -> None:
-    """Write config.json, and those tokenizer files that the folder does not have.
+    """Write config.json, generation_config.json where `source` has one, and those tokenizer files
+    that the folder does not have.
 
     tokenizer  whose files are written. Default: those of `source`, if it has any
     """
     write_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    generation_config = read_generation_config(source)
+    if generation_config is None and (folder / GENERATION_CONFIG).exists():
+        # another model's, which would go before config.json
+        ends = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
+        generation_config = (json.dumps(ends, indent=2) + "\n").encode()
+    if generation_config is not None:
+        write_file(folder / GENERATION_CONFIG, generation_config)
     files = tokenizer.vocabulary.files if tokenizer else tokenizer_files(source)
     for name, content in files.items():
         if not (folder / name).exists():

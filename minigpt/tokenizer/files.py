@@ -3,7 +3,7 @@
 `tokenizer.json` is read if present; else `vocab.json` and `merges.txt`; else the same two under
 OpenAI's names, `encoder.json` and `vocab.bpe`; and beside any of them `added_tokens.json`,
 `special_tokens_map.json` and `tokenizer_config.json`. A GGUF file holds a tokenizer of its own.
-What they say is parsed and checked in parsing.py.
+What they say is parsed and checked in parsing.py. `chat_template.jinja` is kept with them, unread.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _FORMS = (  # of vocabulary and merges; the first that is present is read
     ("encoder.json", "vocab.bpe"),
 )
 _SIDE_FILES = ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
-_FILE_NAMES = ("tokenizer.json", "vocab.json", "merges.txt", *_SIDE_FILES)
+CHAT_TEMPLATE = "chat_template.jinja"
+_FILE_NAMES = ("tokenizer.json", "vocab.json", "merges.txt", *_SIDE_FILES, CHAT_TEMPLATE)
 # {name of a file: name it is saved under}
 _SAVED_AS = {
     **{name: name for name in _FILE_NAMES},
@@ -156,7 +157,7 @@ def _read_files(source: Path | GGUF) -> tuple[tuple[str, ...], dict[str, bytes]]
         )
     if form[-1] not in present:
         raise TokenizerError(f"{source}: holds {form[0]}, but no {form[-1]}")
-    names = [*form, *(name for name in _SIDE_FILES if name in present)]
+    names = [*form, *(name for name in (*_SIDE_FILES, CHAT_TEMPLATE) if name in present)]
     return form, {
         name: read_small_file(source / name, MAX_FILE_BYTES, TokenizerError) for name in names
     }

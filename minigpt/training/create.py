@@ -27,10 +27,12 @@ from ..arguments import (
 )
 from ..bundled import BUNDLED_MODEL
 from ..checkpoint import creating_folder, write_file
-from ..config import GPTConfig
+from ..config import GENERATION_CONFIG, GPTConfig, read_generation_config
 from ..errors import InputError
+from ..source import open_source
 from ..texts import documents
 from ..tokenizer.tokenizer import GPTTokenizer
+from ..weights.packed import float32_tensors
 from ..weights.table import HEAD, parameter_count
 from .config import (
     RunConfig,
@@ -41,7 +43,7 @@ from .config import (
     with_defaults,
     with_fixed_defaults,
 )
-from .initial import model_tensors, random_tensors
+from .initial import random_tensors
 from .limits import Limits, checked_limits
 from .presets import FINE_TUNING, Preset, checked_preset, new_config
 from .run_folder import CONFIG, WeightsAndMoments, digest, has_run, tidy, write_checkpoint
@@ -202,12 +204,14 @@ class InitialModel(NamedTuple):
     tensors   {name: float32 array}; without a head it is tied
     training  the hyperparameters, with the preset's defaults
     steps_in_time  of a run by the clock: the steps that fit into its time by an estimate; else None
+    generation_config  content of the source's generation_config.json, None where there is none
     """
 
     config: GPTConfig
     tensors: dict[str, np.ndarray]
     training: TrainingConfig
     steps_in_time: int | None = None
+    generation_config: bytes | None = None
 
 
 def write_run(
@@ -222,25 +226,38 @@ def write_run(
     """Write the folder of a new run; texts are documents. Returns its hyperparameters."""
     training = checked_config(initial.training)
     _check_fit(initial, tokenizer)
-    model = replace(initial.config, tie_word_embeddings=HEAD not in initial.tensors)
+    tied = HEAD not in initial.tensors
+    model = replace(_with_end(initial.config, tokenizer), tie_word_embeddings=tied)
+    end = model.eos_token_id
     with creating_folder(folder) as temporary:
         file = temporary / TEXT
-        tokens = write_tokens(texts, tokenizer, file, progress, allow_special).tokens
+        tokens = write_tokens(texts, tokenizer, file, progress, allow_special, end).tokens
         names = [TEXT]
         if validation_texts is not None:
             file = temporary / VALIDATION
-            write_tokens(validation_texts, tokenizer, file, allow_special=allow_special)
+            write_tokens(validation_texts, tokenizer, file, allow_special=allow_special, end=end)
             names.append(VALIDATION)
             training = replace(training, validation_tokens=0)
         parameters = parameter_count(model, model.tie_word_embeddings)
         config = complete_config(training, tokens, parameters, initial.steps_in_time)
         tokenizer.save_pretrained(temporary)
         write_file(temporary / CONFIG, (json.dumps(model.to_dict(), indent=2) + "\n").encode())
+        if initial.generation_config is not None:
+            write_file(temporary / GENERATION_CONFIG, initial.generation_config)
         run = Run(temporary, model, config, {name: digest(temporary / name) for name in names})
         state = TrainState(plan=None if initial.steps_in_time is None else Plan(config.steps, 0.0))
         tensors = WeightsAndMoments(initial.tensors, {}, {})
         tidy(temporary, write_checkpoint(run, state, tensors), state)
     return config
+
+
+def _with_end(model: GPTConfig, tokenizer: GPTTokenizer) -> GPTConfig:
+    """`model`, which ends at the tokenizer's end-of-text token where it names no end of its own."""
+    end = tokenizer.eos_token_id
+    if model.eos_token_ids or end is None:
+        return model
+    start = end if model.start_token_id is None else model.start_token_id
+    return replace(model, eos_token_ids=(end,), start_token_id=start)
 
 
 def _checked_or_default(config: TrainingConfig | None) -> TrainingConfig:
@@ -261,10 +278,12 @@ def _initial_model(
             )
         config = with_defaults(config, FINE_TUNING)
         check_min_lr(config)
-        model, tensors = model_tensors(source)
+        opened = open_source(source)
+        model, tensors = opened.config, float32_tensors(opened)
         if config.context is None:
             config = replace(config, context=min(RunConfig.context, model.n_positions))
-        return InitialModel(model, tensors, config)
+        generation_config = read_generation_config(opened.files)
+        return InitialModel(model, tensors, config, generation_config=generation_config)
     preset = checked_preset("small" if preset is None else preset)
     config = with_defaults(config, preset.training)
     check_min_lr(config)

@@ -1,15 +1,12 @@
-"""The initial tensors of a run: random ones, or those of a model."""
+"""The initial tensors of a run that starts from no model."""
 
 from __future__ import annotations
 
 import math
-import os
 
 import numpy as np
 
 from ..config import GPTConfig
-from ..source import open_source
-from ..weights.packed import float32_tensors
 from ..weights.table import all_shapes
 
 _STD = 0.02  # GPT-2's
@@ -40,12 +37,3 @@ def _random_tensor(
     into_residual = name.endswith("c_proj.weight")
     std = _STD / math.sqrt(2 * n_layer) if into_residual else _STD
     return np.float32(std) * rng.standard_normal(shape, np.float32)
-
-
-def model_tensors(source: str | os.PathLike[str]) -> tuple[GPTConfig, dict[str, np.ndarray]]:
-    """(config, {name: float32 array}) of a model source, whatever dtype it stores.
-
-    A tied head is left out. Raises SourceError for a damaged or unsupported source.
-    """
-    opened = open_source(source)
-    return opened.config, float32_tensors(opened)

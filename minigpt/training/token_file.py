@@ -53,20 +53,23 @@ def write_tokens(
     file: Path,
     progress: Progress | None = None,
     allow_special: bool = False,
+    end: int | None = None,
 ) -> Header:
     """Write the ids of `documents` as a token file, each followed by the end-of-text token.
 
     progress       called with (bytes of text read, tokens written) after each chunk
     allow_special  as in `GPTTokenizer.encode`
+    end            the end-of-text token. Default: the tokenizer's
 
     Empty documents are left out. Memory holds one document and the ids of one chunk of it. The
-    file is written whole or not at all. Raises InputError if there is no text, or if the
-    vocabulary has no end-of-text token, CheckpointError if the file cannot be written.
+    file is written whole or not at all. Raises InputError if there is no text, or no end-of-text
+    token, CheckpointError if the file cannot be written.
     """
-    end = tokenizer.eos_token_id
+    end = tokenizer.eos_token_id if end is None else end
     if end is None:
         raise InputError("the tokenizer has no <|endoftext|>, which must separate the texts")
-    dtype = _id_dtype(tokenizer.vocab_size)
+    vocab_size = max(tokenizer.vocab_size, end + 1)
+    dtype = _id_dtype(vocab_size)
     tokens = text_bytes = 0
     with replacing(file) as output:
         output.write(bytes(_HEADER.size))
@@ -78,7 +81,7 @@ def write_tokens(
                 progress(text_bytes, tokens)
         if not tokens:
             raise InputError("the texts are empty; give at least one with a character")
-        header = Header(tokenizer.vocab_size, tokens, text_bytes)
+        header = Header(vocab_size, tokens, text_bytes)
         output.seek(0)
         output.write(_HEADER.pack(_MAGIC, *header))
     return header

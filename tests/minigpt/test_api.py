@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
+import pickle
 import re
 import subprocess
 import sys
@@ -14,11 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from constant_model import constant_model
+from tiny_tokenizer import byte_tokenizer
 
 import minigpt
 from minigpt import GPTModel, MinigptError, Scheduler, TextStream
-from minigpt.errors import InputError, SourceError, short_repr
+from minigpt.errors import CheckpointError, InputError, SourceError, short_repr
 from minigpt.generation.sampler import SamplingParams
+from minigpt.tokenizer.files import read_vocabulary
+from minigpt.tokenizer.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -342,3 +348,94 @@ def test_wrong_targets_are_input_errors(model: GPTModel, targets: object) -> Non
 def test_ids_of_loss_and_grad_are_checked_as_everywhere(model: GPTModel) -> None:
     for ids in ([[]], [[-1]], [[model.config.vocab_size]], [[0] * (model.config.n_positions + 1)]):
         refused(InputError, lambda ids=ids: model.loss_and_grad(ids, ids))
+
+
+def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
+    broken = GPTModel.from_pretrained(constant_model(tmp_path / "m", [0.0, np.nan, 0.0]), threads=1)
+    refused(CheckpointError, lambda: broken.loss_and_grad([[1, 2]], [[2, 0]]))
+
+
+# ---- the vocabulary that is generated ----
+
+PADDED = np.r_[np.full(257, -30.0), np.zeros(7)]  # padding is zero, and the logits are negative
+PADDED[65] = -20
+
+
+def test_a_padded_vocabulary_is_generated_up_to_the_tokenizers_size(tmp_path: Path) -> None:
+    folder = constant_model(tmp_path / "m", PADDED, eos_token_id=256)
+    tokenizer = byte_tokenizer(folder)
+    model = GPTModel.from_pretrained(folder, threads=1)
+    ids = tokenizer.encode("hi", return_tensors="np")
+    assert model.sampled_vocab_size == 257
+    assert tokenizer.decode(model.generate(ids, 4)[0]) == "hiAAAA"
+    assert list(model.stream(ids, 2)) == [65, 65]
+    assert model(ids).logits.shape == (1, 2, 264)
+    scheduler = Scheduler(model)
+    request = scheduler.add([72], 1)
+    scheduler.step()
+    assert request.token_ids == [65]
+    # an explicit size, and an end beyond the tokenizer's
+    assert list(model.stream(ids, 2, vocab_size=264)) == [257, 257]
+    assert list(model.stream(ids, 2, eos_token_id=[256, 260])) == [260]
+
+
+def test_without_a_tokenizer_that_can_be_read_all_ids_are_generated(tmp_path: Path) -> None:
+    folder = constant_model(tmp_path / "m", PADDED)
+    assert list(GPTModel.from_pretrained(folder, threads=1).stream([1], 1)) == [257]
+    (folder / "tokenizer.json").write_text("{", encoding="utf-8")
+    assert list(GPTModel.from_pretrained(folder, threads=1).stream([1], 1)) == [257]
+
+
+def test_the_tokenizer_is_read_once_and_only_to_generate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = constant_model(tmp_path / "m", PADDED)
+    byte_tokenizer(folder)
+    calls: list[Path] = []
+
+    def read(source: Path) -> Vocabulary:
+        calls.append(source)
+        return read_vocabulary(source)
+
+    monkeypatch.setattr("minigpt.api.read_vocabulary", read)
+    model = GPTModel.from_pretrained(folder, threads=1)
+    model([1])
+    list(model.stream([1], 1, vocab_size=9))
+    assert calls == []
+    for _ in range(2):
+        model.generate([[1], [2]], 2)
+    assert calls == [folder]
+
+
+# ---- copies ----
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_shares_the_weights(model: GPTModel, copied: Callable[[GPTModel], GPTModel]) -> None:
+    twin = copied(model)
+    assert twin is not model
+    assert twin.engine is model.engine
+    assert (twin.config, twin.dtype, twin.source) == (model.config, model.dtype, model.source)
+    assert twin.generate([1, 2], 5).tolist() == model.generate([1, 2], 5).tolist()
+    assert twin.loss_and_grad([1, 2], [2, 3])[0] == model.loss_and_grad([1, 2], [2, 3])[0]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "int8"])
+def test_a_pickle_loads_the_source_again(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(FOLDER.parent)
+    model = GPTModel.from_pretrained(FOLDER.name, dtype, threads=1)
+    data = pickle.dumps(model)
+    assert len(data) < 1000
+    monkeypatch.chdir(tmp_path)
+    read = pickle.loads(data)
+    assert (read.dtype, read.engine.threads) == (dtype, 1)
+    assert read([1, 2, 3]).logits.tobytes() == model([1, 2, 3]).logits.tobytes()
+
+
+def test_a_pickle_whose_source_is_gone_is_one_line(tmp_path: Path) -> None:
+    folder = constant_model(tmp_path / "m", [0.0, 1.0])
+    data = pickle.dumps(GPTModel.from_pretrained(folder, threads=1))
+    folder.rename(tmp_path / "other")
+    refused(SourceError, lambda: pickle.loads(data))

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from constant_model import constant_model
+from tiny_tokenizer import byte_tokenizer
 
 from minigpt import GPTModel
 from minigpt.bundled import BUNDLED_MODEL
@@ -131,6 +133,59 @@ def test_the_config_says_that_it_is_quantized(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "new" / "config.json").read_text())
     assert config["quantization_config"] == {"quant_method": "minigpt", "bits": 4, "block": 64}
     assert config["activation_function"] == "gelu"
+
+
+# ---- what stands beside the weights ----
+
+SIDE_FILES = {
+    "generation_config.json": b'{"eos_token_id": [256, 46], "temperature": 0.7}',
+    "chat_template.jinja": "{{ messages }} \u00e9".encode(),
+    "tokenizer_config.json": b'{"eos_token": "<|endoftext|>", "chat_template": "{{ x }}"}',
+    "special_tokens_map.json": b'{"eos_token": "<|endoftext|>"}',
+}
+
+
+def chat_model(folder: Path, **config: object) -> Path:
+    """A model with a tokenizer, several ends, and files that only other programs read."""
+    constant_model(folder, np.zeros(257), **{"eos_token_id": 256, "bos_token_id": 7, **config})
+    byte_tokenizer(folder)
+    for name, content in SIDE_FILES.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def assert_kept(folder: Path) -> None:
+    for name, content in SIDE_FILES.items():
+        assert (folder / name).read_bytes() == content, name
+    data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert (data["eos_token_id"], data["bos_token_id"]) == ([256, 46], 7)
+    config = GPTConfig.from_source(folder)
+    assert (config.eos_token_ids, config.start_token_id) == ((256, 46), 7)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "int8"])
+def test_ends_and_side_files_are_kept(dtype: str, tmp_path: Path) -> None:
+    source = chat_model(tmp_path / "m")
+    convert(source, tmp_path / "new", dtype, threads=1)
+    assert_kept(tmp_path / "new")
+    GPTModel.from_pretrained(tmp_path / "new", threads=1).save_pretrained(tmp_path / "saved")
+    assert_kept(tmp_path / "saved")
+
+
+def test_saving_over_another_model_leaves_none_of_its_ends(tmp_path: Path) -> None:
+    source = constant_model(tmp_path / "m", np.zeros(9), eos_token_id=[5, 3], bos_token_id=2)
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    (folder / "generation_config.json").write_bytes(b'{"eos_token_id": 8, "bos_token_id": 1}')
+    model = GPTModel.from_pretrained(source, threads=1)
+    model.save_pretrained(folder)
+    assert GPTConfig.from_source(folder) == model.config
+
+
+def test_saving_over_its_own_source(tmp_path: Path) -> None:
+    source = chat_model(tmp_path / "m")
+    GPTModel.from_pretrained(source, threads=1).save_pretrained(source)
+    assert_kept(source)
 
 
 def test_progress_ends_at_the_total(tmp_path: Path) -> None:

@@ -330,6 +330,49 @@ def test_every_token_that_ends_a_text_is_kept(ends: list[int], tmp_path: Path) -
     assert [field.contents() for field in kept if field] == ends[:3]
 
 
+def test_an_end_that_is_plain_text_stays_plain_text(tmp_path: Path) -> None:
+    path = saved(write_model(tmp_path / "m", eos_token_id=46), tmp_path / "x.gguf")
+    tokenizer = GPTTokenizer.from_pretrained(path)
+    assert tokenizer.decode(tokenizer.encode("a.b.")) == "a.b."
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("chat_template.jinja", "{{ messages }} é"),
+        ("tokenizer_config.json", json.dumps({"chat_template": "{{ messages }} é"})),
+        (
+            "tokenizer_config.json",
+            json.dumps(
+                {
+                    "chat_template": [
+                        {"name": "tool_use", "template": "other"},
+                        {"name": "default", "template": "{{ messages }} é"},
+                    ]
+                }
+            ),
+        ),
+    ],
+)
+def test_the_chat_template_is_kept(name: str, content: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    (folder / name).write_text(content, encoding="utf-8")
+    path = saved(folder, tmp_path / "x.gguf")
+    template = gguf.GGUFReader(path).fields["tokenizer.chat_template"].contents()
+    assert template == "{{ messages }} é"
+    convert(path, tmp_path / "back", "f32")
+    assert (tmp_path / "back" / "chat_template.jinja").read_text(encoding="utf-8") == template
+
+
+@pytest.mark.parametrize("template", [None, 3, [], [{"name": "x", "template": "y"}], {"a": 1}])
+def test_what_is_no_chat_template_is_left_out(template: object, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    data = json.dumps({"chat_template": template})
+    (folder / "tokenizer_config.json").write_text(data, encoding="utf-8")
+    path = saved(folder, tmp_path / "x.gguf")
+    assert "tokenizer.chat_template" not in gguf.GGUFReader(path).fields
+
+
 def test_llama_cpp_ends_at_eot_and_eom(foreign) -> None:
     path = foreign({"tokenizer.ggml.eot_token_id": 46, "tokenizer.ggml.eom_token_id": 99999})
     assert GPTConfig.from_source(path).eos_token_ids == (261, 46)

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_run
+from constant_model import constant_model
 from tiny_run import CONFIG, ReferenceLearner, create, result, resume, stopping_after
+from tiny_tokenizer import byte_tokenizer
 
 from minigpt import GPTConfig
 from minigpt.errors import CheckpointError, InputError, SourceError
@@ -22,6 +24,7 @@ from minigpt.training.presets import Preset
 from minigpt.training.run_folder import open_run
 from minigpt.training.schedule import Plan
 from minigpt.training.throughput import estimated_steps
+from minigpt.training.token_file import read_tokens
 
 pytestmark = pytest.mark.usefixtures("fast")
 TINY = Preset(2, 2, 8, TrainingConfig(context=8, batch_size=4, lr=0.02, eval_every=4))
@@ -129,6 +132,29 @@ def test_fine_tuning_starts_from_the_weights_of_a_model(run: Path, files: list[P
     assert config.steps == 4  # 466 training tokens in steps of 128
     assert (fine / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
     assert (fine / "vocab.json").read_bytes() == (run / "vocab.json").read_bytes()
+
+
+def test_the_models_own_end_stands_between_texts(files: list[Path], tmp_path: Path) -> None:
+    source = constant_model(tmp_path / "m", np.zeros(262), eos_token_id=[260, 46])
+    byte_tokenizer(source)
+    (source / "generation_config.json").write_bytes(b'{"eos_token_id": [261, 46], "top_k": 5}')
+    (source / "chat_template.jinja").write_bytes(b"{{ messages }}")
+    config = TrainingConfig(dtype="f32", context=8)
+    create_run(tmp_path / "run", files, model=source, config=config)
+    assert read_tokens(tmp_path / "run" / "text.tokens")[-1] == 261  # beyond the tokenizer's 257
+    assert GPTConfig.from_source(tmp_path / "run").eos_token_ids == (261, 46)
+    for name in ("generation_config.json", "chat_template.jinja"):
+        assert (tmp_path / "run" / name).read_bytes() == (source / name).read_bytes()
+    assert train(tmp_path / "run", steps=1).step == 1
+
+
+def test_a_model_without_an_end_gets_the_tokenizers(files: list[Path], tmp_path: Path) -> None:
+    source = constant_model(tmp_path / "m", np.zeros(262))
+    byte_tokenizer(source)
+    config = TrainingConfig(dtype="f32", context=8)
+    create_run(tmp_path / "run", files, model=source, config=config)
+    model = GPTConfig.from_source(tmp_path / "run")
+    assert (model.eos_token_ids, model.start_token_id) == ((256,), 256)
 
 
 # ---- errors ----
