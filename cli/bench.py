@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 @click.option(
     "--prompt-tokens",
     type=click.IntRange(min=1),
-    default=512,
+    show_default="512, or the context",
     help="Length of the prompt in the prefill test, which starts with an empty cache.",
 )
 @click.option(
     "--gen-tokens",
     type=click.IntRange(min=1),
-    default=64,
+    show_default="64, or what is left of the context",
     help="Number of tokens to generate in the decode test.",
 )
 @click.option(
@@ -63,8 +63,8 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bench(
     source: str,
-    prompt_tokens: int,
-    gen_tokens: int,
+    prompt_tokens: int | None,
+    gen_tokens: int | None,
     depth: int,
     reps: int,
     dtype: str,

@@ -43,6 +43,7 @@ from .weights.table import weights_bytes
 
 _STREAM_BYTES = 256 << 20
 _STREAM_PASSES = 8  # about a tenth of a second: as steady as the decode test beside it
+_PROMPT_TOKENS, _GEN_TOKENS = 512, 64  # the defaults, in a context that has so many
 _GREEDY = SamplingParams()
 
 
@@ -82,8 +83,8 @@ class Result:
 
 def measure(
     source: str | os.PathLike[str],
-    prompt_tokens: int = 512,
-    gen_tokens: int = 64,
+    prompt_tokens: int | None = None,
+    gen_tokens: int | None = None,
     depth: int = 0,
     reps: int = 5,
     dtype: str = "auto",
@@ -93,8 +94,10 @@ def measure(
     """Load a model and measure its prefill and decode speed.
 
     source, dtype, threads  as for GPTModel.from_pretrained
-    prompt_tokens           length of the prompt, 1 … n_positions
-    gen_tokens              number of tokens to generate, from 1
+    prompt_tokens           length of the prompt, 1 … n_positions. Default: 512, or n_positions
+                            where that is less
+    gen_tokens              number of tokens to generate, from 1. Default: 64, or as many as the
+                            context has after `depth`
     depth                   tokens in the cache before these, from 0; depth + gen_tokens must be at
                             most n_positions
     reps                    number of measurements, from 1
@@ -106,7 +109,8 @@ def measure(
     check_callable("progress", progress)
     folder = resolve(source)
     config = GPTConfig.from_source(folder)
-    _check(config, prompt_tokens, gen_tokens, depth, reps)
+    reps = checked_integer("reps", reps, 1)
+    prompt_tokens, gen_tokens, depth = _lengths(config, prompt_tokens, gen_tokens, depth)
     report = progress or (lambda phase: None)
     report("loading")
     start = perf_counter()
@@ -154,22 +158,32 @@ def measure(
     )
 
 
-def _check(config: GPTConfig, prompt_tokens: int, gen_tokens: int, depth: int, reps: int) -> None:
-    """Raise InputError for an argument that is no integer in its range or exceeds the context."""
-    checked_integer("prompt_tokens", prompt_tokens, 1)
-    checked_integer("gen_tokens", gen_tokens, 1)
-    checked_integer("depth", depth, 0)
-    checked_integer("reps", reps, 1)
+def _lengths(
+    config: GPTConfig, prompt_tokens: int | None, gen_tokens: int | None, depth: int
+) -> tuple[int, int, int]:
+    """(prompt_tokens, gen_tokens, depth), with the defaults that the context has room for.
+
+    Raises InputError for an argument that is no integer in its range or exceeds the context.
+    """
+    context = config.n_positions
+    depth = checked_integer("depth", depth, 0)
+    if prompt_tokens is None:
+        prompt_tokens = min(_PROMPT_TOKENS, context)
+    if gen_tokens is None:
+        gen_tokens = max(1, min(_GEN_TOKENS, context - depth))
+    prompt_tokens = checked_integer("prompt_tokens", prompt_tokens, 1)
+    gen_tokens = checked_integer("gen_tokens", gen_tokens, 1)
     for argument, name, value in (
         ("prompt_tokens", "prompt_tokens", prompt_tokens),
+        ("gen_tokens", "gen_tokens", gen_tokens),
         ("depth", "depth + gen_tokens", depth + gen_tokens),
     ):
-        if value > config.n_positions:
+        if value > context:
             raise InputError(
-                f"{name} {short_repr(value)}: this model's context is {config.n_positions} tokens; "
-                "take fewer",
+                f"{name} {short_repr(value)}: this model's context is {context} tokens; take fewer",
                 argument,
             )
+    return prompt_tokens, gen_tokens, depth
 
 
 def _prefill_rate(model: GPTModel, prompt: np.ndarray) -> float:

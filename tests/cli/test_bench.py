@@ -48,7 +48,8 @@ def test_table(run: Run, model: Path) -> None:
     ("code", "word", "args"),
     [
         (2, "context is 2048", ["--prompt-tokens", "2049"]),
-        (2, "context is 2048", ["--depth", "2000"]),
+        (2, "context is 2048", ["--depth", "2048"]),
+        (2, "context is 2048", ["--depth", "2000", "--gen-tokens", "64"]),
         (2, "--prompt-tokens", ["--prompt-tokens", "0"]),
         (2, "--gen-tokens", ["--gen-tokens", "0"]),
         (2, "--depth", ["--depth", "-1"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -14,6 +15,8 @@ import pytest
 
 from minigpt import GPTConfig
 from minigpt import benchmark as bench
+from minigpt.bundled import BUNDLED_MODEL
+from minigpt.checkpoint import write_safetensors
 from minigpt.errors import InputError
 from minigpt.model.engine import Engine
 from minigpt.weights.table import parameter_count, tensor_shapes
@@ -91,9 +94,34 @@ def test_the_medians_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_stream")
+@pytest.mark.parametrize("dtype", ["f32", "int4"])
+def test_the_bundled_model_in_another_dtype(dtype: str) -> None:
+    result = bench.measure(BUNDLED_MODEL, **SHORT, dtype=dtype)
+    assert result.dtype == dtype
+
+
+@pytest.mark.usefixtures("small_stream")
 def test_a_full_context() -> None:
     """n_positions is 300: a prompt of that length, and a last token at that position."""
     bench.measure(TIED, prompt_tokens=300, gen_tokens=2, depth=298, reps=1)
+
+
+@pytest.mark.usefixtures("small_stream")
+@pytest.mark.parametrize(
+    ("context", "depth", "prompt_tokens", "gen_tokens"),
+    [(600, 0, 512, 64), (600, 580, 512, 20), (300, 0, 300, 64), (40, 0, 40, 40), (1, 0, 1, 1)],
+)
+def test_the_default_lengths_fit_the_context(
+    context: int, depth: int, prompt_tokens: int, gen_tokens: int, tmp_path: Path
+) -> None:
+    data = {"n_layer": 1, "n_head": 1, "n_embd": 8, "vocab_size": 11, "n_positions": context}
+    (tmp_path / "config.json").write_text(json.dumps(data), encoding="utf-8")
+    shapes = tensor_shapes(GPTConfig.from_dict(data, "config"))
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    result = bench.measure(tmp_path, depth=depth, reps=1, threads=1)
+    assert (result.prompt_tokens, result.gen_tokens) == (prompt_tokens, gen_tokens)
+    assert result.depth == depth
 
 
 @pytest.mark.parametrize(
@@ -104,6 +132,8 @@ def test_a_full_context() -> None:
         ("prompt_tokens", {"prompt_tokens": 10**5000}),
         ("gen_tokens", {"gen_tokens": 0}),
         ("gen_tokens", {"gen_tokens": True}),
+        ("gen_tokens", {"gen_tokens": 301}),
+        ("depth", {"depth": 300, "gen_tokens": None}),
         ("depth", {"depth": -1}),
         ("depth", {"depth": 1.0}),
         ("depth", {"depth": 297}),
