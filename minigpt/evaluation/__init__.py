@@ -1,7 +1,8 @@
 """How well a model predicts: perplexity of texts, accuracy on task files.
 
 perplexity.py  perplexity, and the divergence of two models
-task_files.py  LAMBADA, PIQA and ARC as JSON lines
+task_files.py  LAMBADA, PIQA, ARC and other tasks as JSON lines
 tasks.py       accuracy on these
-run.py         the same for files, in one call
+files.py       files read and tokenized for
+run.py         an evaluation of several, in one call
 """

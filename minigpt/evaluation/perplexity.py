@@ -4,8 +4,10 @@
     perplexity(model, ids, len(text.encode())).bits_per_byte
     compare(model, other, ids).kl_mean
 
-Every token but the first is scored once, by −ln p(token | the tokens before it). A text longer
-than the context is read in sliding windows that begin `stride` tokens apart:
+Every token is scored once, by −ln p(token | the tokens before it). The model reads its start token
+first (`GPTConfig.start_token_id`), so the first token of a text is predicted, too; a model without
+one scores every token but the first. A text longer than the context is read in sliding windows that
+begin `stride` tokens apart:
 
     window 8, stride 4    read, and the token after each scored: ─     read again as context: ·
 
@@ -20,15 +22,25 @@ The default stride, half the window, costs two passes and gives every later toke
 context. Stride 1 gives each token all of the context, and costs `window` passes; stride = window
 costs one pass, but the first tokens of each window have hardly any context.
 
+With `rolling=True` the windows are those of the lm-evaluation-harness (`loglikelihood_rolling`),
+which do not overlap: the first new token of each is predicted from one token, the last of the
+window before. Only the last window begins earlier, and is full:
+
+    window 8, 20 tokens   ────────
+                                  ────────
+                                      ····────
+
 However long window and text are, at most MAX_LOGITS rows of logits are in memory.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +50,7 @@ from ..arguments import (
     check_callable,
     check_model,
     check_tokenizer,
+    checked_bool,
     checked_count,
     checked_ids,
     checked_integer,
@@ -49,6 +62,7 @@ from ..tokenizer.tokenizer import GPTTokenizer
 MAX_LOGITS = 128  # tokens whose logits are computed together: 26 MB of them for 50257 tokens
 
 Progress = Callable[[int, int], None]  # called with (tokens done, tokens in all)
+Method = Literal["sliding", "rolling"]
 
 
 @dataclass(frozen=True)
@@ -56,25 +70,35 @@ class Perplexity:
     """The result of `perplexity`.
 
     dtype             dtype of the model's weight matrices: "f32", "bf16", "int8" or "int4"
-    window, stride    in tokens
-    tokens            number of tokens scored: all but the first of the text
-    bytes             length of the whole text in UTF-8
+    method            "sliding" or "rolling" windows
+    window, stride    in tokens; rolling windows have stride = window
+    tokens            number of tokens scored: all of the text where the model has a start token,
+                      else all but the first
+    bytes             length of these tokens in UTF-8
+    words             number of words, separated by white space; None where it was not given
     nats_per_token    mean of −ln p over the tokens: the cross-entropy
     perplexity        exp(nats_per_token)
     bits_per_byte     sum of −log₂ p, divided by bytes; unlike perplexity it can be compared between
                       tokenizers
+    byte_perplexity   2^bits_per_byte; None where it overflows
+    word_perplexity   exp of the sum of −ln p, divided by words; None without words, and where it
+                      overflows
     seconds           time of the forward passes
     tokens_per_s      tokens / seconds
     """
 
     dtype: str
+    method: Method
     window: int
     stride: int
     tokens: int
     bytes: int
+    words: int | None
     nats_per_token: float
     perplexity: float
     bits_per_byte: float
+    byte_perplexity: float | None
+    word_perplexity: float | None
     seconds: float
     tokens_per_s: float
 
@@ -117,16 +141,24 @@ def perplexity(
     window: int | None = None,
     stride: int | None = None,
     progress: Progress | None = None,
+    *,
+    words: int | None = None,
+    rolling: bool = False,
 ) -> Perplexity:
     """Score a text with a model.
 
-    ids         tokens of the text, int [T], T ≥ 2
-    text_bytes  length of the text in UTF-8, from 1
+    ids         tokens of the text, int [T]. T ≥ 1 where the model has a start token, which is read
+                first; else T ≥ 2, and the first is not scored
+    text_bytes  length in UTF-8, from 1, of the tokens that are scored: the whole text where the
+                model has a start token. `scored_text` gives it in both cases
     window      maximum number of tokens that a token is predicted from: 1 … n_positions.
                 Default: n_positions
     stride      tokens from the beginning of one window to that of the next: 1 … window.
                 Default: half the window
     progress    called with (tokens scored, tokens to score) after each token
+    words       number of words of the text, for word_perplexity
+    rolling     True for windows without overlap, as in the lm-evaluation-harness, in place of
+                sliding ones; stride must be None. Default: False
 
     Raises InputError for an argument out of its range, CheckpointError for logits that are NaN or
     infinite.
@@ -135,21 +167,25 @@ def perplexity(
     check_callable("progress", progress)
     tokens = checked_text_ids(ids, model.config)
     text_bytes = checked_count("text_bytes", text_bytes, 1)
-    window, stride = _checked_window(model.config.n_positions, window, stride)
+    if words is not None:
+        words = checked_count("words", words, 1)
+    rolling = checked_bool("rolling", rolling)
+    windows = Windows.checked(model.config.n_positions, window, stride, rolling)
     warm_up(model, tokens)
-    total = len(tokens) - 1
+    sequence = _with_start(tokens, model.config)
+    total = len(sequence) - 1
     start, nats = perf_counter(), 0.0
-    for done, logits in enumerate(_logits(model, tokens[:-1], window, stride), 1):
-        nats += log_sum_exp(logits) - float(logits[tokens[done]])
+    for done, logits in enumerate(_logits(model, sequence[:-1], windows), 1):
+        nats += log_sum_exp(logits) - float(logits[sequence[done]])
         if progress:
             progress(done, total)
     seconds = perf_counter() - start
     return _result(
         dtype=model.dtype,
-        window=window,
-        stride=stride,
+        windows=windows,
         tokens=total,
         text_bytes=text_bytes,
+        words=words,
         nats=nats,
         seconds=seconds,
     )
@@ -160,15 +196,36 @@ def combined(results: Sequence[Perplexity]) -> Perplexity:
     first = results[0]
     if len(results) == 1:  # nats = tokens · mean would round, and change its last digit
         return first
+    words = [result.words for result in results if result.words is not None]
     return _result(
         dtype=first.dtype,
-        window=first.window,
-        stride=first.stride,
+        windows=Windows(first.method, first.window, first.stride),
         tokens=sum(result.tokens for result in results),
         text_bytes=sum(result.bytes for result in results),
+        words=sum(words) if len(words) == len(results) else None,
         nats=sum(result.tokens * result.nats_per_token for result in results),
         seconds=sum(result.seconds for result in results),
     )
+
+
+def scored_text(
+    tokenizer: GPTTokenizer, config: GPTConfig, text: str, ids: npt.NDArray[np.int64]
+) -> bytes:
+    """The part of a text, in UTF-8, whose tokens a model scores; ids are those of the text, [T].
+
+    All of it where the model has a start token, else all but the first token.
+    """
+    if config.start_token_id is not None:
+        return text.encode("utf-8")
+    return tokenizer._bytes_of(ids[1:], skip_special_tokens=False)
+
+
+def count_words(text: str) -> int:
+    """Number of words, as the lm-evaluation-harness counts: parts between runs of white space.
+
+    White space at the beginning or the end has an empty part beside it, which counts.
+    """
+    return 1 + sum(1 for _ in re.finditer(r"\s+", text))
 
 
 def compare(
@@ -181,7 +238,9 @@ def compare(
 ) -> Comparison:
     """Score a text with two models, and measure how far their predictions diverge.
 
-    ids             tokens of the text, int [T], T ≥ 2; the same for both: see `common_ids`
+    ids             tokens of the text, int [T]; the same for both: see `common_ids`. T ≥ 1 where
+                    both models have a start token, which each reads first; else T ≥ 2, and the
+                    first is not scored
     window, stride  as for `perplexity`; the default window is the smaller n_positions of the two
     progress        called with (tokens scored, tokens to score) after each token
 
@@ -196,19 +255,25 @@ def compare(
             f"models of {a.config.vocab_size} and {b.config.vocab_size} tokens cannot be "
             "compared; both must have the same vocabulary"
         )
-    tokens = checked_text_ids(ids, a.config)
+    sequence_a, sequence_b = _with_starts(ids, a.config, b.config)
     n_positions = min(a.config.n_positions, b.config.n_positions)
-    window, stride = _checked_window(n_positions, window, stride)
+    windows = Windows.checked(n_positions, window, stride)
     for model in (a, b):
-        warm_up(model, tokens)
-    total = len(tokens) - 1
+        warm_up(model, sequence_a)
+    targets = sequence_a[1:]
+    total = len(targets)
     start, nats_a, nats_b, agreed = perf_counter(), 0.0, 0.0, 0
     kl = np.empty(total)
-    pairs = zip(*(_logits(model, tokens[:-1], window, stride) for model in (a, b)), strict=True)
-    for done, (logits_a, logits_b) in enumerate(pairs, 1):
+    pairs = zip(
+        targets,
+        _logits(a, sequence_a[:-1], windows),
+        _logits(b, sequence_b[:-1], windows),
+        strict=True,
+    )
+    for done, (target, logits_a, logits_b) in enumerate(pairs, 1):
         lse_a, lse_b = log_sum_exp(logits_a), log_sum_exp(logits_b)
-        nats_a += lse_a - float(logits_a[tokens[done]])
-        nats_b += lse_b - float(logits_b[tokens[done]])
+        nats_a += lse_a - float(logits_a[target])
+        nats_b += lse_b - float(logits_b[target])
         kl[done - 1] = _divergence(logits_a, logits_b, lse_a - lse_b)
         agreed += bool(logits_a.argmax() == logits_b.argmax())
         if progress:
@@ -217,8 +282,8 @@ def compare(
     return Comparison(
         dtype_a=a.dtype,
         dtype_b=b.dtype,
-        window=window,
-        stride=stride,
+        window=windows.window,
+        stride=windows.stride,
         tokens=total,
         perplexity_a=_exp(nats_a / total),
         perplexity_b=_exp(nats_b / total),
@@ -252,23 +317,55 @@ def common_ids(
 # ---- forward passes ----
 
 
-def _windows(tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (begin, first, end): a window's tokens are begin … end − 1, new are first … end − 1."""
-    begin = first = 0
-    while first < tokens:
-        end = min(begin + window, tokens)
-        yield begin, first, end
-        begin, first = begin + stride, end
+class Windows(NamedTuple):
+    """How a text longer than the context is read; see above.
+
+    method          "sliding" or "rolling"
+    window, stride  in tokens
+    """
+
+    method: Method
+    window: int
+    stride: int
+
+    @classmethod
+    def checked(
+        cls, n_positions: int, window: int | None, stride: int | None, rolling: bool = False
+    ) -> Windows:
+        """With the defaults filled in; raises InputError for a window or stride out of range."""
+        if window is None:
+            window = n_positions
+        window = checked_integer("window", window, 1, n_positions, "the context")
+        if rolling:
+            if stride is not None:
+                raise InputError("stride: rolling windows have none; leave it out", "stride")
+            return cls("rolling", window, window)
+        if stride is None:
+            stride = max(1, window // 2)
+        return cls("sliding", window, checked_integer("stride", stride, 1, window, "the window"))
+
+    def of(self, tokens: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (begin, first, end) of each window over a sequence of tokens.
+
+        The window's tokens are begin … end − 1, new are first … end − 1.
+        """
+        begin = first = 0
+        while first < tokens:
+            end = min(begin + self.window, tokens)
+            if self.method == "rolling":  # the last one is as long as the others
+                begin = max(0, end - self.window)
+            yield begin, first, end
+            begin, first = begin + self.stride, end
 
 
-def _logits(model: GPTModel, ids: np.ndarray, window: int, stride: int) -> Iterator[np.ndarray]:
+def _logits(model: GPTModel, ids: np.ndarray, windows: Windows) -> Iterator[np.ndarray]:
     """Yield the logits after each of ids, int64 [T]: float32 [V], computed MAX_LOGITS at a time.
 
     The tokens that a window reads again as context are read without logits.
     """
-    cache = model.engine.new_cache(1, min(window, len(ids)))
+    cache = model.engine.new_cache(1, min(windows.window, len(ids)))
     slot = cache.allocate()
-    for begin, first, end in _windows(len(ids), window, stride):
+    for begin, first, end in windows.of(len(ids)):
         cache.truncate(slot, 0)
         if begin < first:
             model.engine.forward(cache, [slot], [ids[begin:first]], last=0)
@@ -311,26 +408,38 @@ def _divergence(a: np.ndarray, b: np.ndarray, lse_difference: float) -> float:
 def _result(
     *,
     dtype: str,
-    window: int,
-    stride: int,
+    windows: Windows,
     tokens: int,
     text_bytes: int,
+    words: int | None,
     nats: float,
     seconds: float,
 ) -> Perplexity:
     """The result for `tokens` tokens whose −ln p add up to `nats`."""
     return Perplexity(
         dtype=dtype,
-        window=window,
-        stride=stride,
+        method=windows.method,
+        window=windows.window,
+        stride=windows.stride,
         tokens=tokens,
         bytes=text_bytes,
+        words=words,
         nats_per_token=nats / tokens,
         perplexity=_exp(nats / tokens),
         bits_per_byte=nats / math.log(2) / text_bytes,
+        byte_perplexity=exp_or_none(nats / text_bytes),
+        word_perplexity=None if words is None else exp_or_none(nats / words),
         seconds=seconds,
         tokens_per_s=tokens / seconds,
     )
+
+
+def exp_or_none(nats: float) -> float | None:
+    """The perplexity; None where it overflows, as of a word that is a whole text without spaces."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return None
 
 
 def _exp(nats_per_token: float) -> float:
@@ -347,22 +456,44 @@ def _exp(nats_per_token: float) -> float:
 
 
 def checked_text_ids(ids: object, config: GPTConfig) -> npt.NDArray[np.int64]:
-    """`ids` as int64 [T], T ≥ 2, every id below vocab_size; raises InputError."""
+    """`ids` as int64 [T], at least one of them scored, below vocab_size; raises InputError."""
     array = checked_ids(ids, config.vocab_size)
-    if len(array) < 2:
-        count = "1 token" if len(array) else "no tokens"
-        raise InputError(f"ids: {count}; must be at least 2, as the first one is not scored")
+    if len(array) < min_tokens(config):
+        raise InputError(f"ids: {too_short(len(array), config)}")
     return array
 
 
-def _checked_window(n_positions: int, window: int | None, stride: int | None) -> tuple[int, int]:
-    """Window and stride with their defaults filled in; raises InputError for one out of range."""
-    if window is None:
-        window = n_positions
-    window = checked_integer("window", window, 1, n_positions, "the context")
-    if stride is None:
-        stride = max(1, window // 2)
-    return window, checked_integer("stride", stride, 1, window, "the window")
+def min_tokens(config: GPTConfig) -> int:
+    """Number of tokens that a text needs, for one of them to be predicted."""
+    return 2 if config.start_token_id is None else 1
+
+
+def too_short(tokens: int, config: GPTConfig) -> str:
+    """What is wrong with a text of fewer tokens."""
+    found = "1 token" if tokens else "empty"
+    if config.start_token_id is not None:
+        return f"{found}; a text needs at least 1 token"
+    return (
+        f"{found}; a text needs at least 2 tokens, as this model has no token that begins a text, "
+        "and the first is not predicted"
+    )
+
+
+def _with_start(ids: npt.NDArray[np.int64], config: GPTConfig) -> npt.NDArray[np.int64]:
+    """`ids`, [T], after the model's start token where it has one."""
+    start = config.start_token_id
+    return ids if start is None else np.concatenate([np.array([start], np.int64), ids])
+
+
+def _with_starts(
+    ids: object, a: GPTConfig, b: GPTConfig
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """`ids` after the start token of each model; as they are unless both have one."""
+    without = next((config for config in (a, b) if config.start_token_id is None), None)
+    tokens = checked_text_ids(ids, without or a)
+    if without:
+        return tokens, tokens
+    return _with_start(tokens, a), _with_start(tokens, b)
 
 
 def check_finite(logits: np.ndarray) -> None:

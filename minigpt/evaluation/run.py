@@ -9,30 +9,66 @@ All files are read and checked before a model is loaded, so a wrong name fails a
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
-
-import numpy as np
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from ..api import GPTModel
 from ..arguments import (
     check_callable,
     check_tokenizer,
     checked_bool,
+    checked_count,
     checked_file_name,
     checked_file_names,
+    checked_integer,
     checked_threads,
 )
-from ..errors import InputError
+from ..checkpoint.atomic import replacing
+from ..errors import InputError, warn
 from ..source import ModelSource, open_source
-from ..texts import is_json_lines, name_of, read_text
+from ..texts import name_of, read_text
 from ..tokenizer.tokenizer import GPTTokenizer
-from .perplexity import Comparison, Perplexity, Progress, combined, common_ids, compare, perplexity
-from .task_files import Choice, Document, LastWord, TaskLines, read_task_file
-from .tasks import LastWordAccuracy, MultipleChoiceAccuracy, last_word_accuracy, multiple_choice
+from .files import (
+    MAX_TEXT_BYTES,
+    Content,
+    Options,
+    Text,
+    empty_file_error,
+    read_content,
+    read_pool,
+    tokenized,
+)
+from .perplexity import (
+    Comparison,
+    Perplexity,
+    Progress,
+    Windows,
+    combined,
+    common_ids,
+    compare,
+    min_tokens,
+    perplexity,
+    too_short,
+)
+from .task_files import LastWord, Question
+from .tasks import (
+    LastWordAccuracy,
+    MultipleChoiceAccuracy,
+    Score,
+    chosen_by,
+    last_word_result,
+    multiple_choice_result,
+    score_questions,
+)
 
-MAX_TEXT_BYTES = 64 << 20  # of a text file: a text is tokenized as a whole
+MAX_SHOTS = 1000
+SEED = 1234  # of the lm-evaluation-harness for examples
 
 Source: TypeAlias = str | os.PathLike[str] | ModelSource  # a folder, a GGUF file, or a hub id
 File: TypeAlias = str | os.PathLike[str]
@@ -40,6 +76,9 @@ Result: TypeAlias = Perplexity | LastWordAccuracy | MultipleChoiceAccuracy
 # Called with (name, tokens done, tokens in all) of a file; with (name, 0, 0) before it is scored,
 # and with (None, 0, 0) before a model is loaded.
 FileProgress: TypeAlias = Callable[[str | None, int, int], None]
+OnError: TypeAlias = Callable[[str, InputError], None]
+Item: TypeAlias = dict[str, Any]  # what `output` says of a question or document
+T = TypeVar("T")
 
 
 class FileResult(NamedTuple):
@@ -47,11 +86,26 @@ class FileResult(NamedTuple):
 
     file    its name as given; of a path, its str
     result  Perplexity for a text or a file of documents, LastWordAccuracy or MultipleChoiceAccuracy
-            for a task file
+            for a file of questions
     """
 
     file: str
     result: Result
+
+
+@dataclass(frozen=True)
+class AverageAccuracy:
+    """The result of `average_accuracy`.
+
+    files           number of files of questions
+    accuracy        mean of their accuracies, each with the same weight
+    standard_error  of the mean: the root of the sum of the squared errors, divided by `files`; None
+                    where an error is
+    """
+
+    files: int
+    accuracy: float
+    standard_error: float | None
 
 
 def evaluate_files(
@@ -63,7 +117,15 @@ def evaluate_files(
     threads: int | None = None,
     window: int | None = None,
     stride: int | None = None,
+    rolling: bool = False,
+    last_word: bool | None = None,
+    limit: int | None = None,
+    shots: int = 0,
+    examples: File | None = None,
+    seed: int = SEED,
     allow_special: bool = False,
+    output: File | None = None,
+    on_error: OnError | None = None,
     progress: FileProgress | None = None,
 ) -> list[FileResult]:
     """Evaluate a model on files: perplexity of texts, accuracy on task files.
@@ -75,33 +137,93 @@ def evaluate_files(
                     and `-` is standard input
     tokenizer       default: that of the model's source
     dtype, threads  of a model that is loaded, as in `GPTModel.from_pretrained`
-    window, stride  as in `perplexity`; they apply to texts and documents
+    window, stride  as in `perplexity`; they apply to texts and documents, and so does `rolling`
+    last_word       whether to take the last words of documents as continuations, as in
+                    `read_task_file`
+    limit           take only the first `limit` questions or documents of each file, from 1.
+                    Default: all
+    shots           solved examples before each question, from 0 to 1000
+    examples        the task file they are drawn from; it serves one file of questions. Default:
+                    that of the questions, where each question is left out of its own examples
+    seed            of the random numbers that draw them, an integer from 0. Default: that of the
+                    lm-evaluation-harness
     allow_special   True to read special tokens such as `<|endoftext|>` in texts and questions as
                     these tokens. Default: plain text
+    output          a file to write: a JSON object a line for each question or document
+    on_error        called with the name and the InputError of a file that cannot be read or
+                    scored, and the others are evaluated. Default: the error is raised
     progress        called as tokens are scored: see FileProgress
 
-    Returns a result for each file, in order. Raises InputError, naming file and line, for a file
-    that cannot be read or scored, and for an argument out of its range; SourceError for a model or
-    tokenizer that cannot be loaded; CheckpointError for logits that are NaN or infinite.
+    Returns a result for each file, in order. Documents that leave nothing to score are left out
+    with a warning, and so are files of these beside others. Raises InputError, naming file and
+    line, for a file that cannot be read or scored, and for an argument out of its range;
+    SourceError for a model or tokenizer that cannot be loaded; CheckpointError for logits that are
+    NaN or infinite, and where `output` cannot be written.
     """
     names = checked_file_names("files", files)
     _check_options(threads, progress, tokenizer)
-    allow_special = checked_bool("allow_special", allow_special)
-    contents = [_read(name) for name in names]
-    model = _opened(model)
-    tokenizer = _tokenizer_of(model) if tokenizer is None else tokenizer
-    tokenized = [_tokenized(tokenizer, lines, allow_special) for lines in contents]
-    model = _loaded(model, dtype, threads, progress)
+    check_callable("on_error", on_error)
+    options = Options(
+        rolling=checked_bool("rolling", rolling),
+        last_word=None if last_word is None else checked_bool("last_word", last_word),
+        limit=None if limit is None else checked_count("limit", limit, 1),
+        shots=checked_integer("shots", shots, 0, MAX_SHOTS),
+        pool=None if examples is None else read_pool(checked_file_name("examples", examples)),
+        seed=checked_count("seed", seed, 0),
+        allow_special=checked_bool("allow_special", allow_special),
+    )
+    contents: list[Content] = []
+    for name in names:
+        with _reporting(name, on_error):
+            contents.append(read_content(name, options))
+    if options.pool and sum(bool(content.questions) for content in contents) > 1:
+        raise InputError("examples: are for one file of questions; give one", "examples")
+    opened = _opened(model)
+    Windows.checked(opened.config.n_positions, window, stride, options.rolling)
+    tokenizer = _tokenizer_of(opened) if tokenizer is None else tokenizer
+    ready: list[tuple[Content, list[Text]]] = []
+    for content in contents:
+        with _reporting(content.file, on_error):
+            ready.append((content, tokenized(content, tokenizer, opened.config, options)))
+    empty = [content for content, texts in ready if not (texts or content.questions)]
+    if len(empty) == len(names):
+        raise empty_file_error(empty[0], opened.config, tokenizer)
+    for content in empty:
+        warn(f"{name_of(content.file)}: nothing in it can be scored, and it is left out")
+    ready = [(content, texts) for content, texts in ready if texts or content.questions]
+    if not ready:
+        return []
+    loaded = _loaded(opened, dtype, threads, progress)
     results = []
-    for file, lines, documents in zip(names, contents, tokenized, strict=True):
-        file_progress = _progress_of(file, progress)
-        result: Result
-        if documents:
-            result = _perplexity_of(model, documents, window, stride, file_progress)
-        else:
-            result = _task_accuracy(model, tokenizer, lines, file_progress)
-        results.append(FileResult(file, result))
+    with _writing(output) as write:
+        for content, texts in ready:
+            report = _progress_of(content.file, progress)
+            with _reporting(content.file, on_error):
+                result: Result
+                if content.questions:
+                    result, items = _score_questions(
+                        loaded, tokenizer, content.questions, options.allow_special, report
+                    )
+                else:
+                    result, items = _score_texts(loaded, texts, window, stride, rolling, report)
+                results.append(FileResult(content.file, result))
+                write(items)
     return results
+
+
+def average_accuracy(results: Sequence[FileResult]) -> AverageAccuracy | None:
+    """The mean accuracy (by sum of ln p) over the files of questions; None without any."""
+    found = [each.result for each in results if not isinstance(each.result, Perplexity)]
+    if not found:
+        return None
+    errors = [result.standard_error for result in found]
+    squares = [error**2 for error in errors if error is not None]
+    complete = len(squares) == len(errors)
+    return AverageAccuracy(
+        files=len(found),
+        accuracy=sum(result.accuracy for result in found) / len(found),
+        standard_error=math.sqrt(sum(squares)) / len(found) if complete else None,
+    )
 
 
 def compare_on_file(
@@ -139,7 +261,9 @@ def compare_on_file(
     a, b = _opened(a), _opened(b)
     tokenizers = [_tokenizer_of(model) if tokenizer is None else tokenizer for model in (a, b)]
     ids = common_ids(tokenizers[0], tokenizers[1], text, allow_special)
-    _check_length(len(ids), name_of(file))
+    for model in (a, b):
+        if len(ids) < min_tokens(model.config):
+            raise InputError(f"{name_of(file)}: {too_short(len(ids), model.config)}")
     model_a = _loaded(a, dtype_a, threads, progress, "dtype_a")
     model_b = _loaded(b, dtype_b, threads, progress, "dtype_b")
     return compare(model_a, model_b, ids, window, stride, _progress_of(file, progress))
@@ -157,37 +281,26 @@ def _check_options(
         check_tokenizer("tokenizer", tokenizer)
 
 
-class _Document(NamedTuple):
-    """The tokens of a text, int64 [T], and its length in UTF-8."""
-
-    ids: np.ndarray
-    text_bytes: int
-
-
-def _read(file: str) -> TaskLines:
-    """The lines of a task file; any other file is one document."""
-    if is_json_lines(file):
-        return read_task_file(file)
-    return [Document(name_of(file), read_text(file, MAX_TEXT_BYTES))]
+@contextmanager
+def _reporting(file: str, on_error: OnError | None) -> Iterator[None]:
+    """Give an InputError about a file to on_error; one about an argument is raised."""
+    try:
+        yield
+    except InputError as error:
+        if on_error is None or error.argument is not None:
+            raise
+        on_error(file, error)
 
 
-def _tokenized(tokenizer: GPTTokenizer, lines: TaskLines, allow_special: bool) -> list[_Document]:
-    """The documents of a file as tokens; none of a file of questions."""
-    documents = []
-    for line in lines:
-        if isinstance(line, Document):
-            ids = tokenizer.encode(line.text, "np", allow_special)[0]
-            _check_length(len(ids), line.where)
-            documents.append(_Document(ids, len(line.text.encode("utf-8"))))
-    return documents
-
-
-def _check_length(tokens: int, where: str) -> None:
-    """Raises InputError for a text that leaves no token to predict."""
-    if tokens < 2:
-        raise InputError(
-            f"{where}: {'1 token' if tokens else 'empty'}; a text needs at least 2 tokens, "
-            "as the first is not predicted"
+@contextmanager
+def _writing(output: File | None) -> Iterator[Callable[[list[Item]], None]]:
+    """A function that writes a JSON line for each item; the file appears at the end."""
+    if output is None:
+        yield lambda items: None
+        return
+    with replacing(Path(checked_file_name("output", output))) as file:
+        yield lambda items: file.writelines(
+            (json.dumps(item, ensure_ascii=False) + "\n").encode("utf-8") for item in items
         )
 
 
@@ -229,21 +342,42 @@ def _progress_of(file: str, progress: FileProgress | None) -> Progress | None:
     return lambda done, total: report(file, done, total)
 
 
-def _perplexity_of(
+# ---- the results of a file, and an item for each document or question ----
+
+
+def _score_texts(
     model: GPTModel,
-    documents: Sequence[_Document],
+    texts: Sequence[Text],
     window: int | None,
     stride: int | None,
+    rolling: bool,
     progress: Progress | None,
-) -> Perplexity:
-    """The perplexity of several texts, each scored on its own."""
-    total = sum(len(document.ids) - 1 for document in documents)
-    before, results = 0, []
-    for ids, text_bytes in documents:
+) -> tuple[Perplexity, list[Item]]:
+    """The perplexity of several texts, at least one, each scored on its own."""
+    unscored = min_tokens(model.config) - 1
+    total = sum(len(text.ids) - unscored for text in texts)
+    before, results = 0, list[Perplexity]()
+    for text in texts:
         shifted = _shifted(progress, before, total) if progress else None
-        results.append(perplexity(model, ids, text_bytes, window, stride, shifted))
-        before += len(ids) - 1
-    return combined(results)
+        results.append(
+            perplexity(
+                model, text.ids, text.bytes, window, stride, shifted,
+                words=text.words, rolling=rolling,
+            )
+        )  # fmt: skip
+        before += results[-1].tokens
+    items = [
+        {
+            "item": text.where,
+            "tokens": result.tokens,
+            "bytes": result.bytes,
+            "words": result.words,
+            "nats_per_token": result.nats_per_token,
+            "bits_per_byte": result.bits_per_byte,
+        }
+        for text, result in zip(texts, results, strict=True)
+    ]
+    return combined(results), items
 
 
 def _shifted(progress: Progress, before: int, total: int) -> Progress:
@@ -251,11 +385,33 @@ def _shifted(progress: Progress, before: int, total: int) -> Progress:
     return lambda done, _: progress(before + done, total)
 
 
-def _task_accuracy(
-    model: GPTModel, tokenizer: GPTTokenizer, lines: TaskLines, progress: Progress | None
-) -> LastWordAccuracy | MultipleChoiceAccuracy:
-    last_words = [line for line in lines if isinstance(line, LastWord)]
-    if last_words:
-        return last_word_accuracy(model, tokenizer, last_words, progress)
-    choices = [line for line in lines if isinstance(line, Choice)]
-    return multiple_choice(model, tokenizer, choices, progress)
+def _score_questions(
+    model: GPTModel,
+    tokenizer: GPTTokenizer,
+    questions: Sequence[Question],
+    allow_special: bool,
+    progress: Progress | None,
+) -> tuple[LastWordAccuracy | MultipleChoiceAccuracy, list[Item]]:
+    """The accuracy on questions, at least one, all of one kind."""
+    scored = score_questions(model, tokenizer, questions, progress, allow_special)
+    items = list(map(_item, scored.questions, scored.scores))
+    if isinstance(questions[0], LastWord):
+        return last_word_result(model.dtype, scored), items
+    return multiple_choice_result(model.dtype, scored), items
+
+
+def _item(question: Question, scores: Sequence[Score]) -> Item:
+    """What was asked, the scores of its continuations, and whether it is right."""
+    item: Item = {"item": question.where, "log_p": [score.log_p for score in scores]}
+    item["tokens"] = [score.tokens for score in scores]
+    if isinstance(question, LastWord):
+        return item | {"right": scores[0].greedy}
+    by_sum, per_token, per_byte, per_character = chosen_by(question, scores)
+    return item | {
+        "gold": question.gold,
+        "chosen": by_sum,
+        "chosen_per_token": per_token,
+        "chosen_per_byte": per_byte,
+        "chosen_per_character": per_character,
+        "right": by_sum == question.gold,
+    }

@@ -66,7 +66,6 @@ def test_different_tokenizers_are_an_error(
     ("word", "content"),
     [
         ("a.txt: empty", b""),
-        ("a.txt: 1 token", b"hello"),
         ("a.txt, line 1: the byte 0xff is not UTF-8", b"ab\xff"),
     ],
 )

@@ -16,8 +16,9 @@ Fails = Callable[..., None]
 TEXT = "hello world, h\u00e9llo\r\n" * 9
 SHORT = ["--window", "64", "--stride", "16", "--threads", "1"]
 NAMES = [
-    "model", "dtype", "window", "stride", "tokens", "bytes", "nats_per_token", "perplexity",
-    "bits_per_byte", "seconds", "tokens_per_s", "files",
+    "model", "dtype", "method", "window", "stride", "tokens", "bytes", "words", "nats_per_token",
+    "perplexity", "bits_per_byte", "byte_perplexity", "word_perplexity", "seconds", "tokens_per_s",
+    "files",
 ]  # fmt: skip
 
 
@@ -51,9 +52,9 @@ def test_json_has_each_file_and_the_total(run: Run, model: Path, texts: Path) ->
     found = json.loads(done.stdout)
     a, b = found["files"]
     assert (found["dtype"], found["window"], found["stride"]) == ("bf16", 2048, 1024)
-    assert (a["file"], b["file"], b["tokens"], b["bytes"]) == ("a.txt", "b.txt", 2, 11)
-    assert found["tokens"] == a["tokens"] + 2
-    nats = a["tokens"] * a["nats_per_token"] + 2 * b["nats_per_token"]
+    assert (a["file"], b["file"], b["tokens"], b["bytes"]) == ("a.txt", "b.txt", 3, 11)
+    assert found["tokens"] == a["tokens"] + 3
+    nats = a["tokens"] * a["nats_per_token"] + 3 * b["nats_per_token"]
     assert math.isclose(found["perplexity"], math.exp(nats / found["tokens"]))
 
 
@@ -90,7 +91,7 @@ def test_json_of_tasks_is_the_result_of_the_library(run: Run, model: Path, tasks
     done = run("eval", "-m", model, "c.jsonl", "w.jsonl", "--threads", "1", "--json")
     assert (done.returncode, done.stderr) == (0, b"")
     found = json.loads(done.stdout)
-    assert list(found) == ["model", "dtype", "files"]
+    assert list(found) == ["model", "dtype", "average", "files"]
     loaded = GPTModel.from_pretrained(model), GPTTokenizer.from_pretrained(model)
     for file, evaluated in zip(found["files"], (multiple_choice, last_word_accuracy), strict=True):
         expected = asdict(evaluated(*loaded, read_task_file(str(tasks / file["file"]))))
@@ -117,7 +118,7 @@ def test_each_kind_of_file_has_a_table(run: Run, model: Path, tasks: Path) -> No
     head, *tables = done.stdout.decode().removesuffix("\n").split("\n\n")
     head, *choices = head.splitlines()
     assert head == f"{model}: f32, window 64, stride 16"
-    texts, words = (table.splitlines() for table in tables)
+    texts, words, (average,) = (table.splitlines() for table in tables)
     for (titles, *rows), names in (
         (choices, ["choice", "c.jsonl"]),
         (texts, ["text", "a.txt", "d.jsonl", "together"]),
@@ -126,10 +127,66 @@ def test_each_kind_of_file_has_a_table(run: Run, model: Path, tasks: Path) -> No
         assert titles.startswith(names[0])
         assert [row.split()[0] for row in rows] == names[1:]
         assert {len(row) for row in rows} == {len(titles)}
-    titles = "choice questions right by sum per token per byte tokens/s"
+    titles = "choice questions right by sum per token per byte per character tokens/s"
     assert " ".join(choices[0].split()) == titles
-    assert choices[1].count("\u00b1") == choices[1].count("%") == 3
+    assert choices[1].count("\u00b1") == choices[1].count("%") == 4
     assert words[1].split()[1:6:2] == ["3", "\u00b1", "%"]
+    shown = [float(row.split()[2]) for row in (choices[1], words[1])]
+    assert average.startswith("average of 2 files: ")
+    assert abs(float(average.split()[4]) - sum(shown) / 2) < 0.011
+
+
+def test_rolling_windows_are_named_in_table_and_json(run: Run, model: Path, texts: Path) -> None:
+    args = ["eval", "-m", model, "a.txt", "--window", "64", "--threads", "1"]
+    head, titles, row = run(*args, "--rolling").stdout.decode().splitlines()
+    assert head == f"{model}: f32, rolling windows of 64"
+    assert " ".join(titles.split()) == (
+        "text, rolling tokens perplexity per byte per word bits/byte tokens/s"
+    )
+    assert len(row) == len(titles)
+    rolling, sliding = (
+        json.loads(run(*args, *option, "--json").stdout) for option in (["--rolling"], [])
+    )
+    assert (rolling["method"], sliding["method"]) == ("rolling", "sliding")
+    assert rolling["words"] == len(TEXT.split()) + 1  # what follows the last newline counts
+    nats = rolling["nats_per_token"] * rolling["tokens"]
+    assert math.isclose(rolling["word_perplexity"], math.exp(nats / rolling["words"]))
+    assert math.isclose(rolling["bits_per_byte"], math.log2(rolling["byte_perplexity"]))
+    assert rolling["perplexity"] != sliding["perplexity"]
+
+
+def test_options_of_task_files_reach_the_library(run: Run, model: Path, tasks: Path) -> None:
+    (tasks / "l.jsonl").write_text('{"text": "hello world"}\n' * 4, encoding="utf-8")
+    args = ["--last-word", "--limit", "2", "--shots", "1", "--examples", "w.jsonl", "--seed", "7"]
+    done = run("eval", "-m", model, "l.jsonl", *args, "--output", "items.jsonl", "--json")
+    assert (done.returncode, done.stderr) == (0, b"")
+    (found,) = json.loads(done.stdout)["files"]
+    assert (found["questions"], found["shots"]) == (2, 1)
+    lines = (tasks / "items.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["item"] for line in lines] == ["l.jsonl, line 1", "l.jsonl, line 2"]
+    done = run("eval", "-m", model, "l.jsonl", "--no-last-word", "--json")
+    assert json.loads(done.stdout)["tokens"] > 0
+
+
+def test_the_maximum_of_shots_is_that_of_the_library() -> None:
+    from minigpt.cli.eval import MAX_SHOTS, SEED
+    from minigpt.evaluation import run as library
+
+    assert (MAX_SHOTS, SEED) == (library.MAX_SHOTS, library.SEED)
+
+
+def test_a_file_that_cannot_be_scored_leaves_the_others_their_results(
+    run: Run, model: Path, tasks: Path
+) -> None:
+    (tasks / "e.txt").write_bytes(b"")
+    done = run("eval", "-m", model, "e.txt", "b.txt", "nowhere.txt", "c.jsonl", "--json")
+    assert done.returncode == 1
+    assert [file["file"] for file in json.loads(done.stdout)["files"]] == ["b.txt", "c.jsonl"]
+    error, warning = done.stderr.decode().splitlines()
+    assert error.startswith("Error: nowhere.txt: cannot be read")
+    assert warning.startswith("Warning: e.txt: nothing in it can be scored")
+    done = run("eval", "-m", model, "e.txt", "b.txt")
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -145,12 +202,18 @@ def test_a_wrong_line_is_named(
 ) -> None:
     with (tasks / "w.jsonl").open("ab") as file:
         file.write(b"\n" + line)
-    fails(1, f"w.jsonl, line 6: {word}", "eval", "-m", model, "a.txt", "w.jsonl")
+    fails(1, f"w.jsonl, line 6: {word}", "eval", "-m", model, "w.jsonl")
 
 
-def test_a_short_document_is_named(fails: Fails, model: Path, tasks: Path) -> None:
-    (tasks / "e.jsonl").write_bytes(b'{"text": "hello hello"}\n{"text": ""}')
-    fails(1, "e.jsonl, line 2: empty", "eval", "-m", model, "e.jsonl")
+def test_an_empty_document_is_named_or_counted(
+    run: Run, fails: Fails, model: Path, tasks: Path
+) -> None:
+    (tasks / "e.jsonl").write_bytes(b'{"text": ""}')
+    fails(1, "e.jsonl, line 1: empty", "eval", "-m", model, "e.jsonl")
+    (tasks / "e.jsonl").write_bytes(b'{"text": "hello"}\n{"text": ""}')
+    done = run("eval", "-m", model, "e.jsonl", "--json")
+    assert (done.returncode, json.loads(done.stdout)["tokens"]) == (0, 1)
+    assert done.stderr == b"Warning: e.jsonl: 1 of 2 texts are empty, and left out\n"
 
 
 def test_a_word_longer_than_the_context_is_named(fails: Fails, model: Path, tasks: Path) -> None:
@@ -163,14 +226,13 @@ def test_a_word_longer_than_the_context_is_named(fails: Fails, model: Path, task
 def test_a_text_may_come_on_stdin(run: Run, model: Path, dash: list[str]) -> None:
     done = run("eval", "-m", model, *dash, input=b"hello hello")
     row = done.stdout.decode().splitlines()[-1]
-    assert (row.startswith("standard input "), row.split()[2]) == (True, "2")
+    assert (row.startswith("standard input "), row.split()[2]) == (True, "3")
 
 
 @pytest.mark.parametrize(
     ("word", "text"),
     [
         (": empty", b""),
-        (": 1 token", b"hello"),
         (", line 1: the byte 0xff is not UTF-8", b"ab\xff"),
     ],
 )
@@ -191,7 +253,7 @@ def test_a_file_longer_than_the_limit_is_an_error(
 
 
 def test_a_missing_file_is_an_error(fails: Fails, model: Path, texts: Path) -> None:
-    fails(1, "nowhere.txt", "eval", "-m", model, "a.txt", "nowhere.txt")
+    fails(1, "nowhere.txt", "eval", "-m", model, "nowhere.txt")
     fails(1, "nowhere", "eval", "-m", "nowhere", "a.txt")
     (texts / "folder").mkdir()
     fails(1, "folder", "eval", "-m", model, "folder")
@@ -207,6 +269,12 @@ def test_a_missing_file_is_an_error(fails: Fails, model: Path, texts: Path) -> N
         (2, "--stride", ["--window", "8", "--stride", "9"]),
         (2, "--dtype", ["--dtype", "f8"]),
         (2, "--threads", ["--threads", "0"]),
+        (2, "--rolling has no --stride", ["--rolling", "--stride", "4"]),
+        (2, "--limit", ["--limit", "0"]),
+        (2, "--shots", ["--shots", "1001"]),
+        (2, "--seed", ["--seed", "-1"]),
+        (1, "none.jsonl", ["--examples", "none.jsonl"]),
+        (1, "none/items.jsonl: cannot be written", ["--output", "none/items.jsonl"]),
     ],
 )
 def test_wrong_options(

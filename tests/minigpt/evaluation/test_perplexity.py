@@ -1,9 +1,14 @@
-"""Perplexity and divergence: each token is scored once, from the right context, as in NumPy."""
+"""Perplexity and divergence: each token is scored once, from the right context, as in NumPy.
+
+The model gelu-new has no token that begins a text; `started` is the same with one.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +17,36 @@ import pytest
 from minigpt import GPTModel, GPTTokenizer
 from minigpt.errors import CheckpointError, InputError
 from minigpt.evaluation import perplexity as perplexity_module
-from minigpt.evaluation.perplexity import combined, common_ids, compare, perplexity
+from minigpt.evaluation.perplexity import (
+    Windows,
+    combined,
+    common_ids,
+    compare,
+    count_words,
+    perplexity,
+    scored_text,
+)
 from minigpt.model.engine import Engine
 from minigpt.tokenizer.bpe import byte_symbols
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 V = 257  # of gelu-new, whose n_positions are 300
+START = 256
 
 
 @pytest.fixture(scope="module")
 def model() -> GPTModel:
     return GPTModel.from_pretrained(GOLDEN / "gelu-new", threads=2)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> GPTModel:
+    folder = tmp_path_factory.mktemp("started")
+    shutil.copy(GOLDEN / "gelu-new" / "model.safetensors", folder)
+    config = json.loads((GOLDEN / "gelu-new" / "config.json").read_text(encoding="utf-8"))
+    config |= {"bos_token_id": START, "eos_token_id": 0}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return GPTModel.from_pretrained(folder, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +106,97 @@ def test_each_token_is_predicted_from_the_context_of_its_window(model, ids, leng
     found = perplexity(model, ids[:length], 1, window=16, stride=stride)
     assert (found.tokens, found.window, found.stride) == (length - 1, 16, stride)
     assert math.isclose(found.nats_per_token, np.mean(nats), rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 2, 60, 299, 300])
+def test_the_first_token_follows_the_start_token(model, started, ids, length) -> None:
+    """A text as long as the context fits one window: only its last token is not read."""
+    sequence = np.concatenate([[START], ids, ids])[: length + 1]
+    logits = model(sequence[:-1]).logits[0]
+    nats = -log_p(logits)[np.arange(length), sequence[1:]]
+    found = perplexity(started, sequence[1:], 1000)
+    assert found.tokens == length
+    assert math.isclose(found.nats_per_token, nats.mean(), rel_tol=1e-6)
+    assert math.isclose(found.bits_per_byte, nats.sum() / np.log(2) / 1000, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(16, 5), (16, 16), (1, 1)])
+def test_windows_begin_with_the_start_token(started, ids, window, stride) -> None:
+    sequence = np.concatenate([[START], ids[:50]])
+    nats = [
+        -log_p(started(sequence[context]).logits[0])[-1, sequence[context.stop]]
+        for context in contexts(51, window, stride)
+    ]
+    found = perplexity(started, ids[:50], 1, window=window, stride=stride)
+    assert found.tokens == 50
+    assert math.isclose(found.nats_per_token, np.mean(nats), rel_tol=1e-6)
+
+
+def test_an_empty_text_is_an_error(started) -> None:
+    with pytest.raises(InputError, match="ids: empty; a text needs at least 1 token"):
+        perplexity(started, [], 1)
+
+
+def test_bytes_and_bits_are_of_the_same_tokens(tmp_path: Path, model, started) -> None:
+    """Without a start token the bytes of the first token do not count, even half a character."""
+    bpe = tokenizer(tmp_path / "t", ["h e"])
+    for text, rest in (("hex", b"x"), ("\u00e9a", b"\xa9a"), ("x", b""), ("", b"")):
+        ids = bpe.encode(text, return_tensors="np")[0]
+        assert scored_text(bpe, model.config, text, ids) == rest
+        assert scored_text(bpe, started.config, text, ids) == text.encode()
+
+
+# ---- rolling windows ----
+
+
+def harness_windows(length: int, window: int) -> list[tuple[range, range]]:
+    """(tokens read, tokens predicted) by the harness's rule, counted from the first of the text.
+
+    Token −1 is the start token. The first window predicts as many as fit; each further one the
+    next `window` tokens, and is filled with earlier ones on the left.
+    """
+    found = [(range(-1, min(window, length) - 1), range(min(window, length)))]
+    while (done := found[-1][1].stop) < length:
+        end = min(done + window, length)
+        found.append((range(end - window - 1, end - 1), range(done, end)))
+    return found
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 32, 33, 60])
+def test_rolling_windows_are_those_of_the_harness(started, ids, length) -> None:
+    sequence = np.concatenate([[START], ids[:length]])
+    windows = harness_windows(length, 16)
+    read = [range(begin, end) for begin, _, end in Windows("rolling", 16, 16).of(length)]
+    assert read == [range(each.start + 1, each.stop + 1) for each, _ in windows]
+    nats = 0.0
+    for each, predicted in windows:
+        logits = log_p(started(sequence[each.start + 1 : each.stop + 1]).logits[0])
+        targets = sequence[predicted.start + 1 : predicted.stop + 1]
+        nats -= logits[-len(targets) :][np.arange(len(targets)), targets].sum()
+    found = perplexity(started, ids[:length], 100, 16, words=7, rolling=True)
+    assert (found.method, found.window, found.stride, found.words) == ("rolling", 16, 16, 7)
+    assert math.isclose(found.nats_per_token * length, nats, rel_tol=1e-6)
+    assert math.isclose(found.word_perplexity, np.exp(nats / 7), rel_tol=1e-5)
+    assert math.isclose(found.byte_perplexity, np.exp(nats / 100), rel_tol=1e-5)
+
+
+def test_without_a_start_token_rolling_windows_begin_after_the_first(model, started, ids) -> None:
+    text = ids[:40]
+    plain = perplexity(model, np.concatenate([[START], text]), 9, 16, rolling=True)
+    expected = perplexity(started, text, 9, 16, rolling=True)
+    assert (plain.tokens, plain.nats_per_token) == (expected.tokens, expected.nats_per_token)
+
+
+@pytest.mark.parametrize("text", ["", " ", "a", "a b", " a\n\nb ", "a\u00a0b\u2003c"])
+def test_words_are_counted_as_the_harness_does(text: str) -> None:
+    assert count_words(text) == len(re.split(r"\s+", text))
+
+
+def test_a_word_perplexity_that_overflows_is_none(model, ids) -> None:
+    found = perplexity(model, ids, 1000, words=1)
+    assert found.nats_per_token * found.tokens > 710
+    assert found.word_perplexity is None
+    assert perplexity(model, ids, 1000).word_perplexity is None
 
 
 def test_contexts_have_the_documented_sizes() -> None:
@@ -146,8 +261,8 @@ def test_combined_perplexity_weighs_texts_by_their_tokens(model, ids) -> None:
 @pytest.mark.parametrize(
     ("word", "wrong"),
     [
-        ("no tokens", {"ids": []}),
-        ("1 token;", {"ids": [5]}),
+        ("empty; a text needs at least 2 tokens", {"ids": []}),
+        ("1 token; a text needs at least 2 tokens", {"ids": [5]}),
         ("257", {"ids": [5, 257]}),
         ("-1", {"ids": [5, -1]}),
         ("ids", {"ids": [0.5, 1.0]}),
@@ -164,6 +279,9 @@ def test_combined_perplexity_weighs_texts_by_their_tokens(model, ids) -> None:
         ("stride 17: must be an integer from 1 to 16", {"window": 16, "stride": 17}),
         ("stride", {"stride": True}),
         ("text_bytes", {"text_bytes": 10**400}),
+        ("words 0: must be an integer from 1", {"words": 0}),
+        ("rolling 1: must be True or False", {"rolling": 1}),
+        ("stride: rolling windows have none", {"rolling": True, "stride": 4}),
         ("model 5: must be a GPTModel", {"model": 5}),
         ("progress 5: must be a function or None", {"progress": 5}),
     ],
@@ -249,6 +367,16 @@ def test_compare_and_perplexity_agree(model, narrow, ids) -> None:
     assert math.isclose(found.perplexity_b, b)
     assert math.isclose(found.perplexity_change_percent, 100 * (b / a - 1), abs_tol=1e-9)
     assert calls[-1] == (249, 249)
+
+
+def test_compare_scores_the_first_token_where_both_models_have_a_start_token(
+    model, started, ids
+) -> None:
+    both, one = compare(started, started, ids[:20]), compare(model, started, ids[:20])
+    assert (both.tokens, one.tokens, compare(started, model, ids[:20]).tokens) == (20, 19, 19)
+    assert both.perplexity_a == perplexity(started, ids[:20], 1).perplexity
+    assert one.perplexity_b == perplexity(model, ids[:20], 1).perplexity
+    assert compare(started, started, ids[:1]).tokens == 1
 
 
 def test_models_of_other_sizes_are_compared_within_the_shorter_context(ids) -> None:

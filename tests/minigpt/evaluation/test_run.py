@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import re
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from minigpt import GPTModel, GPTTokenizer
-from minigpt.errors import InputError, SourceError
-from minigpt.evaluation.perplexity import combined, compare, perplexity
-from minigpt.evaluation.run import compare_on_file, evaluate_files
+from minigpt.errors import InputError, MinigptWarning, SourceError
+from minigpt.evaluation.perplexity import Perplexity, combined, compare, perplexity, scored_text
+from minigpt.evaluation.run import average_accuracy, compare_on_file, evaluate_files
 from minigpt.evaluation.task_files import read_task_file
 from minigpt.evaluation.tasks import last_word_accuracy, multiple_choice
 
@@ -63,10 +66,12 @@ def test_a_byte_order_mark_is_not_scored(model, text, tmp_path) -> None:
 def test_each_file_has_the_result_of_its_kind(model, tokenizer, text, documents) -> None:
     results = evaluate_files(model, [text, WORDS, documents, CHOICES], window=20, stride=10)
     assert [file for file, _ in results] == [text, WORDS, documents, CHOICES]
-    texts = [
-        perplexity(model, tokenizer.encode(part), len(part), 20, 10)
-        for part in (TEXT, TEXT, "hello the other")
-    ]
+    texts = []
+    for part in (TEXT, TEXT, "hello the other"):
+        ids = tokenizer.encode(part, return_tensors="np")[0]
+        scored = scored_text(tokenizer, model.config, part, ids)  # without the first token
+        words = len(re.split(r"\s+", scored.decode()))
+        texts.append(perplexity(model, ids, len(scored), 20, 10, words=words))
     expected = [
         texts[0],
         last_word_accuracy(model, tokenizer, read_task_file(WORDS)),
@@ -117,16 +122,167 @@ def test_compare_on_file_is_compare(model, tokenizer, text) -> None:
 def test_wrong_files_are_named_before_a_model_is_loaded(text, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(GPTModel, "from_pretrained", None)  # must not be called
     (tmp_path / "empty.txt").write_bytes(b"")
-    (tmp_path / "short.jsonl").write_bytes(b'{"text": "hello hello"}\n{"text": "a"}')
+    (tmp_path / "short.jsonl").write_bytes(b'{"text": "a"}\n{"text": ""}')
+    with pytest.raises(InputError, match=r"none\.txt: cannot be read"):
+        evaluate_files(str(GOLDEN), [text, str(tmp_path / "none.txt")])
     for name, message in (
-        ("none.txt", "none.txt: cannot be read"),
         ("empty.txt", "empty.txt: empty; a text needs at least 2 tokens"),
-        ("short.jsonl", "short.jsonl, line 2: 1 token; a text needs"),
+        ("short.jsonl", "short.jsonl, line 1: 1 token; a text needs"),
     ):
         with pytest.raises(InputError, match=message):
-            evaluate_files(str(GOLDEN), [text, str(tmp_path / name)])
+            evaluate_files(str(GOLDEN), str(tmp_path / name))
     with pytest.raises(InputError, match=r"empty.txt: empty; a text needs"):
         compare_on_file(str(GOLDEN), str(GOLDEN), str(tmp_path / "empty.txt"))
+
+
+def test_a_bad_or_empty_file_leaves_the_others_their_results(model, text, tmp_path) -> None:
+    (expected,) = evaluate_files(model, text)
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "empty.jsonl").write_bytes(b"\n")
+    (tmp_path / "bad.jsonl").write_bytes(b"{}")
+    (tmp_path / "long.jsonl").write_text(
+        json.dumps({"context": "a", "continuation": "x" * 100}), encoding="utf-8"
+    )
+    for name in ("empty.txt", "empty.jsonl"):
+        with pytest.warns(MinigptWarning, match=f"{name}: nothing in it can be scored"):
+            (found,) = evaluate_files(model, [str(tmp_path / name), text])
+        assert untimed(found.result) == untimed(expected.result)
+        with pytest.raises(InputError, match=name):
+            evaluate_files(model, str(tmp_path / name))
+    errors = []
+    for name in ("bad.jsonl", "long.jsonl", "none.txt"):
+        files = [str(tmp_path / name), text]
+        (found,) = evaluate_files(model, files, on_error=lambda *call: errors.append(call))
+        assert untimed(found.result) == untimed(expected.result)
+        assert errors[-1][0] == files[0]
+        assert evaluate_files(model, files[0], on_error=lambda *call: None) == []
+    assert [str(error).split("; ")[0].rpartition(": ")[2] for _, error in errors] == [
+        "is of no known form",
+        "a continuation of 101 tokens, where this model's context is 64",
+        "No such file or directory",
+    ]
+    with pytest.raises(InputError, match="window 65"):  # this concerns no file
+        evaluate_files(model, [text], window=65, on_error=lambda *call: None)
+
+
+def test_short_texts_are_counted(model, tmp_path) -> None:
+    (tmp_path / "d.jsonl").write_text(
+        "\n".join(json.dumps({"text": part}) for part in (TEXT, "", "a", TEXT)), encoding="utf-8"
+    )
+    with pytest.warns(MinigptWarning, match=r"d.jsonl: 2 of 4 texts are empty or of one token"):
+        (found,) = evaluate_files(model, str(tmp_path / "d.jsonl"))
+    (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8", newline="")
+    (expected,) = evaluate_files(model, str(tmp_path / "a.txt"))
+    assert found.result.tokens == 2 * expected.result.tokens
+
+
+def test_a_text_of_one_token_is_scored_after_the_start_token(tmp_path) -> None:
+    shutil.copytree(GOLDEN, tmp_path / "m")
+    config = json.loads((GOLDEN / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"bos_token_id": 265}))
+    (tmp_path / "a.txt").write_bytes(b"a")
+    (found,) = evaluate_files(tmp_path / "m", tmp_path / "a.txt", threads=1)
+    assert (found.result.tokens, found.result.bytes) == (1, 1)
+
+
+def test_limit_takes_the_first_lines(model, tokenizer, documents, text) -> None:
+    results = evaluate_files(model, [documents, WORDS, CHOICES, text], limit=1)
+    tokens = results[3].result.tokens  # a text is one document, and the first of `documents`
+    assert results[0].result.tokens == tokens
+    assert [results[n].result.questions for n in (1, 2)] == [1, 1]
+    first = multiple_choice(model, tokenizer, read_task_file(CHOICES)[:1])
+    assert results[2].result.accuracy == first.accuracy
+
+
+def test_output_has_a_line_for_each_question_and_document(model, documents, text, tmp_path) -> None:
+    path = tmp_path / "items.jsonl"
+    files = [WORDS, CHOICES, documents]
+    words, choices, texts = (result for _, result in evaluate_files(model, files, output=path))
+    items = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [item["item"].rpartition(", line ")[0] for item in items] == (
+        [WORDS] * words.questions + [CHOICES] * choices.questions + [documents] * 2
+    )
+    asked, items = items[: words.questions], items[words.questions :]
+    assert sum(item["right"] for item in asked) / len(asked) == words.accuracy
+    mean = sum(item["log_p"][0] for item in asked) / len(asked)
+    assert math.isclose(math.exp(-mean), words.perplexity)
+    asked, items = items[: choices.questions], items[choices.questions :]
+    for name, accuracy in (
+        ("chosen", choices.accuracy),
+        ("chosen_per_token", choices.accuracy_per_token),
+        ("chosen_per_byte", choices.accuracy_per_byte),
+        ("chosen_per_character", choices.accuracy_per_character),
+    ):
+        assert sum(item[name] == item["gold"] for item in asked) / len(asked) == accuracy
+    best = [item["log_p"].index(max(item["log_p"])) for item in asked]
+    assert best == [item["chosen"] for item in asked]
+    assert sum(item["tokens"] for item in items) == texts.tokens
+    assert sum(item["bytes"] for item in items) == texts.bytes
+
+
+def test_output_stays_as_it_was_where_the_evaluation_fails(model, text, tmp_path) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_bytes(b"old")
+    with pytest.raises(InputError, match="window 65"):
+        evaluate_files(model, text, window=65, output=path)
+    assert path.read_bytes() == b"old"
+    assert [each.name for each in tmp_path.iterdir() if "tmp" in each.name] == []
+
+
+def test_examples_change_what_is_asked(model, tokenizer) -> None:
+    """With the questions of the file itself, and with those of another."""
+    plain, own, other = (
+        evaluate_files(model, CHOICES, **options)[0].result
+        for options in ({}, {"shots": 1}, {"shots": 1, "examples": CHOICES, "seed": 3})
+    )
+    assert (plain.shots, own.shots, other.shots) == (0, 1, 1)
+    assert plain.tokens < own.tokens != other.tokens
+
+
+@pytest.mark.parametrize(
+    ("message", "name", "options"),
+    [
+        ("limit 0: must be an integer from 1", "limit", {"limit": 0}),
+        ("shots -1: must be an integer from 0 to 1000", "shots", {"shots": -1}),
+        ("seed -1: must be an integer from 0", "seed", {"seed": -1}),
+        ("shots 16: there are 16 examples; must be at most 15", "shots", {"shots": 16}),
+        ("examples: are for one file", "examples", {"examples": CHOICES, "files": [CHOICES] * 2}),
+        ("last_word 1: must be True or False", "last_word", {"last_word": 1}),
+        ("examples of another form|are of another form", None, {"examples": WORDS, "shots": 1}),
+        ("on_error 5: must be a function", "on_error", {"on_error": 5}),
+        ("output 5: must be a file name", "output", {"output": 5}),
+    ],
+)
+def test_wrong_options_of_questions(model, message, name, options) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        evaluate_files(model, **({"files": CHOICES} | options))
+    assert caught.value.argument in (name, None)
+
+
+def test_the_average_gives_each_file_the_same_weight(model, text) -> None:
+    results = evaluate_files(model, [WORDS, text, CHOICES])
+    words, _, choices = (each.result for each in results)
+    average = average_accuracy(results)
+    assert average.files == 2
+    assert average.accuracy == (words.accuracy + choices.accuracy) / 2
+    error = math.hypot(words.standard_error, choices.standard_error) / 2
+    assert math.isclose(average.standard_error, error)
+    assert average_accuracy(results[1:2]) is None
+    assert average_accuracy(evaluate_files(model, WORDS, limit=1)).standard_error is None
+
+
+def test_rolling_counts_the_bytes_of_the_page(tmp_path) -> None:
+    """WikiText's, before it is detokenized, as in the harness; other windows count what is read."""
+    page = "say , hello ; the other ( one ) says"
+    (tmp_path / "w.jsonl").write_text(json.dumps({"page": page}), encoding="utf-8")
+    (rolling,) = evaluate_files(str(GOLDEN), tmp_path / "w.jsonl", rolling=True, threads=1)
+    (sliding,) = evaluate_files(str(GOLDEN), tmp_path / "w.jsonl", threads=1)
+    assert isinstance(rolling.result, Perplexity)
+    assert (rolling.result.method, rolling.result.bytes, rolling.result.words) == (
+        "rolling", len(page), len(page.split()),
+    )  # fmt: skip
+    assert sliding.result.bytes < rolling.result.bytes
+    assert rolling.result.nats_per_token == sliding.result.nats_per_token
 
 
 @pytest.mark.parametrize("files", [None, 5, [5], [b"x"], b"x", "", [], ["a", None], iter(["a"])])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ import pytest
 from minigpt import GPTModel, GPTTokenizer
 from minigpt.checkpoint import write_safetensors
 from minigpt.config import GPTConfig
-from minigpt.errors import CheckpointError, InputError
+from minigpt.errors import CheckpointError, InputError, MinigptWarning
 from minigpt.evaluation import tasks
-from minigpt.evaluation.task_files import Choice, LastWord, read_task_file
+from minigpt.evaluation.task_files import Choice, ContextChoice, LastWord, read_task_file
 from minigpt.evaluation.tasks import (
     Continuation,
     Score,
@@ -30,6 +31,7 @@ from minigpt.weights.table import tensor_shapes
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "tasks"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))
 N_POSITIONS = 64
+END = 265  # <|endoftext|> of the tokenizer; the model's config does not name it
 
 
 @pytest.fixture(scope="module")
@@ -82,40 +84,125 @@ def test_last_word_accuracy_equals_that_of_transformers(model, tokenizer, words)
     assert (result.dtype, result.questions, result.accuracy) == ("f32", 8, sum(right) / 8)
     assert 0 < result.accuracy < 1
     assert math.isclose(
-        result.standard_error, math.sqrt(result.accuracy * (1 - result.accuracy) / 8)
+        result.standard_error, math.sqrt(result.accuracy * (1 - result.accuracy) / 7)
     )
+    mean = sum(log_p for log_p, _, _ in EXPECTED["words"]) / 8
+    assert math.isclose(result.perplexity, math.exp(-mean), rel_tol=1e-4)
     assert math.isclose(result.tokens_per_s, result.tokens / result.seconds)
 
 
 def test_multiple_choice_accuracy_equals_that_of_transformers(model, tokenizer, questions) -> None:
-    """By all three ways to choose, whose accuracies differ here."""
+    """By all four ways to choose, of which three have accuracies that differ here."""
     result = multiple_choice(model, tokenizer, questions)
     scores = iter(EXPECTED["choices"])
-    right = np.zeros(3)
+    right = np.zeros(4)
     for each in questions:
         sums, tokens, _ = zip(*(next(scores) for _ in each.choices), strict=True)
         sizes = [len(choice.encode()) for choice in each.choices]
-        for way, divisors in enumerate(([1] * len(sums), tokens, sizes)):
+        characters = [len(choice) for choice in each.choices]
+        for way, divisors in enumerate(([1] * len(sums), tokens, sizes, characters)):
             measure = [p / n for p, n in zip(sums, divisors, strict=True)]
             right[way] += measure.index(max(measure)) == each.gold
-    accuracies = [result.accuracy, result.accuracy_per_token, result.accuracy_per_byte]
+    accuracies = [
+        result.accuracy,
+        result.accuracy_per_token,
+        result.accuracy_per_byte,
+        result.accuracy_per_character,
+    ]
     assert accuracies == (right / len(questions)).tolist()
     assert len(set(accuracies)) == 3
     errors = [
         result.standard_error,
         result.standard_error_per_token,
         result.standard_error_per_byte,
+        result.standard_error_per_character,
     ]
     for p, error in zip(accuracies, errors, strict=True):
-        assert math.isclose(error, math.sqrt(p * (1 - p) / len(questions)))
+        assert math.isclose(error, math.sqrt(p * (1 - p) / (len(questions) - 1)))
 
 
-@pytest.mark.parametrize("gold", [0, 1, 2])
-def test_the_three_ways_to_choose_differ(gold: int) -> None:
-    """The best are -4 by sum, -3 per token, -2 per byte; per character it would be -3."""
-    question = Choice("", "", ("a", "bcd", "\u00e9\u00e9\u00e9"), gold)
+def test_the_ways_to_choose_differ() -> None:
+    """The best are -4 by sum, -3 per token and per character, -2 per byte."""
+    question = Choice("", "", ("a", "bcd", "\u00e9\u00e9\u00e9"), 0)
     scores = [Score(-4.0, 1, False), Score(-9.0, 3, False), Score(-12.0, 2, False)]
-    assert tasks._right(question, scores) == (gold == 0, gold == 1, gold == 2)
+    assert tasks.chosen_by(question, scores) == (0, 1, 2, 1)
+
+
+def test_one_question_has_no_standard_error(model, tokenizer, words, questions) -> None:
+    assert last_word_accuracy(model, tokenizer, words[:1]).standard_error is None
+    assert multiple_choice(model, tokenizer, questions[:1]).standard_error_per_byte is None
+
+
+# ---- without a context ----
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> GPTModel:
+    """The same model with the token <|endoftext|> as the one that begins a text."""
+    folder = tmp_path_factory.mktemp("started")
+    shutil.copy(GOLDEN / "model.safetensors", folder)
+    config = json.loads((GOLDEN / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": END}))
+    return GPTModel.from_pretrained(folder, threads=1)
+
+
+def test_a_choice_without_a_context_follows_the_start_token(started, tokenizer) -> None:
+    """Without a space before it; the choice is the one that is more probable by hand."""
+    texts = ("hello the", "the hello", "a")
+    sums = []
+    for text in texts:
+        ids = [END, *tokenizer.encode(text)]
+        sums.append(log_p(started(ids).logits[0])[np.arange(len(ids) - 1), ids[1:]].sum())
+    for gold in range(3):
+        result = multiple_choice(started, tokenizer, [Choice("", "", texts, gold)])
+        assert result.accuracy == (sums.index(max(sums)) == gold)
+    made = [make_continuation(tokenizer, started.config, "", "", text) for text in texts]
+    np.testing.assert_allclose([each.log_p for each in score(started, made).scores], sums, 1e-5)
+
+
+def test_a_text_that_begins_with_the_start_token_does_not_get_another(started, tokenizer) -> None:
+    made = make_continuation(tokenizer, started.config, "", "", "<|endoftext|>a", True)
+    assert (made.context.tolist(), made.ids.tolist()) == ([END], tokenizer.encode("a"))
+    made = make_continuation(tokenizer, started.config, "", "", "<|endoftext|>a")
+    assert len(made.ids) > 5  # plain text
+
+
+def test_without_a_start_token_the_first_token_is_the_context(model, tokenizer) -> None:
+    made = make_continuation(tokenizer, model.config, "", "", "hello the")
+    assert made.context.tolist() == tokenizer.encode("hello")
+    assert made.ids.tolist() == tokenizer.encode(" the")
+
+
+def test_questions_that_leave_nothing_to_score_are_counted(model, tokenizer) -> None:
+    asked = [LastWord("a, line 1", "say", "hello"), LastWord("a, line 2", "", "hello")]
+    with pytest.warns(MinigptWarning, match="a, line 1: 1 of 2 questions left out"):
+        result = last_word_accuracy(model, tokenizer, asked)
+    assert result.questions == 1
+    with pytest.raises(InputError, match="a, line 2: no question can be scored"):
+        last_word_accuracy(model, tokenizer, asked[1:])
+
+
+def test_white_space_after_a_context_belongs_to_the_continuation(model, tokenizer) -> None:
+    """As in the harness: the context's own tokens are those without it."""
+    made = make_continuation(tokenizer, model.config, "", "say ", "hello")
+    assert made.context.tolist() == tokenizer.encode("say")
+    assert tokenizer.decode(made.ids) == "  hello"
+
+
+def test_contexts_to_choose_from_share_a_continuation(started, tokenizer) -> None:
+    """ln p of the rest of the sentence after each option, by hand."""
+    question = ContextChoice("", ("say hello", "say a"), "the law", 0)
+    sums = []
+    for context in question.contexts:
+        before, ids = tokenizer.encode(context), tokenizer.encode(f"{context} the law")
+        logits = log_p(started(ids).logits[0])
+        rest = np.arange(len(before), len(ids))
+        sums.append(logits[rest - 1, np.array(ids)[rest]].sum())
+    result = multiple_choice(started, tokenizer, [question])
+    assert result.accuracy == (sums[0] > sums[1])
+    assert multiple_choice(started, tokenizer, [question._replace(gold=1)]).accuracy == (
+        sums[1] > sums[0]
+    )
 
 
 # ---- batches ----

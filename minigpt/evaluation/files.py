@@ -1,0 +1,120 @@
+"""The files of an evaluation: read, with the examples of their questions, and tokenized."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import GPTConfig
+from ..errors import InputError, warn
+from ..texts import is_json_lines, name_of, read_text
+from ..tokenizer.tokenizer import GPTTokenizer
+from .perplexity import count_words, min_tokens, scored_text, too_short
+from .task_files import Document, Question, TaskLines, read_lines, read_task_file, with_examples
+
+MAX_TEXT_BYTES = 64 << 20  # of a text file: a text is tokenized as a whole
+
+
+class Options(NamedTuple):
+    """How `evaluate_files`, which describes them, reads and scores files.
+
+    pool  the questions of the file `examples`
+    """
+
+    rolling: bool
+    last_word: bool | None
+    limit: int | None
+    shots: int
+    pool: list[Question] | None
+    seed: int
+    allow_special: bool
+
+
+class Content(NamedTuple):
+    """What is in a file: documents or questions; the other list is empty, or both are."""
+
+    file: str
+    documents: list[Document]
+    questions: list[Question]
+
+
+class Text(NamedTuple):
+    """A document as tokens, int64 [T], and the size of the part of it that is scored."""
+
+    where: str
+    ids: npt.NDArray[np.int64]
+    bytes: int
+    words: int
+
+
+def read_content(file: str, options: Options) -> Content:
+    """The lines of a task file; any other file is one document."""
+    if not is_json_lines(file):
+        return Content(file, [Document(name_of(file), read_text(file, MAX_TEXT_BYTES))], [])
+    documents, questions = _by_kind(read_lines(file, options.last_word))
+    limited = questions[: options.limit]
+    if questions and options.shots:
+        limited = _with_examples(file, limited, questions, options)
+    return Content(file, documents[: options.limit], limited)
+
+
+def read_pool(file: str) -> list[Question]:
+    """The questions of a file of examples, at least one."""
+    _, questions = _by_kind(read_task_file(file, last_word=True))
+    if not questions:
+        raise InputError(f"{file}: holds no questions; name a file of solved ones", "examples")
+    return questions
+
+
+def _with_examples(
+    file: str, questions: list[Question], own: list[Question], options: Options
+) -> list[Question]:
+    """The questions with examples of the pool, or of the questions of their own file."""
+    if options.pool is None:
+        return with_examples(questions, own, options.shots, options.seed, same_file=True)
+    if type(options.pool[0]) is not type(questions[0]):
+        raise InputError(f"{file}: the examples are of another form; must be of this file's form")
+    return with_examples(questions, options.pool, options.shots, options.seed, same_file=False)
+
+
+def _by_kind(lines: TaskLines) -> tuple[list[Document], list[Question]]:
+    documents: list[Document] = []
+    questions: list[Question] = []
+    for line in lines:
+        if isinstance(line, Document):
+            documents.append(line)
+        else:
+            questions.append(line)
+    return documents, questions
+
+
+def tokenized(
+    content: Content, tokenizer: GPTTokenizer, config: GPTConfig, options: Options
+) -> list[Text]:
+    """The documents of a file that have a token to score; a warning counts the others."""
+    texts = []
+    for where, text, original in content.documents:
+        ids = tokenizer.encode(text, "np", options.allow_special)[0]
+        if len(ids) < min_tokens(config):
+            continue
+        if options.rolling and original is not None:
+            counted = original.encode("utf-8")
+        else:
+            counted = scored_text(tokenizer, config, text, ids)
+        words = count_words(counted.decode("utf-8", "replace"))
+        texts.append(Text(where, ids, len(counted), words))
+    total = len(content.documents)
+    if 0 < len(texts) < total:
+        reason = "empty" if min_tokens(config) == 1 else "empty or of one token"
+        warn(f"{content.file}: {total - len(texts)} of {total} texts are {reason}, and left out")
+    return texts
+
+
+def empty_file_error(content: Content, config: GPTConfig, tokenizer: GPTTokenizer) -> InputError:
+    """The error for a file that leaves nothing to score."""
+    if not content.documents:
+        return InputError(f"{content.file}: holds no lines; must hold at least one JSON object")
+    where, text, _ = content.documents[0]
+    return InputError(f"{where}: {too_short(len(tokenizer.encode(text)), config)}")
