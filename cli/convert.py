@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,6 @@ from .terminal import (
     complete_source,
     note,
     progress_line,
-    read_file,
     show_line,
     special_option,
     threads_option,
@@ -21,7 +21,9 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
+    from .. import GPTTokenizer
     from ..conversion.convert import Progress
+    from ..source import ModelSource
 
 # Copies from conversion/, whose import would slow down --help; the first of each is the default.
 DTYPES = {"folder": ("int8", "int4", "bf16", "f32"), "gguf": ("f16", "q8_0", "f32")}
@@ -100,17 +102,29 @@ def convert(
     opened = open_source(source)
     if opened.quantized and opened.quantized != dtype:
         note(f"{source} is {opened.quantized}: {dtype} regains nothing of the original", False)
-    text = None if calibrate is None else read_file(str(calibrate))
+    codec = chosen_tokenizer(tokenizer)
+    texts = _calibration(calibrate, special, codec, opened) if calibrate else None
     line = progress_line(str(target), lambda rate: f"{rate / 1e6:.0f} MB/s")
 
     def show(progress: Progress) -> None:
         line(progress.nbytes, progress.all_nbytes)
 
-    codec = chosen_tokenizer(tokenizer)
     if to == "gguf":
         save_gguf(source, target, dtype, show, tokenizer=codec)
     else:
         write_folder(
-            opened, target, dtype, threads, text, show, tokenizer=codec, allow_special=special
+            opened, target, dtype, threads, texts, show, tokenizer=codec, allow_special=special
         )
     show_line("")
+
+
+def _calibration(
+    file: Path, special: bool, tokenizer: GPTTokenizer | None, source: ModelSource
+) -> Iterator[str]:
+    """The texts of a file for the model of `source`; a wrong file is an error at once."""
+    from .. import GPTTokenizer
+    from ..texts import check_files, documents
+
+    check_files([str(file)])
+    tokenizer = tokenizer or GPTTokenizer.from_pretrained(source)
+    return documents([str(file)], special, tokenizer.eos_token, tokenizer.all_special_tokens)

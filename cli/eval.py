@@ -17,6 +17,7 @@ from .terminal import (
     complete_source,
     dtype_option,
     end_at_once_on_interrupt,
+    expand_wildcards,
     fail,
     model_option,
     progress_line,
@@ -53,7 +54,13 @@ stride_option = click.option(
     short_help="Measure a model: perplexity of texts, accuracy on task files.",
     epilog="Example: minigpt eval -m cerebras/Cerebras-GPT-111M --dtype bf16 book.txt piqa.jsonl",
 )
-@click.argument("files", nargs=-1, metavar="[FILE]...", shell_complete=complete_source)
+@click.argument(
+    "files",
+    nargs=-1,
+    metavar="[FILE]...",
+    callback=expand_wildcards,
+    shell_complete=complete_source,
+)
 @model_option
 @window_option
 @stride_option

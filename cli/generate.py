@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import short_repr
+from ..texts import PlainTokens
 from .terminal import (
     Text,
     dtype_option,
@@ -134,6 +135,8 @@ def generate(
     text = read_text(prompt, "PROMPT")
     started = perf_counter()
     codec, model = _load(source, tokenizer or source, dtype, threads, verbose)
+    if not special:
+        PlainTokens(codec.all_special_tokens).warn_of(text, "the prompt")
     ids = codec.encode(text, allow_special=special)
     loaded = perf_counter()
     end_at_once_on_interrupt()

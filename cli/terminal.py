@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import io
 import os
 import shutil
@@ -14,13 +15,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from .. import texts
 from ..bundled import BUNDLED_MODEL
-from ..errors import InputError, MinigptError, printable
+from ..errors import MinigptError, printable
 
 if TYPE_CHECKING:
     from .. import GPTTokenizer
@@ -57,6 +59,23 @@ def complete_source(
 ) -> list[CompletionItem]:
     """Ask the shell to complete the name of a folder or file."""
     return [CompletionItem(incomplete, type="file")]
+
+
+def expand_wildcards(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The names of files with * and ? expanded on Windows, whose shells leave that to programs.
+
+    A name that matches no file is kept, for the error that it is missing.
+    """
+    if os.name != "nt":
+        return value
+    names: list[str] = []
+    for name in value:
+        pattern = name.replace("[", "[[]")  # a bracket stands for itself there
+        found = glob.glob(pattern) if "*" in name or "?" in name else []  # noqa: PTH207
+        names += sorted(found) or [name]
+    return tuple(names)
 
 
 model_option = click.option(
@@ -138,14 +157,13 @@ def read_text(argument: str | None, name: str) -> str:
     argument  the command line's value, None if absent
     name      the argument's name in messages
 
-    The text is returned unchanged: no newline is added, removed or translated. Raises UsageError
-    if there is no text to read, InputError if stdin cannot be read, is not UTF-8 or is longer than
-    MAX_INPUT_BYTES.
+    No newline is added, removed or translated. Raises UsageError if there is no text to read,
+    InputError if stdin cannot be read, is no text or is longer than MAX_INPUT_BYTES: see texts.py.
     """
     if argument not in (None, "-"):
         return str(argument)
     check_stdin(argument, name)
-    return _read_utf8(sys.stdin.buffer, STDIN)
+    return texts.read_text(texts.STDIN, MAX_INPUT_BYTES, is_prompt=True)
 
 
 def check_stdin(argument: str | None, name: str) -> None:
@@ -155,30 +173,6 @@ def check_stdin(argument: str | None, name: str) -> None:
             f"Missing argument '{name}': give it, or a text on standard input.",
             click.get_current_context(),
         )
-
-
-def read_file(name: str) -> str:
-    """Return the text of a UTF-8 file, unchanged. Raises InputError as `read_text` does."""
-    try:
-        with Path(name).open("rb") as file:
-            return _read_utf8(file, name)
-    except OSError as error:
-        raise InputError(f"{name}: cannot be read: {error.strerror}") from None
-
-
-def _read_utf8(file: BinaryIO, name: str) -> str:
-    """Read a whole file and decode it; an InputError begins with `name`."""
-    try:
-        data = file.read(MAX_INPUT_BYTES + 1)
-        if len(data) > MAX_INPUT_BYTES:
-            raise InputError(f"{name}: longer than {MAX_INPUT_BYTES} bytes; give less at once")
-        return data.decode("utf-8")
-    except OSError as error:
-        raise InputError(f"{name}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{name}: not UTF-8 text: byte {error.start} is {data[error.start]:#04x}"
-        ) from None
 
 
 def write(text: str) -> None:

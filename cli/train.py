@@ -18,6 +18,7 @@ from .terminal import (
     Text,
     clock,
     complete_source,
+    expand_wildcards,
     in_main_thread,
     is_interactive,
     note,
@@ -52,7 +53,13 @@ _FIELDS = {"warmup": "warmup_steps", "clip": "max_grad_norm"}
     short_help="Train a model on texts, from random weights or from a model.",
     epilog="Example: minigpt train tales/*.txt --preset tiny --minutes 5 --out my-tales",
 )
-@click.argument("texts", nargs=-1, metavar="[TEXT]...", shell_complete=complete_source)
+@click.argument(
+    "texts",
+    nargs=-1,
+    metavar="[TEXT]...",
+    callback=expand_wildcards,
+    shell_complete=complete_source,
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder of a new run."
 )
@@ -100,6 +107,7 @@ _FIELDS = {"warmup": "warmup_steps", "clip": "max_grad_norm"}
 @click.option(
     "--held-out",
     multiple=True,
+    callback=expand_wildcards,
     metavar="TEXT",
     shell_complete=complete_source,
     help="Validation text: a file that is evaluated and not trained on; may be repeated.  "

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
-from .terminal import complete_source, show_line
+from ..errors import warn
+from ..texts import END_OF_TEXT, documents
+from .terminal import complete_source, expand_wildcards, show_line
 
 # Those of tokenizer/training.py, which is too slow to import for --help.
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 0x110000
@@ -19,7 +21,12 @@ MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 0x110000
     epilog="Example: minigpt train-tokenizer books/*.txt --vocab-size 8192 --out vocabulary",
 )
 @click.argument(
-    "sources", nargs=-1, required=True, metavar="TEXT...", shell_complete=complete_source
+    "sources",
+    nargs=-1,
+    required=True,
+    metavar="TEXT...",
+    callback=expand_wildcards,
+    shell_complete=complete_source,
 )
 @click.option(
     "--vocab-size",
@@ -37,25 +44,39 @@ MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 0x110000
 @click.option(
     "--special",
     is_flag=True,
-    help="Cut the texts at each <|endoftext|>. By default it is plain text.",
+    help="Cut the texts at each <|endoftext|>, its own token, without a warning.",
 )
 def train_tokenizer(sources: tuple[str, ...], vocab_size: int, out: Path, special: bool) -> None:
     """Train a byte-level BPE vocabulary of GPT-2's kind on all TEXTs.
 
-    A TEXT is a file in UTF-8, a .jsonl file with one {"text": ...} object per line, or - for
-    standard input. Their order does not matter.
+    A TEXT is a file of plain text, a .jsonl, .ndjson or .json file of objects with a "text", or -
+    for standard input. Their order does not matter. They are cut at each <|endoftext|>.
 
     FOLDER appears once it is complete. It holds vocab.json and merges.txt, tokenizer.json and
     tokenizer_config.json, for minigpt, transformers and the tokenizers library.
     """
     from ..checkpoint.atomic import creating_folder
-    from ..texts import documents
     from ..tokenizer.training import train_tokenizer
 
     with creating_folder(out) as folder:
-        tokenizer = train_tokenizer(_counted(documents(sources, special)), vocab_size, _show_merges)
+        texts = documents(sources, special_tokens=())  # train_tokenizer cuts them
+        texts = _counted(texts if special else _with_warning(texts))
+        tokenizer = train_tokenizer(texts, vocab_size, _show_merges)
         tokenizer.save_pretrained(folder)
     show_line("")
+
+
+def _with_warning(texts: Iterable[str]) -> Iterator[str]:
+    """Yield `texts`, and warn of the first `<|endoftext|>` in them."""
+    warned = False
+    for text in texts:
+        if not warned and END_OF_TEXT in text:
+            warned = True
+            warn(
+                f"the texts hold {END_OF_TEXT} and are cut there, as it is a token of its own; "
+                "--special says that this is meant"
+            )
+        yield text
 
 
 def _counted(texts: Iterable[str]) -> Iterator[str]:

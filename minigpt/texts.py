@@ -1,67 +1,136 @@
-"""Text files and JSON lines in UTF-8, read as documents; errors name file and line."""
+"""Texts from files: what a file is, every command learns here; errors name file and line.
+
+The name says whether a file holds JSON: `.jsonl`, `.ndjson`, `.jsonlines` and `.json`, with or
+without `.gz` behind. Such a file holds a JSON object a line, an array of objects, or objects one
+after the other. Any other file, standard input too, is one text, character for character; a warning
+says so where it looks like JSON. encodings.py has what both may be encoded and compressed by.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import stat
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import InputError
+from .encodings import CHUNK_BYTES, stream_of, utf8_chunks
+from .errors import InputError, short_repr, warn
 
 STDIN = "-"  # the source that stands for standard input
+END_OF_TEXT = (
+    "<|endoftext|>"  # as in tokenizer/vocabulary.py; stands between many a file's documents
+)
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".json")
 MAX_TEXT_BYTES = 1 << 31  # of a text file, which is read into memory
 MAX_LINE_BYTES = 1 << 26  # of a line of JSON
+MAX_JSON_BYTES = 1 << 28  # of a JSON file that is not one of lines, which is read into memory
 
 
-END_OF_TEXT = "<|endoftext|>"  # stands between the documents of many a corpus
-
-
-def documents(sources: Sequence[str], allow_special: bool = False) -> Iterator[str]:
+def documents(
+    sources: Sequence[str],
+    allow_special: bool = False,
+    end: str | None = END_OF_TEXT,
+    special_tokens: Sequence[str] = (END_OF_TEXT,),
+) -> Iterator[str]:
     """Yield the documents in `sources`, in order, with their newlines and white space unchanged.
 
-    sources        names of files. `name.jsonl` holds one document per line, the field "text" of a
-                   JSON object; blank lines are skipped. Any other file is one document, and `-` is
-                   standard input. A byte order mark at the beginning of a file is dropped.
-    allow_special  True to cut documents at each `<|endoftext|>`. Default: it is plain text
+    sources         names of files. One named as JSON (see JSON_SUFFIXES) holds a document in the
+                    field "text" of each object; any other file is one document, and so is standard
+                    input, `-`
+    allow_special   True to cut documents at each `end`. Default: a warning says once that one of
+                    `special_tokens` is read as plain text
+    end             the text of the end-of-text token
+    special_tokens  the texts of all special tokens
 
     The files are checked to exist at once, before the first is read. Raises InputError, naming the
-    file and where possible the line, for a file that is missing or unreadable, for bytes that are
-    not UTF-8, for a text or line that is too long, and for a line that is not such an object.
+    file and where possible the line, for a file that is missing or unreadable, for one of another
+    kind, for a text or line that is too long, and for an object without a text.
+    """
+    check_files(sources)
+    return _documents(
+        sources, end if allow_special else None, () if allow_special else special_tokens
+    )
+
+
+def _documents(
+    sources: Sequence[str], end: str | None, plain_tokens: Sequence[str]
+) -> Iterator[str]:
+    plain = PlainTokens(plain_tokens)
+    for source in sources:
+        for where, text in located_texts(source):
+            plain.warn_of(text, where)
+            yield from cut(text, end) if end else (text,)
+
+
+def located_texts(source: str) -> Iterator[tuple[str, str]]:
+    """Yield (where it is, the text) for each text in a file, as `documents` does, uncut."""
+    if not is_json_lines(source):
+        yield name_of(source), read_text(source, MAX_TEXT_BYTES)
+        return
+    for where, value in json_objects(source):
+        if "text" not in value:
+            raise InputError(
+                f'{where}: must have a text as its "text"; it has {short_repr(list(value))}'
+            )
+        yield where, checked_text(value["text"], '"text"', where)
+
+
+def cut(text: str, end: str) -> Iterator[str]:
+    """Yield the parts of a text between the marks `end`, but those of white space alone.
+
+    A text without marks is one part, whatever it consists of.
+    """
+    if end not in text:
+        yield text
+        return
+    start = 0
+    while start <= len(text):
+        found = text.find(end, start)
+        part = text[start : len(text) if found < 0 else found]
+        if part.strip():
+            yield part
+        start = len(text) + 1 if found < 0 else found + len(end)
+
+
+class PlainTokens:
+    """Warns of special tokens that a text holds as plain text: of the first, and of no more."""
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        self._pattern = re.compile("|".join(map(re.escape, tokens))) if tokens else None
+
+    def warn_of(self, text: str, where: str) -> None:
+        found = self._pattern.search(text) if self._pattern else None
+        if found:
+            self._pattern = None
+            warn(
+                f"{where}: holds {found[0]} as plain text; --special (allow_special=True in "
+                "Python) reads it as the special token"
+            )
+
+
+# ---- kinds of files ----
+
+
+def check_files(sources: Sequence[str]) -> None:
+    """Raises InputError unless each source is standard input, a file, or a pipe.
+
+    They are not opened: a pipe can be opened only once.
     """
     for source in sources:
-        if source != STDIN:
-            _check_exists(source)
-    texts = _documents(sources)
-    return _cut(texts) if allow_special else texts
-
-
-def _cut(texts: Iterator[str]) -> Iterator[str]:
-    for text in texts:
-        yield from filter(None, text.split(END_OF_TEXT))
-
-
-def _documents(sources: Sequence[str]) -> Iterator[str]:
-    for source in sources:
-        if is_json_lines(source):
-            for where, value in json_objects(source):
-                yield checked_text(value.get("text"), '"text"', where)
-        else:
-            yield read_text(source, MAX_TEXT_BYTES)
-
-
-def read_text(source: str, max_bytes: int) -> str:
-    """The text of a file, or of standard input for `-`, without a byte order mark at its beginning.
-
-    Raises InputError, naming the file, where it cannot be read, is longer than `max_bytes`, or is
-    not UTF-8.
-    """
-    if source == STDIN:
-        return _read_text(_stdin(), name_of(source), max_bytes)
-    with _open(source) as file:
-        return _read_text(file, source, max_bytes)
+        if source == STDIN:
+            continue
+        try:
+            mode = Path(source).stat().st_mode
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            raise _unreadable(source, error) from None
+        if stat.S_ISDIR(mode):
+            raise InputError(f"{source}: is a folder; name the files in it")
 
 
 def name_of(source: str) -> str:
@@ -70,18 +139,205 @@ def name_of(source: str) -> str:
 
 
 def is_json_lines(source: str) -> bool:
-    """Whether the name of a file says that each of its lines is a JSON object."""
-    return Path(source).suffix.lower() == ".jsonl"
+    """Whether the name of a file says that it holds JSON objects."""
+    path = Path(source)
+    if path.suffix.lower() == ".gz":
+        path = path.with_suffix("")
+    return path.suffix.lower() in JSON_SUFFIXES
+
+
+@contextmanager
+def _opened(source: str) -> Iterator[Iterator[bytes]]:
+    """The bytes of a file or of standard input in UTF-8, in chunks."""
+    if source == STDIN:
+        yield utf8_chunks(_stdin(), name_of(source))
+        return
+    try:
+        file = Path(source).open("rb")  # noqa: SIM115  (closed below)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise _unreadable(source, error) from None
+    with file:
+        yield utf8_chunks(file, source)
+
+
+def _stdin() -> BinaryIO:
+    if sys.stdin is None:
+        raise InputError("standard input: is closed; name a file, or give a text there")
+    try:
+        return sys.stdin.buffer
+    except AttributeError:  # a notebook's
+        return io.BytesIO(sys.stdin.read().encode())
+
+
+def _unreadable(name: str, error: Exception) -> InputError:
+    return InputError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+# ---- plain texts ----
+
+_JSON_START = re.compile(r'\s*(\[\s*)?\{\s*"(?:[^"\\\n]|\\.)*"\s*:')
+
+
+def read_text(source: str, max_bytes: int, is_prompt: bool = False) -> str:
+    """The text of a file, or of standard input for `-`, without a byte order mark at its beginning.
+
+    max_bytes  of the text in UTF-8
+    is_prompt  False to warn of a text that begins as JSON does
+
+    Raises InputError, naming the file, where it cannot be read, is longer than `max_bytes`, or is
+    of another kind than text.
+    """
+    with _opened(source) as chunks:
+        advice = "give less at once" if is_prompt else _SPLIT_TEXT
+        text = _whole(chunks, name_of(source), max_bytes, advice)
+    if not is_prompt and _JSON_START.match(text):
+        warn(
+            f"{name_of(source)}: is read as one plain text, though it begins as JSON does; the "
+            '"text" of each JSON object is read from a file whose name ends in .jsonl or .json'
+        )
+    return text
+
+
+_SPLIT_TEXT = "split it, or make each text of it a line of a .jsonl file"
+
+
+def _whole(
+    chunks: Iterator[bytes], name: str, max_bytes: int, advice: str, first_line: int = 1
+) -> str:
+    data = bytearray()
+    for chunk in chunks:
+        data += chunk
+        if len(data) > max_bytes:
+            raise InputError(f"{name}: longer than {max_bytes} bytes, the maximum; {advice}")
+    return _decoded(data, name, first_line)
+
+
+def _decoded(data: bytes | bytearray, name: str, line: int = 1) -> str:
+    """`data` as text. line: the number of its first line in the file, for the message."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line += data.count(b"\n", 0, error.start)
+        raise InputError(
+            f"{name}, line {line}: the byte {data[error.start]:#04x} is not UTF-8; "
+            "save the text in UTF-8"
+        ) from None
+
+
+# ---- JSON ----
 
 
 def json_objects(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ("name, line 7", the JSON object) for each line of a file that is not blank.
 
-    Raises InputError, naming file and line, as `documents` does.
+    A file that begins with an array, or with a line that is the beginning of an object, holds
+    objects one after the other: they are named "name, item 7". Raises InputError, naming file and
+    line, as `documents` does.
     """
-    with _open(source) as file:
-        for where, line in _lines(file, source):
-            yield where, _object(line, where)
+    name = name_of(source)
+    with _opened(source) as chunks:
+        stream, number, is_first = stream_of(chunks), 0, True
+        while line := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if not line.strip():
+                continue
+            where = f"{name}, line {number}"
+            if is_first and _begins_items(line):
+                rest = iter(lambda: stream.read(CHUNK_BYTES), b"")
+                yield from _items(chain([line], rest), name, number)
+                return
+            is_first = False
+            if len(line) > MAX_LINE_BYTES:
+                raise InputError(
+                    f"{where}: longer than {MAX_LINE_BYTES} bytes, the maximum for one line; "
+                    "a .jsonl file holds one object a line"
+                )
+            yield where, _object(_decoded(line, name, number), where)
+
+
+_SPLIT_JSON = "make each object of it a line of its own"
+
+
+def _begins_items(line: bytes) -> bool:
+    """Whether the first line of a file begins an array, or an object that goes on after it."""
+    start = line.lstrip()[:1]
+    if start != b"{" or len(line) > MAX_LINE_BYTES:
+        return start == b"["
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+def _items(
+    chunks: Iterator[bytes], name: str, first_line: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects in an array, or one after the other, beginning at line `first_line`."""
+    text = _whole(chunks, name, MAX_JSON_BYTES, _SPLIT_JSON, first_line)
+    offset = _skip_space(text, 0)
+    is_array = text[offset] == "["
+    offset = _skip_space(text, offset + is_array)
+    count, close = 0, offset  # an array may end where it begins, or after a value
+    while offset < len(text) or is_array:
+        if is_array and offset == close and text.startswith("]", offset):
+            if text[offset + 1 :].strip():
+                reason = "Expecting the end of the file after the array"
+                raise _not_json(text, offset + 1, reason, name, first_line)
+            return
+        count += 1
+        where = f"{name}, item {count}"
+        value, offset = _value_at(text, offset, name, where, first_line)
+        yield where, _checked_object(value, where)
+        offset = close = _skip_space(text, offset)
+        if is_array and text.startswith(",", offset):
+            offset = _skip_space(text, offset + 1)
+        elif is_array and not text.startswith("]", offset):
+            raise _not_json(text, offset, "Expecting ',' or ']'", name, first_line)
+
+
+def _skip_space(text: str, offset: int) -> int:
+    space = _SPACE.match(text, offset)
+    assert space
+    return space.end()
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _value_at(text: str, offset: int, name: str, where: str, first_line: int) -> tuple[object, int]:
+    """The JSON value at `offset`, and the offset of what follows it."""
+    try:
+        return _DECODER.raw_decode(text, offset)
+    except json.JSONDecodeError as error:
+        raise _not_json(text, error.pos, error.msg, name, first_line) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: is not JSON that can be read: {error}") from None
+
+
+_DECODER = json.JSONDecoder()
+
+
+def _not_json(text: str, offset: int, reason: str, name: str, first_line: int) -> InputError:
+    at = json.JSONDecodeError(reason, text, offset)
+    line = at.lineno + first_line - 1
+    return InputError(f"{name}, line {line}: is not JSON: {reason} (column {at.colno})")
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: is not JSON: {error.msg} (column {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # an integer of 4300 digits; 1000 brackets
+        raise InputError(f"{where}: is not JSON that can be read: {error}") from None
+    return _checked_object(value, where)
+
+
+def _checked_object(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f'{where}: must be a JSON object, such as {{"text": "Once…"}}')
+    return value
 
 
 def checked_text(value: Any, field: str, where: str) -> str:
@@ -98,91 +354,4 @@ def checked_text(value: Any, field: str, where: str) -> str:
             f"{where}: its {field} has {value[error.start]!a}, half of a character; "
             "such escapes must come in pairs"
         ) from None
-    return value
-
-
-def _check_exists(source: str) -> None:
-    """Raises InputError unless `source` is a file or a pipe, which could be opened only once."""
-    try:
-        mode = Path(source).stat().st_mode
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise _unreadable(source, error) from None
-    if stat.S_ISDIR(mode):
-        raise InputError(f"{source}: is a folder; name the files in it")
-
-
-def _open(source: str) -> BinaryIO:
-    try:
-        return Path(source).open("rb")
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise _unreadable(source, error) from None
-
-
-def _stdin() -> BinaryIO:
-    if sys.stdin is None:
-        raise InputError("standard input: is closed; name a file, or give a text there")
-    return sys.stdin.buffer
-
-
-def _unreadable(name: str, error: Exception) -> InputError:
-    return InputError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}")
-
-
-def _read_text(file: BinaryIO, name: str, max_bytes: int) -> str:
-    try:
-        data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise _unreadable(name, error) from None
-    if len(data) > max_bytes:
-        raise InputError(
-            f"{name}: longer than {max_bytes} bytes, the maximum for one text; "
-            "split it, or make each text of it a line of a .jsonl file"
-        )
-    return _decoded(data, name).removeprefix("\ufeff")
-
-
-def _lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
-    """Yield ("name, line 7", the line) for each line that is not blank."""
-    number = 0
-    while line := _next_line(file, name):
-        number += 1
-        where = f"{name}, line {number}"
-        if len(line) > MAX_LINE_BYTES:
-            raise InputError(
-                f"{where}: longer than {MAX_LINE_BYTES} bytes, the maximum for one line; "
-                "a .jsonl file holds one object a line"
-            )
-        if line.strip():
-            text = _decoded(line, name, number)
-            yield where, text.removeprefix("\ufeff") if number == 1 else text
-
-
-def _next_line(file: BinaryIO, name: str) -> bytes:
-    try:
-        return file.readline(MAX_LINE_BYTES + 1)
-    except OSError as error:
-        raise _unreadable(name, error) from None
-
-
-def _decoded(data: bytes, name: str, line: int = 1) -> str:
-    """`data` as text. line: the number of its first line in the file, for the message."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line += data.count(b"\n", 0, error.start)
-        raise InputError(
-            f"{name}, line {line}: the byte {data[error.start]:#04x} is not UTF-8; "
-            "save the text in UTF-8"
-        ) from None
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: is not JSON: {error.msg} (column {error.colno})") from None
-    except (ValueError, RecursionError) as error:  # an integer of 4300 digits; 1000 brackets
-        raise InputError(f"{where}: is not JSON that can be read: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f'{where}: must be a JSON object, such as {{"text": "Once…"}}')
     return value

@@ -26,7 +26,8 @@ BUNDLED = ROOT / "minigpt" / "tales-6m"
 ORDER = """
 kernels
 errors bundled
-arguments texts
+arguments encodings
+texts
 checkpoint
 config
 weights

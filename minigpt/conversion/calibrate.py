@@ -7,20 +7,38 @@ linear layer, because the error of the output grows with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
 
+from ..arguments import checked_text
 from ..errors import InputError
 from ..kernels.reference import embedding_forward, layernorm_forward
 from ..reference_gpt import block_forward
 from ..source import ModelSource
+from ..tokenizer.tokenizer import GPTTokenizer
 from ..weights.table import HEAD, layer_shapes
 
 SEQUENCE = 512  # tokens of a sequence
 MAX_TOKENS = 4096  # of the text; more change little
 _MIN_IMPORTANCE = 1e-3  # of a row, relative to the mean of its matrix: its errors still count
+
+
+def first_ids(texts: Iterable[str], tokenizer: GPTTokenizer, allow_special: bool) -> list[int]:
+    """The ids of the first texts that together have MAX_TOKENS tokens, or of all.
+
+    An end-of-text token stands between two texts. Raises InputError for what is no text.
+    """
+    ids: list[int] = []
+    for number, text in enumerate(texts):
+        if number and tokenizer.eos_token_id is not None:
+            ids.append(tokenizer.eos_token_id)
+        text = checked_text(f"calibration[{number}]", text)
+        ids += tokenizer.encode(text, allow_special=allow_special)
+        if len(ids) >= MAX_TOKENS:
+            break
+    return ids
 
 
 def importance(

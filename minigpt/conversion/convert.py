@@ -10,7 +10,7 @@ one tensor and a chunk of the source. The folder appears when all of it is on di
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +27,14 @@ from ..arguments import (
 )
 from ..checkpoint import TensorInfo, by_width, creating_folder, write_tensors
 from ..config import GPTConfig
-from ..errors import InputError, SourceError
+from ..errors import InputError, SourceError, short_repr
 from ..kernels.layout import QUANT_BLOCK
 from ..kernels.team import Team
 from ..source import ModelSource, open_source
 from ..tokenizer.tokenizer import GPTTokenizer
 from ..weights.loading import allocate_packed, pack_matrix, read_unpacked
 from ..weights.table import QUANTIZED_DTYPES, SCALES, is_packed
-from .calibrate import importance
+from .calibrate import first_ids, importance
 from .saving import (
     as_dtype,
     float_infos,
@@ -64,7 +64,7 @@ def convert(
     folder: str | os.PathLike[str],
     dtype: str = "int8",
     threads: int | None = None,
-    calibration: str | None = None,
+    calibration: str | Iterable[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
     *,
     tokenizer: GPTTokenizer | None = None,
@@ -76,8 +76,9 @@ def convert(
     folder         must not exist, or be empty
     dtype          of the matrices: "f32", "bf16", "int8" or "int4"
     threads        that quantize; default: one for each processor this process may use
-    calibration    for int4: a text like those the model will meet. Errors are weighted by the
-                   activations in it (see calibrate.py); default: all weights count alike
+    calibration    for int4: a text like those the model will meet, or several, of which the
+                   first few thousand tokens are read. Errors are weighted by the activations in
+                   them (see calibrate.py); default: all weights count alike
     progress       called after each array that is written
     tokenizer      written and used in place of the source's own. Default: that of the source
     allow_special  True to read special tokens such as `<|endoftext|>` in `calibration` as these
@@ -93,8 +94,10 @@ def convert(
     dtype = checked_choice("dtype", dtype, DTYPES)
     if calibration is not None and dtype != "int4":
         raise InputError(f"dtype {dtype}: only int4 can be calibrated", "dtype")
-    if calibration is not None:
-        checked_text("calibration", calibration)
+    if isinstance(calibration, str):
+        calibration = [checked_text("calibration", calibration)]
+    if not isinstance(calibration, Iterable | None):
+        raise InputError(f"calibration {short_repr(calibration)}: must be a text", "calibration")
     folder, threads = checked_folder(folder), checked_threads(threads)
     check_callable("progress", progress)
     if tokenizer is not None:
@@ -107,8 +110,7 @@ def convert(
         row_importance = {}
         if calibration is not None:
             tokenizer = tokenizer or GPTTokenizer.from_pretrained(opened)
-            ids = tokenizer.encode(calibration, allow_special=allow_special)
-            row_importance = importance(opened, ids)
+            row_importance = importance(opened, first_ids(calibration, tokenizer, allow_special))
         infos, read = _quantized(opened, dtype, Team(threads), row_importance)
     else:
         infos, read = _floats(opened, dtype)

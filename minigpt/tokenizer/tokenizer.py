@@ -85,6 +85,17 @@ class GPTTokenizer:
         """Id of the end-of-text token, None if the vocabulary has none."""
         return self._vocabulary.eos_id
 
+    @property
+    def eos_token(self) -> str | None:
+        """The text of the end-of-text token, None if the vocabulary has none."""
+        eos_id = self.eos_token_id
+        return None if eos_id is None else self._vocabulary.tokens[eos_id]
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The texts of the special tokens, such as `<|endoftext|>`."""
+        return [token.content for token in self._vocabulary.added.values() if token.special]
+
     @overload
     def encode(
         self, text: str, return_tensors: None = None, allow_special: bool = False

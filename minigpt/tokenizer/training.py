@@ -37,6 +37,7 @@ from statistics import median_low
 
 from ..arguments import check_callable, checked_integer, checked_text
 from ..errors import InputError, short_repr
+from ..texts import cut
 from .bpe import Merges, byte_symbols, chunks, pretokenize
 from .tokenizer import GPTTokenizer
 from .vocabulary import END_OF_TEXT, AddedToken, Vocabulary
@@ -61,7 +62,8 @@ def train_tokenizer(
 ) -> GPTTokenizer:
     """Train a tokenizer on texts.
 
-    texts       read once, one at a time; a `<|endoftext|>` in one is plain text
+    texts       read once, one at a time, and cut at each `<|endoftext|>`, which is a token of its
+                own: its letters are no part of the counts
     vocab_size  number of its tokens: the 256 bytes, the merges, and `<|endoftext|>`;
                 MIN_VOCAB_SIZE … MAX_VOCAB_SIZE
     progress    called with (merges learned, merges asked for) after each merge
@@ -92,10 +94,11 @@ def count_pretokens(texts: Iterable[str]) -> Counter[str]:
         raise InputError(f"texts {short_repr(texts)}: must be several texts", "texts")
     counts: Counter[str] = Counter()
     for number, text in enumerate(texts):
-        for chunk in chunks(checked_text(f"texts[{number}]", text), _CHUNK):
-            counts.update(pretokenize(chunk))
-            if len(counts) > MAX_PRETOKENS:
-                counts = _without_rarer_half(counts)
+        for part in cut(checked_text(f"texts[{number}]", text), END_OF_TEXT):
+            for chunk in chunks(part, _CHUNK):
+                counts.update(pretokenize(chunk))
+                if len(counts) > MAX_PRETOKENS:
+                    counts = _without_rarer_half(counts)
     return counts
 
 

@@ -30,7 +30,7 @@ from ..checkpoint import creating_folder, write_file
 from ..config import GENERATION_CONFIG, GPTConfig, read_generation_config
 from ..errors import InputError
 from ..source import open_source
-from ..texts import documents
+from ..texts import check_files, documents
 from ..tokenizer.tokenizer import GPTTokenizer
 from ..weights.packed import float32_tensors
 from ..weights.table import HEAD, parameter_count
@@ -97,8 +97,9 @@ def train(
     report            called with a StepReport after each step
     stop              polled before each micro-batch; True ends the call after a checkpoint
 
-    Texts are files in UTF-8, each a document; those named .jsonl have an object with a "text" in
-    each line. Only a new run takes validation_texts, tokenizer, model, preset and config.
+    Texts are files, each a document; those named .jsonl, .ndjson or .json hold objects, the "text"
+    of each of which is one: see texts.py. Only a new run takes validation_texts, tokenizer, model,
+    preset, config and allow_special.
 
     Returns the progress of the run. The folder is a model source at any time, and whatever ends the
     call, a later one resumes it. Raises InputError for an argument out of its range, for texts that
@@ -147,8 +148,8 @@ def create_run(
 ) -> RunConfig:
     """Create the folder of a new run, ready for `resume_run`.
 
-    texts             files in UTF-8, each a document; NAME.jsonl: a JSON object with a "text" in
-                      each line, each a document; "-": standard input
+    texts             files, each a document; in those named as JSON each object's "text" is one;
+                      "-": standard input. See texts.py
     validation_texts  files to evaluate on. Default: the end of `texts`, see TrainingConfig
     tokenizer         a tokenizer or its source. Default: the model's, else the bundled one
     model             a model source whose weights the run starts from. Default: random weights
@@ -182,15 +183,18 @@ def create_run(
     if config.steps is not None or config.epochs is not None:
         minutes = None
     # Checked before a model is loaded: a wrong file name is reported at once.
-    training = documents(checked_file_names("texts", texts), allow_special)
-    validation = None
+    names = checked_file_names("texts", texts)
+    check_files(names)
+    validation_names = None
     if validation_texts is not None:
-        validation = documents(
-            checked_file_names("validation_texts", validation_texts), allow_special
-        )
+        validation_names = checked_file_names("validation_texts", validation_texts)
+        check_files(validation_names)
     if not isinstance(tokenizer, GPTTokenizer):
         source = model if tokenizer is None else tokenizer
         tokenizer = GPTTokenizer.from_pretrained(BUNDLED_MODEL if source is None else source)
+    tokens = (allow_special, tokenizer.eos_token, tokenizer.all_special_tokens)
+    training = documents(names, *tokens)
+    validation = None if validation_names is None else documents(validation_names, *tokens)
     initial = _initial_model(model, preset, config, tokenizer)
     if minutes is not None:
         initial = initial._replace(steps_in_time=_steps_in(minutes, initial, threads))

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+import threading
+import warnings
+from pathlib import Path
 
+import click
 import pytest
 
 from minigpt.cli import terminal
+from minigpt.cli.commands import cli
+from minigpt.errors import MinigptWarning, warn, warnings_shown_by
 
 
 class Terminal(io.StringIO):
@@ -78,3 +85,63 @@ def test_clock() -> None:
     assert [clock(s) for s in (0, 9.6, 65.2, 3725, 360000)] == [
         "0:00", "0:10", "1:05", "1:02:05", "100:00:00",
     ]  # fmt: skip
+
+
+# ---- wildcards ----
+
+
+def expanded(*names: str) -> list[str]:
+    command = click.Command("test", params=[click.Argument(["names"], nargs=-1)])
+    context = click.Context(command)
+    return list(terminal.expand_wildcards(context, command.params[0], names))
+
+
+def test_wildcards_are_expanded_on_windows_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.txt", "a.txt", "[1].txt", "c.md"):
+        Path(name).touch()
+    names = ("*.md", "?.txt", "-", "c.md", "[1].*", "*.none", "[ab].txt")
+    monkeypatch.setattr(os, "name", "posix")
+    assert expanded(*names) == list(names)
+    monkeypatch.setattr(os, "name", "nt")
+    right = ["c.md", "a.txt", "b.txt", "-", "c.md", "[1].txt", "*.none", "[ab].txt"]
+    assert expanded(*names) == right
+
+
+@pytest.mark.parametrize(
+    ("command", "expands"),
+    [
+        ("train", {"texts", "held_out"}),
+        ("eval", {"files"}),
+        ("train-tokenizer", {"sources"}),
+        ("generate", set()),
+        ("tokenize", set()),
+    ],
+)
+def test_names_of_files_alone_are_expanded(command: str, expands: set[str]) -> None:
+    found = {
+        p.name for p in cli.commands[command].params if p.callback is terminal.expand_wildcards
+    }
+    assert found == expands
+
+
+def test_a_warning_is_a_line_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under any filter of Python's warnings, in a thread of its own, too."""
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+
+    def work() -> None:
+        with warnings_shown_by(terminal.show_warning):
+            warn("a\nb")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        work()
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        with pytest.raises(MinigptWarning, match="c"):
+            warn("c")
+    assert stderr.getvalue() == "Warning: a\\nb\n" * 2

@@ -51,4 +51,4 @@ def test_wrong_ids(fails: Callable[..., None], model: Path, ids: str) -> None:
 
 
 def test_stdin_that_is_not_utf8(fails: Callable[..., None], model: Path) -> None:
-    fails(1, "byte 2", "tokenize", "-m", model, input=b"ab\xff")
+    fails(1, "line 1: the byte 0xff is not UTF-8", "tokenize", "-m", model, input=b"ab\xff")

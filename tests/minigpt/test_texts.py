@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import sys
 import threading
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import pytest
 
 from minigpt import texts
-from minigpt.errors import InputError
-from minigpt.texts import documents, read_text
+from minigpt.errors import InputError, MinigptWarning
+from minigpt.texts import PlainTokens, cut, documents, is_json_lines, json_objects, read_text
 
 
 def write(path: Path, content: bytes) -> str:
@@ -75,7 +77,7 @@ def test_reading_stops_at_the_limit(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(texts, "MAX_LINE_BYTES", 1 << 16)
     monkeypatch.setattr(texts, "MAX_TEXT_BYTES", 1 << 16)
     for name in ("a.jsonl", "a.txt"):
-        path = write(tmp_path / name, bytes(100 << 16))
+        path = write(tmp_path / name, b"a" * (100 << 16))
         tracemalloc.start()
         with pytest.raises(InputError, match="longer than 65536 bytes"):
             list(documents([path]))
@@ -126,3 +128,121 @@ def test_read_text_raises_for_a_longer_text(tmp_path) -> None:
     assert read_text(name, 5) == "12345"
     with pytest.raises(InputError, match=r"a\.txt: longer than 4 bytes"):
         read_text(name, 4)
+
+
+# ---- JSON ----
+
+FORMS = {
+    "lines": '{"text": "one"}\n\n{"text": "two\\n"}\n',
+    "one line": '[{"text": "one"}, {"text": "two\\n"}]',
+    "array of lines": '[\n{"text": "one"},\n{"text": "two\\n"}\n]\n',
+    "pretty": '\n[\n  {\n    "text": "one"\n  },\n  {\n    "text": "two\\n"\n  }\n]',
+    "pretty objects": '{\n  "text": "one"\n}\n{\n  "text": "two\\n"\n}\n',
+}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "b.NDJSON", "c.jsonlines", "d.json.gz"])
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_the_name_says_json_and_the_content_its_form(tmp_path, name: str, form: str) -> None:
+    data = form.encode("utf-8-sig" if name == "a.json" else "utf-8")
+    path = write(tmp_path / name, gzip.compress(data) if name.endswith(".gz") else data)
+    assert list(documents([path])) == ["one", "two\n"]
+
+
+def test_utf16_lines_of_json(tmp_path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "é"}\n{"text": "日"}\n'.encode("utf-16"))
+    assert list(documents([path])) == ["é", "日"]
+
+
+def test_an_empty_array_has_no_texts(tmp_path) -> None:
+    for content in (b"[]", b" [ ] \n", b"", b"\n \n"):
+        assert list(documents([write(tmp_path / "a.json", content)])) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"text": "a"}', r"line 1: is not JSON: Expecting ',' or '\]' \(column 15\)"),
+        ('[{"text": "a"},', "line 1: is not JSON: Expecting value"),
+        ('[{"text": "a"},]', "line 1: is not JSON: Expecting value"),
+        ('\n[\n{"text": "a"}\n{"text": "b"}]', "line 4: is not JSON: Expecting ','"),
+        ("[", "line 1: is not JSON: Expecting value"),
+        ('["a", "b"]', "item 1: must be a JSON object"),
+        ('[{"text": "a"}] {"text": "b"}', "line 1: is not JSON: Expecting the end"),
+        ('{"text": "a', "line 1: is not JSON: Unterminated string"),
+        ("{", "line 1: is not JSON: Expecting property name"),
+        ("[" * 100_000, "item 1: is not JSON that can be read"),
+        ('{"a":' * 100_000, "item 1: is not JSON that can be read"),
+        ('[{"text": "a", "n": ' + "9" * 5000 + "}]", "item 1: is not JSON that can be read"),
+        ('{"data": [{"text": "a"}]}', r"line 1: must have a text as its \"text\"; it has .'data'"),
+        ('[{"text": "\\ud83d"}]', "item 1: its .* half of a character"),
+        ("Once upon a time", "line 1: is not JSON: Expecting value"),
+    ],
+)
+def test_wrong_json_is_one_line(tmp_path, content: str, message: str) -> None:
+    name = write(tmp_path / "a.json", content.encode())
+    with pytest.raises(InputError, match=message) as error:
+        list(documents([name]))
+    assert str(error.value).startswith(f"{name}, ")
+    assert "\n" not in str(error.value)
+
+
+def test_json_that_is_no_lines_has_a_limit(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(texts, "MAX_JSON_BYTES", 99)
+    name = write(tmp_path / "a.json", b'[\n{"text": "' + b"a" * 99 + b'"}]')
+    with pytest.raises(InputError, match="longer than 99 bytes, the maximum; make each object"):
+        list(json_objects(name))
+
+
+def test_which_names_say_json() -> None:
+    assert all(map(is_json_lines, ("a.jsonl", "b/a.JSON", "a.x.ndjson", "a.jsonlines.gz")))
+    assert not any(map(is_json_lines, ("-", "a.txt", "json", "a.jsonl.txt", "a.gz", "a.json.bak")))
+
+
+# ---- what a text may be besides ----
+
+
+@pytest.mark.parametrize("content", FORMS.values(), ids=FORMS)
+def test_json_in_a_file_named_as_text_is_one_text_and_a_warning(tmp_path, content: str) -> None:
+    name = write(tmp_path / "a.txt", content.encode())
+    with pytest.warns(MinigptWarning, match=r"a\.txt: is read as one plain text, though .* JSON"):
+        assert list(documents([name])) == [content]
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "{ int a; }", "[link]: x", '"a": {', ""])
+def test_a_text_that_is_no_json_gives_no_warning(tmp_path, content: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_text(write(tmp_path / "a.txt", content.encode()), 99) == content
+        text = FORMS["lines"]
+        assert read_text(write(tmp_path / "a.txt", text.encode()), 99, is_prompt=True) == text
+
+
+def test_documents_are_cut_or_a_warning_says_that_they_are_not(tmp_path) -> None:
+    text = "one<|endoftext|>\ntwo<|endoftext|><|endoftext|> \n"
+    names = [write(tmp_path / name, text.encode()) for name in ("a.txt", "b.txt")]
+    assert list(documents(names[:1], allow_special=True)) == ["one", "\ntwo"]
+    with pytest.warns(MinigptWarning, match=r"a\.txt: holds <\|endoftext\|> as plain") as caught:
+        assert list(documents(names)) == [text, text]
+    assert len(caught) == 1
+    lines = write(tmp_path / "c.jsonl", b'{"text": "a"}\n{"text": "b<|end|>"}\n')
+    with pytest.warns(MinigptWarning, match=r"c\.jsonl, line 2: holds <\|end\|>"):
+        list(documents([lines], special_tokens=["<|user|>", "<|end|>"]))
+    assert list(documents([lines], allow_special=True, end="<|end|>")) == ["a", "b"]
+
+
+def test_cut_keeps_a_text_without_marks() -> None:
+    assert list(cut(" \n", "|")) == [" \n"]
+    assert list(cut("", "|")) == [""]
+    assert list(cut("a|b", "|")) == ["a", "b"]
+    assert list(cut("|", "|")) == []
+
+
+def test_no_tokens_give_no_warning() -> None:
+    PlainTokens([]).warn_of("text", "a")
+
+
+def test_standard_input_without_bytes(monkeypatch) -> None:
+    """A notebook's has characters only."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("é"))
+    assert read_text("-", 99) == "é"
