@@ -183,7 +183,9 @@ def _tokenizer_values(
     vocabulary: Vocabulary, config: GPTConfig, source: Path
 ) -> dict[str, WrittenValue]:
     """The tokenizer; its tokens are padded to the rows of wte, as llama.cpp requires."""
-    tokens, V = vocabulary.tokens, config.vocab_size
+    V = config.vocab_size
+    # The model may have no rows for special tokens that are named without an id: they are left out.
+    tokens = vocabulary.tokens[: max(V, vocabulary.stored_size)]
     if len(tokens) > V:
         raise TokenizerError(
             f"{source}: its tokenizer has {len(tokens)} tokens, and the model {V}; "
@@ -193,7 +195,8 @@ def _tokenizer_values(
         raise TokenizerError(f"{source}: its tokenizer has no merges, which a GGUF file must have")
     types = [NORMAL] * len(tokens)
     for token in vocabulary.added.values():
-        types[token.id] = CONTROL if token.special else USER_DEFINED
+        if token.id < len(tokens):
+            types[token.id] = CONTROL if token.special else USER_DEFINED
     padding = range(len(tokens), V)
     values: dict[str, WrittenValue] = {
         "tokenizer.ggml.model": "gpt2",

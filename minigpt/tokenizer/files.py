@@ -73,18 +73,20 @@ def _to_plain(vocabulary: Vocabulary) -> tuple[Any, ...]:
         vocabulary.merges.ranks,
         vocabulary.merges.merged,
         [astuple(token) for token in vocabulary.added.values()],
+        vocabulary.stored_size,
         vocabulary.eos_id,
         vocabulary.add_prefix_space,
     )
 
 
 def _from_plain(plain: tuple[Any, ...], files: dict[str, bytes]) -> Vocabulary:
-    tokens, byte_ids, ranks, merged, added, eos_id, add_prefix_space = plain
+    tokens, byte_ids, ranks, merged, added, stored_size, eos_id, add_prefix_space = plain
     return Vocabulary(
         tokens=tokens,
         byte_ids=byte_ids,
         merges=Merges(ranks, merged),
         added={content: AddedToken(content, *rest) for content, *rest in added},
+        stored_size=stored_size,
         eos_id=eos_id,
         add_prefix_space=add_prefix_space,
         files=files,

@@ -23,6 +23,7 @@ from .token_ids import TokenIds
 from .tokenizer_json import gpt2_model, prefixes_space
 from .vocabulary import NO_ID, AddedToken, Vocabulary
 
+_NOT_IN_UTF8 = (0xC0, 0xC1, *range(0xF5, 0x100))  # bytes that occur in no text
 _CONTROL = re.compile(r"<.+>|\[.+\]", re.DOTALL)  # the usual form of a control token
 
 
@@ -51,19 +52,22 @@ def parse_files(folder: Path, form: tuple[str, ...], files: dict[str, bytes]) ->
         pairs = _pairs_of_text(files[merges_path.name], merges_path)
     byte_ids = [ids.of.get(symbol, NO_ID) for symbol in byte_symbols()]
     merges = _merges(pairs, ids.of, merges_path)
-    _check_bytes(byte_ids, merges, ids, vocab_path)
 
     named = named_tokens(objects, folder)
     added = stored_tokens(objects, ids, named, folder)
     ids.check(vocab_path)
+    stored_size = len(ids.of)
     add_named_tokens(named, ids, added)
     tokens = ids.in_order(vocab_path)
-    _check_complete(tokens, byte_ids, merges, added, merges_path)
+    unmade = _unmade(tokens, byte_ids, merges, added)
+    _check_bytes(byte_ids, merges, tokens, unmade, vocab_path)
+    _check_complete(unmade, len(tokens) - len(added), merges_path)
     return Vocabulary(
         tokens=tokens,
         byte_ids=byte_ids,
         merges=merges,
         added=added,
+        stored_size=stored_size,
         eos_id=end_of_text_id(named, ids),
         add_prefix_space=_add_prefix_space(objects, folder),
         files=files,
@@ -136,42 +140,52 @@ def _merges(pairs: Iterator[list[str]], ids: dict[str, int], where: Path) -> Mer
     return Merges(ranks, merged)
 
 
-def _check_bytes(byte_ids: list[int], merges: Merges, ids: TokenIds, where: Path) -> None:
-    """Raises TokenizerError for a vocabulary without a symbol of a byte, or that lacks some and
-    merges other symbols: that is not byte-level BPE."""
+def _unmade(
+    tokens: list[str], byte_ids: list[int], merges: Merges, added: dict[str, AddedToken]
+) -> list[str]:
+    """The tokens that are no byte, no added token, and made by no merge.
+
+    A few are common: padding, for instance. Tokens such as `<pad>` or `[UNK]` are left out.
+    """
+    made = {*byte_ids, *merges.merged, *(token.id for token in added.values())}
+    unmade = [token for token_id, token in enumerate(tokens) if token_id not in made]
+    return [token for token in unmade if not _CONTROL.fullmatch(token)]
+
+
+def _check_bytes(
+    byte_ids: list[int], merges: Merges, tokens: list[str], unmade: list[str], where: Path
+) -> None:
+    """Raises TokenizerError for a vocabulary that lacks bytes, unless it may be byte-level and
+    whole, but learned from texts that did not have these bytes.
+
+    It is not if it merges other symbols than those of bytes. It is damaged if it has a byte that no
+    text has, so that it began with all 256, and another token in place of one that is missing.
+    """
     if NO_ID not in byte_ids:
         return
     missing = byte_ids.index(NO_ID)
-    problem = f"lacks {byte_symbols()[missing]!r}, the symbol of byte {missing}, and "
+    problem = f"{where}: lacks {byte_symbols()[missing]!r}, the symbol of byte {missing}"
     if max(byte_ids) == NO_ID:
-        raise TokenizerError(f"{where}: {problem}those of all others: it is not byte-level")
+        raise TokenizerError(f"{problem}, and those of all others: it is not byte-level")
     made = {*byte_ids, *merges.merged}
-    for pair in merges.ranks:
-        for token_id in (pair >> 32, pair & 0xFFFFFFFF):
-            if token_id not in made:
-                raise TokenizerError(
-                    f"{where}: {problem}merges {brief(ids.tokens[token_id])}, which is the symbol "
-                    "of no byte: it is damaged, or not byte-level"
-                )
+    parts = {token_id for pair in merges.ranks for token_id in (pair >> 32, pair & 0xFFFFFFFF)}
+    if not parts <= made:
+        raise TokenizerError(
+            f"{problem}, and merges {brief(tokens[min(parts - made)])}, the symbol of no byte: it "
+            "is damaged, or not byte-level"
+        )
+    if unmade and any(byte_ids[byte] != NO_ID for byte in _NOT_IN_UTF8):
+        raise TokenizerError(
+            f"{problem}, and holds {brief(unmade[0])}, which no merge makes: it is damaged"
+        )
 
 
-def _check_complete(
-    tokens: list[str],
-    byte_ids: list[int],
-    merges: Merges,
-    added: dict[str, AddedToken],
-    where: Path,
-) -> None:
+def _check_complete(unmade: list[str], plain: int, where: Path) -> None:
     """Raises TokenizerError for truncated merges, which would give wrong ids silently.
 
-    They are truncated if no merge makes more than a tenth of the tokens. A few such tokens are
-    common: padding, for instance. Tokens such as `<pad>` or `[UNK]` do not count.
+    They are truncated if no merge makes more than a tenth of the `plain` tokens, the added ones not
+    counted.
     """
-    made = {*byte_ids, *merges.merged, *(token.id for token in added.values())}
-    plain = len(tokens) - len(added)
-    unmade = [token for token_id, token in enumerate(tokens) if token_id not in made]
-    if 10 * len(unmade) > plain:
-        unmade = [token for token in unmade if not _CONTROL.fullmatch(token)]
     if 10 * len(unmade) > plain:
         raise TokenizerError(
             f"{where}: {len(unmade)} of {plain} tokens are made by no merge: it must be cut short"

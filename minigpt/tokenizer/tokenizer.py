@@ -81,6 +81,12 @@ class GPTTokenizer:
         return len(self._vocabulary.tokens)
 
     @property
+    def stored_vocab_size(self) -> int:
+        """Number of token ids that the files give. Special tokens that they name without an id have
+        the ids from here on, for which a model may have no rows."""
+        return self._vocabulary.stored_size
+
+    @property
     def eos_token_id(self) -> int | None:
         """Id of the end-of-text token, None if the vocabulary has none."""
         return self._vocabulary.eos_id

@@ -232,6 +232,7 @@ def _vocabulary(merges: list[tuple[str, str]]) -> Vocabulary:
             merged=[ids[left + right] for left, right in merges],
         ),
         added={END_OF_TEXT: end},
+        stored_size=len(tokens),
         eos_id=end.id,
         add_prefix_space=False,
         files=_files(ids, merges),

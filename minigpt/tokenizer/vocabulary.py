@@ -40,6 +40,8 @@ class Vocabulary:
     byte_ids          byte → id of the token that is this byte, NO_ID where there is none
     merges            see `bpe.Merges`
     added             {content: AddedToken}
+    stored_size       number of ids that the files give; those from here on belong to special tokens
+                      that they name without an id
     eos_id            id of the end-of-text token, None if there is none
     add_prefix_space  whether a text that begins without a space is encoded as if with one
     files             {name: content} of the files it was read from, to write them back unchanged
@@ -49,6 +51,7 @@ class Vocabulary:
     byte_ids: list[int]
     merges: Merges
     added: dict[str, AddedToken]
+    stored_size: int
     eos_id: int | None
     add_prefix_space: bool
     files: dict[str, bytes]

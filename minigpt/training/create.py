@@ -309,9 +309,9 @@ def _steps_in(minutes: float, initial: InitialModel, threads: int | None) -> int
 def _check_fit(initial: InitialModel, tokenizer: GPTTokenizer) -> None:
     """Raises InputError for a vocabulary or a context that is too large for the model."""
     model, context = initial.config, initial.training.context or RunConfig.context
-    if tokenizer.vocab_size > model.vocab_size:
+    if tokenizer.stored_vocab_size > model.vocab_size:
         raise InputError(
-            f"tokenizer: has {tokenizer.vocab_size} tokens, and the model knows "
+            f"tokenizer: has {tokenizer.stored_vocab_size} tokens, and the model knows "
             f"{model.vocab_size}; take the model's own"
         )
     checked_integer("context", context, 1, model.n_positions, "the model's context")

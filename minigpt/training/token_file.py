@@ -68,19 +68,23 @@ def write_tokens(
     end = tokenizer.eos_token_id if end is None else end
     if end is None:
         raise InputError("the tokenizer has no <|endoftext|>, which must separate the texts")
-    vocab_size = max(tokenizer.vocab_size, end + 1)
-    dtype = _id_dtype(vocab_size)
-    tokens = text_bytes = 0
+    all_ids = max(tokenizer.vocab_size, end + 1)
+    dtype = _id_dtype(all_ids)
+    tokens = text_bytes = largest = 0
     with replacing(file) as output:
         output.write(bytes(_HEADER.size))
         for ids, chunk_bytes in _tokenized(documents, tokenizer, end, allow_special):
             output.write(ids.astype(dtype).tobytes())
             tokens += len(ids)
+            largest = max(largest, int(ids.max(initial=0)))
             text_bytes += chunk_bytes
             if progress:
                 progress(text_bytes, tokens)
         if not tokens:
             raise InputError("the texts are empty; give at least one with a character")
+        # A model has rows for the stored tokens: the other ids count if they occur.
+        sizes = (tokenizer.stored_vocab_size, all_ids)
+        vocab_size = next(size for size in sizes if size > largest and _id_dtype(size) == dtype)
         header = Header(vocab_size, tokens, text_bytes)
         output.seek(0)
         output.write(_HEADER.pack(_MAGIC, *header))

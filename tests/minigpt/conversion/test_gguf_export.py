@@ -389,6 +389,17 @@ def test_a_model_without_a_tokenizer_has_no_gguf(model: Path, tmp_path: Path) ->
     assert not (tmp_path / "x.gguf").exists()
 
 
+def test_tokens_that_are_named_without_an_id(tmp_path: Path) -> None:
+    """They are left out where the model has no rows for them."""
+    for vocab_size, size in ((262, 262), (263, 263), (270, 264)):
+        folder = write_model(tmp_path / f"{vocab_size}", vocab_size=vocab_size)
+        side = {"pad_token": "<pad>", "extra_special_tokens": ["<x>"]}
+        (folder / "tokenizer_config.json").write_text(json.dumps(side), encoding="utf-8")
+        assert read_vocabulary(folder).stored_size == 262
+        read = read_vocabulary(saved(folder, tmp_path / f"{vocab_size}.gguf"))
+        assert (len(read.tokens), read.eos_id) == (size, 261)
+
+
 def test_a_tokenizer_larger_than_the_model(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m", vocab_size=261, eos_token_id=None)
     with pytest.raises(TokenizerError, match="262 tokens"):
@@ -627,7 +638,7 @@ def refused(error: type[SourceError], problem: str, call: Callable[[], object], 
         ({"merges": None}, "tokenizer.ggml.merges is missing"),
         ({"token_type": [1]}, "types of 1"),
         ({"tokens": ["a"] * 262, "token_type": None}, "twice"),
-        ({"tokens": TOKENS[1:], "token_type": None}, "lacks"),
+        ({"tokens": ["x1", *TOKENS[1:]], "token_type": None}, "lacks"),
         ({"merges": ["h e l"]}, "one space"),
         ({"merges": ["h z"]}, "does not fit"),
         ({"merges": ["h e", "h e"]}, "twice"),

@@ -66,6 +66,12 @@ def characters(folder: Path) -> None:
     (folder / "merges.txt").write_text("▁ t\n▁t h\n", encoding="utf-8")
 
 
+def renamed_byte(folder: Path) -> None:
+    """The vocabulary has bytes that no text has: it once had all."""
+    ids = {"Qx" if t == "Q" else t: token_id for t, token_id in toy_vocab().items()}
+    (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
+
+
 BAD_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no vocabulary": (removed("vocab.json"), "holds no tokenizer, neither tokenizer.json"),
     "no merges": (removed("merges.txt"), r"holds vocab\.json, but no merges\.txt"),
@@ -89,9 +95,10 @@ BAD_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty token": (vocab(**{"": 261}), "token '' must be a text, not empty"),
     "surrogate": (changed("vocab.json", json.dumps({**toy_vocab(), "\ud800": 261})), "surrogate"),
     "missing symbol": (without("Ġ"), "merge 'Ġ' 'low' does not fit the vocabulary, which must"),
+    "renamed byte": (renamed_byte, r"vocab\.json: lacks 'Q', .* 81, and holds 'Qx', which no"),
     "no tokens": (changed("vocab.json", "{}"), "merge 'l' 'o' does not fit"),
     "no bytes": (not_byte_level, "lacks 'Ā', the symbol of byte 0, and those of all others"),
-    "no byte-level": (characters, "lacks 'Ā', the symbol of byte 0, and merges '▁', which is the"),
+    "no byte-level": (characters, "lacks 'Ā', the symbol of byte 0, and merges '▁', the symbol of"),
     "empty merges": (changed("merges.txt", ""), r"merges\.txt: is empty"),
     "merges not UTF-8": (changed("merges.txt", b"l o\n\xff \xfe"), r"merges\.txt: is not UTF-8"),
     "one part": (merges("l o", "low"), r"merges\.txt: line 3 is 'low'"),

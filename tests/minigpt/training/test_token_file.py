@@ -48,6 +48,24 @@ def test_ids_take_two_bytes_if_they_can(tmp_path: Path, size: int, dtype: str) -
     assert (tmp_path / "t").stat().st_size == 32 + tokens.nbytes
 
 
+@pytest.mark.parametrize(("size", "longer"), [(257, 258), (65536, 65537)])
+def test_tokens_that_are_named_without_an_id_count_if_they_occur(
+    tmp_path: Path, size: int, longer: int
+) -> None:
+    """The model of such a tokenizer may have no row for its `<pad>`: the vocabulary of its token
+    file must not be larger than the model's for a token that is not there."""
+    byte_tokenizer(tmp_path, size)
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "<pad>"}', encoding="utf-8")
+    tokenizer = GPTTokenizer.from_pretrained(tmp_path)
+    assert (tokenizer.stored_vocab_size, tokenizer.vocab_size) == (size, longer)
+    header = write_tokens(["a <pad>"], tokenizer, tmp_path / "t")
+    assert header.vocab_size == (size if longer < 65537 else longer)  # else u16 would be read
+    assert read_tokens(tmp_path / "t").tolist() == [*tokenizer.encode("a <pad>"), size - 1]
+    header = write_tokens(["a<pad>"], tokenizer, tmp_path / "t", allow_special=True)
+    assert header.vocab_size == longer
+    assert read_tokens(tmp_path / "t").tolist()[1:] == [size, size - 1]
+
+
 def test_a_document_of_several_chunks_has_the_ids_of_the_whole(
     gpt2: GPTTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
