@@ -208,7 +208,7 @@ def checked_token_ids(name: str, value: object, vocab_size: int) -> tuple[int, .
         value = [value]
     ids: dict[int, None] = {}
     for token_id in value:
-        if not (is_integer(token_id) and 0 <= token_id < vocab_size):
+        if not (is_integer(token_id) and 0 <= int(token_id) < vocab_size):
             raise InputError(
                 f"{name} {short_repr(token_id)}: must be an integer from 0 to {vocab_size - 1}, "
                 "several of these, or None",
@@ -264,16 +264,16 @@ def _as_array(values: Any) -> np.ndarray:
 
 
 def gathered(ids: Any, name: str = "ids") -> Any:
-    """`ids` as an array, a list or a tuple: those unchanged, iterators and other sequences read.
+    """`ids` as an array, a list or a tuple: these unchanged, iterators and other sequences read.
 
     A masked array is refused, of which NumPy drops the mask.
     """
     items = ids if isinstance(ids, list | tuple) else [ids]
     if any(isinstance(item, np.ma.MaskedArray) for item in items):
         raise InputError(f"{name}: a masked array; take its compressed() or filled() numbers")
-    if isinstance(ids, np.ndarray | list | tuple | np.generic):
+    if isinstance(ids, list | tuple | np.generic):
         return ids
-    if hasattr(ids, "__array__"):  # a tensor of another library
+    if hasattr(ids, "__array__"):  # an array, or a tensor of another library
         try:
             return np.asarray(ids)
         except (TypeError, ValueError, RuntimeError) as error:  # on a GPU, for instance
@@ -321,6 +321,8 @@ def checked_prompt(ids: Any, config: GPTConfig, minimum: int = 1, name: str = "i
     elif not all(map(is_integer, ids)):
         wrong = next(item for item in ids if not is_integer(item))
         raise InputError(f"{name}: holds a {type(wrong).__name__}; must hold integers only")
+    else:
+        ids = list(map(int, ids))  # plain ones, which compare as they count
     if len(ids) < minimum:
         raise InputError(f"{name}: empty; must have at least one token")
     if len(ids) > config.n_positions:
@@ -352,8 +354,9 @@ def checked_targets(
     targets: Any, shape: tuple[int, ...], config: GPTConfig
 ) -> tuple[np.ndarray, int]:
     """`targets` as int64 of the ids' shape [B, T], and the number of them that are not -100."""
+    targets = gathered(targets, "targets")
     try:
-        array = _as_array(gathered(targets, "targets"))
+        array = _as_array(targets)
     except ValueError:  # sequences of unequal length
         raise InputError(f"targets: ragged; must be of the ids' shape, {list(shape)}") from None
     if array.dtype.kind not in "iu":

@@ -9,7 +9,7 @@ prompt is cut.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 
@@ -202,6 +202,11 @@ class Scheduler:
         self._running: list[Request] = []
         self._events: list[Event] = []  # of requests that ended outside a pass
         self._torn = False  # whether an exception left the queues and slots half changed
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            "scheduler: is a running batch, which cannot be copied or pickled; make another one"
+        )
 
     @property
     def num_unfinished(self) -> int:

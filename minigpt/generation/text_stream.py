@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from ..arguments import check_model, check_tokenizer, checked_strings
+from ..errors import InputError
 from .generate import checked_single_prompt, events, schedule
 from .sampler import Eos, SamplingParams
 from .scheduler import Finish, Model
@@ -133,6 +134,9 @@ class TextStream(Iterator[str]):
             model, [checked_single_prompt(model, ids)], params
         )
         self._chunks = self._run()
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError("text: is being generated, and cannot be copied or pickled")
 
     def __next__(self) -> str:
         """One chunk for each token, empty while a character or a stop string is incomplete; then

@@ -35,6 +35,7 @@ from minigpt.arguments import (
     checked_targets,
     checked_text,
     checked_threads,
+    checked_token_ids,
     is_integer,
 )
 from minigpt.config import GPTConfig
@@ -315,3 +316,32 @@ def test_targets_may_be_ignored_but_not_all() -> None:
     assert "10 is neither" in message(lambda: checked_targets([[1, 10]], (1, 2), CONFIG))
     assert "shape [1, 3]" in message(lambda: checked_targets([[1, 2, 3]], (1, 2), CONFIG))
     assert "ragged" in message(lambda: checked_targets([[1], [2, 3]], (2, 1), CONFIG))
+
+
+class Sly(int):
+    """An integer that says it is in every range."""
+
+    def __lt__(self, other: object) -> bool:
+        return True
+
+    __le__ = __gt__ = __ge__ = __lt__
+
+
+def test_an_integer_is_compared_as_it_counts() -> None:
+    for check in (
+        lambda: checked_prompts([Sly(10)], CONFIG),
+        lambda: checked_targets([[Sly(10)]], (1, 1), CONFIG),
+        lambda: checked_token_ids("eos_token_id", [Sly(10)], 10),
+        lambda: checked_integer("option", Sly(10), 0, 9),
+    ):
+        assert "10" in message(check)
+
+
+def test_masked_arrays_are_refused() -> None:
+    """NumPy drops the mask, and what it hides would be read."""
+    masked = np.ma.masked_array([1, 2], [False, True])
+    for ids in (masked, [masked], masked[None]):
+        assert "masked array" in message(lambda ids=ids: checked_prompts(ids, CONFIG))
+        targets = message(lambda ids=ids: checked_targets(ids, (1, 2), CONFIG))
+        assert targets.startswith("targets: a masked array")
+    message(lambda: checked_ids(masked, 10))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import linecache
+import pickle
 import sys
 import threading
 from collections import defaultdict
@@ -18,7 +20,7 @@ from counter import EOS, N_POSITIONS, Counter, V
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt import GPTModel
+from minigpt import GPTModel, GPTTokenizer, TextStream
 from minigpt.errors import CheckpointError, InputError
 from minigpt.generation.scheduler import Event, Request, Scheduler
 from minigpt.model.engine import Engine
@@ -239,6 +241,15 @@ def test_ends_of_each_request() -> None:
     requests = [scheduler.add([1], eos_token_id=eos) for eos in ([3, 5], iter([5, 4]), (), 7)]
     drain(scheduler)
     assert [request.token_ids[-1] for request in requests] == [3, 4, 6, 7]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_runs_is_not_copied(copied: Callable[[object], object]) -> None:
+    """A copy would share the KV cache, and both would write to it."""
+    model = GPTModel.from_pretrained(FOLDER, threads=1)
+    for running in (Scheduler(model), TextStream(model, GPTTokenizer.from_pretrained(), [1])):
+        with pytest.raises(InputError, match="cannot be copied or pickled"):
+            copied(running)
 
 
 # ---- errors ----
