@@ -15,6 +15,7 @@ from .terminal import (
     chosen_tokenizer,
     complete_source,
     end_at_once_on_interrupt,
+    note_compiling,
     show_line,
     special_option,
     threads_option,
@@ -85,6 +86,7 @@ def compare(
 
     from ..evaluation.run import compare_on_file
 
+    note_compiling()
     result = compare_on_file(
         a,
         b,

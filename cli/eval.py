@@ -20,6 +20,7 @@ from .terminal import (
     expand_wildcards,
     fail,
     model_option,
+    note_compiling,
     progress_line,
     show_line,
     special_option,
@@ -161,6 +162,7 @@ def evaluate(
 
     from ..evaluation.run import evaluate_files
 
+    note_compiling()
     failed = []
 
     def on_error(_: str, error: InputError) -> None:

@@ -22,6 +22,7 @@ from .terminal import (
     is_terminal,
     model_option,
     note,
+    note_compiling,
     read_text,
     special_option,
     threads_option,
@@ -204,11 +205,9 @@ def _load(
     tokenizer = GPTTokenizer.from_pretrained(tokenizer_source)
 
     from .. import GPTModel
-    from ..kernels.jit import must_compile
 
     model = GPTModel.from_pretrained(source, dtype=dtype, threads=threads)
-    if must_compile():
-        note("compiling the kernels for this processor takes some ten seconds", verbose)
+    note_compiling(verbose)
     return tokenizer, model
 
 

@@ -202,6 +202,14 @@ def note(text: str, verbose: bool) -> None:
         _write_error_line(f"[{text}]")
 
 
+def note_compiling(verbose: bool = False) -> None:
+    """Write a note if no kernel is compiled yet: the first calls then take seconds."""
+    from ..kernels.jit import must_compile
+
+    if must_compile():
+        note("compiling the kernels for this processor takes some ten seconds", verbose)
+
+
 def show_warning(message: str) -> None:
     """Write `Warning: message` as one line on stderr, terminal or not."""
     show_line("")  # erases a progress line

@@ -22,6 +22,7 @@ from .terminal import (
     in_main_thread,
     is_interactive,
     note,
+    note_compiling,
     show_line,
     special_option,
     threads_option,
@@ -292,6 +293,7 @@ def _create(
         show_line(f"{folder}   reading   {text_bytes / 1e6:.1f} MB   {tokens:,} tokens")
 
     if minutes and not (config.steps or config.epochs):
+        note_compiling()
         show_line(f"{folder}   timing")
     return create_run(
         folder, texts, validation_texts=held_out, tokenizer=tokenizer, model=model, preset=preset,
@@ -323,6 +325,7 @@ def _resume(
     """Train, and show the progress. planned: the steps of a new run."""
     from ..training.train import resume_run
 
+    note_compiling(verbose)
     show_line(f"{folder}   preparing")
     show, interrupted = _shower(verbose), _interrupts()
 

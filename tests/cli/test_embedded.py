@@ -72,6 +72,15 @@ def test_a_redirected_stream_receives_the_result() -> None:
     assert stream.getvalue() == "71 72\n"
 
 
+@pytest.mark.parametrize("command", [["tokenize"], ["tokenize", "-"]])
+def test_a_text_comes_from_a_stdin_that_is_no_file(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi"))
+    assert main._run(command) == 0
+    assert capsys.readouterr().out == "71 72\n"
+
+
 def _python(code: str, model: Path) -> str:
     """What a program prints that runs `code` with `model`, the path of a model folder."""
     done = subprocess.run(
