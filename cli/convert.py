@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .terminal import (
+    NewPath,
     Text,
     chosen_tokenizer,
     complete_source,
@@ -35,7 +36,7 @@ DTYPES = {"folder": ("int8", "int4", "bf16", "f32"), "gguf": ("f16", "q8_0", "f3
     epilog="Example: minigpt convert cerebras/Cerebras-GPT-13B gpt-13b-int4 --dtype int4",
 )
 @click.argument("source", type=Text(), shell_complete=complete_source)
-@click.argument("target", metavar="FOLDER", type=click.Path(path_type=Path))
+@click.argument("target", metavar="FOLDER", type=NewPath())
 @click.option(
     "--to",
     type=click.Choice(list(DTYPES)),

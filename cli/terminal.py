@@ -54,6 +54,19 @@ class Text(click.types.StringParamType):
         return str(value)
 
 
+class NewPath(click.Path):
+    """A parameter type for the name of a folder or file that a command writes anew."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if path.name in ("", ".."):  # "" is that of an empty argument, of "." and of "/", too
+            self.fail(f"{str(value)!r} does not name a new folder or file", param, ctx)
+        return path
+
+
 def complete_source(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:

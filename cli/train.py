@@ -15,6 +15,7 @@ import click
 from ..errors import InputError
 from .generate import FiniteRange
 from .terminal import (
+    NewPath,
     Text,
     clock,
     complete_source,
@@ -61,15 +62,14 @@ _FIELDS = {"warmup": "warmup_steps", "clip": "max_grad_norm"}
     callback=expand_wildcards,
     shell_complete=complete_source,
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder of a new run."
-)
+@click.option("--out", type=NewPath(), metavar="FOLDER", help="New folder of a run.")
 @click.option(
     "--resume",
-    type=click.Path(path_type=Path),
+    type=Text(),
+    shell_complete=complete_source,
     metavar="FOLDER",
-    help="Resume the run in this folder. Takes --steps, --minutes, --patience and --threads; "
-    "everything else is the run's own.",
+    help="Resume the run in this folder. Takes --steps, --minutes, --patience and --threads; all "
+    "other options are the run's own.",
 )
 @click.option(
     "-m",
@@ -83,8 +83,7 @@ _FIELDS = {"warmup": "warmup_steps", "clip": "max_grad_norm"}
 @click.option(
     "--preset",
     type=click.Choice(PRESETS),
-    help="Shape and hyperparameters of a new model; 111M to 13B are Cerebras-GPT's. "
-    "Default: small.",
+    help="Shape and hyperparameters of a new model, see above. Default: small.",
 )
 @click.option("--n-layer", type=_FROM_1, help="Number of layers. Default: the preset's.")
 @click.option(
@@ -102,8 +101,8 @@ _FIELDS = {"warmup": "warmup_steps", "clip": "max_grad_norm"}
     type=Text(),
     shell_complete=complete_source,
     metavar="SOURCE",
-    help="A folder of `minigpt train-tokenizer` or of a model, or a hub id. Default: the tokenizer "
-    "of -m, else that of the bundled model, with 4096 tokens for English.",
+    help="A folder written by `minigpt train-tokenizer`, or any model source. Default: the "
+    "tokenizer of -m, else that of the bundled model, with 4096 tokens for English.",
 )
 @click.option(
     "--held-out",
@@ -111,31 +110,31 @@ _FIELDS = {"warmup": "warmup_steps", "clip": "max_grad_norm"}
     callback=expand_wildcards,
     metavar="TEXT",
     shell_complete=complete_source,
-    help="Validation text: a file that is evaluated and not trained on; may be repeated.  "
-    "Default: the last hundredth of the texts; none if they are shorter than 20 sequences.",
+    help="Validation text, which is not trained on; may be repeated. Default: the last hundredth "
+    "of the texts, none if they are shorter than 20 sequences.",
 )
 @click.option(
     "--batch-size",
     type=_FROM_1,
-    help="Sequences per step, in micro-batches: memory does not grow with it. "
-    "Default: the preset's; with -m 16.",
+    help="Sequences per step. Gradients are accumulated over micro-batches: memory does not grow "
+    "with it. Default: the preset's; with -m 16.",
 )
 @click.option(
     "--lr",
     type=_ABOVE_0,
-    help="Peak learning rate, which a step of every run has. Default: the preset's; with -m 5e-5.",
+    help="Peak learning rate, which every run reaches. Default: the preset's; with -m 5e-5.",
 )
 @click.option(
     "--min-lr",
     type=_NUMBER_FROM_0,
-    help="The learning rate towards which it decays, at most --lr: the step after the last would "
-    "have it, so that with 0 the last step still learns. Default: a tenth of --lr.",
+    help="Learning rate at the end of the decay, at most --lr. The decay would reach it one step "
+    "after the last, so that with 0 the last step still learns. Default: a tenth of --lr.",
 )
 @click.option(
     "--warmup",
     type=_FROM_0,
-    help="Steps in which the learning rate rises from 0 to --lr; with 0 the first step has it. "
-    "Default: the preset's number of tokens, but at most a fifth of all steps.",
+    help="Steps of linear warmup from 0 to --lr; with 0 the first step has --lr. Default: as many "
+    "as the preset's number of tokens takes, but at most a fifth of all steps.",
 )
 @click.option(
     "--decay",
@@ -156,27 +155,28 @@ _FIELDS = {"warmup": "warmup_steps", "clip": "max_grad_norm"}
 @click.option(
     "--clip",
     type=_NUMBER_FROM_0,
-    help="Maximum norm of the gradient, which is scaled down to it; 0: no clipping. Default: 1.",
+    help="Maximum norm of the gradient: a larger one is scaled down to it; 0: no clipping. "
+    "Default: 1.",
 )
 @click.option(
     "--steps",
     type=_FROM_1,
     help="Optimizer steps of the whole run. Default: 20 tokens per parameter, but at most 16 "
-    "epochs; with -m one epoch. With --resume also more than were planned: these have the learning "
-    "rate of the last one planned.",
+    "epochs; with -m one epoch. With --resume, steps beyond those planned keep the learning rate "
+    "of the last.",
 )
 @click.option("--epochs", type=_ABOVE_0, help="Instead of --steps: passes over the training text.")
 @click.option(
     "--minutes",
     type=_ABOVE_0,
-    help="Stop after this time; --resume goes on. A new run without --steps and --epochs is one by "
-    "the clock: it takes as many steps as fit, estimated anew as it goes, and the learning rate "
-    "comes down by its end.  Default: no limit.",
+    help="Time of this call; --resume goes on. A new run without --steps and --epochs makes as "
+    "many steps as fit into it: it estimates them anew after each step, so that the learning rate "
+    "has come down by the end. Default: no limit.",
 )
 @click.option(
     "--patience",
     type=_FROM_1,
-    help="Stop after this many evaluations in a row without a lower validation loss.  "
+    help="Stop after this many evaluations in a row without a lower validation loss. "
     "Default: no limit.",
 )
 @click.option(
@@ -197,7 +197,7 @@ _FIELDS = {"warmup": "warmup_steps", "clip": "max_grad_norm"}
 @click.option(
     "--dtype",
     type=click.Choice(["f32", "bf16"]),
-    help="Operands of matrix products; weights, gradients and sums are f32 in both.  "
+    help="Operands of matrix products; weights, gradients and sums are f32 in both. "
     "Default: bf16 on processors that multiply bfloat16, else f32.",
 )
 @click.option(
@@ -213,7 +213,7 @@ _FIELDS = {"warmup": "warmup_steps", "clip": "max_grad_norm"}
 def train(
     texts: tuple[str, ...],
     out: Path | None,
-    resume: Path | None,
+    resume: str | None,
     minutes: float | None,
     patience: int | None,
     special: bool,
@@ -221,14 +221,31 @@ def train(
     verbose: bool,
     **chosen: Any,
 ) -> None:
-    """Trains a model on each TEXT, in a new FOLDER that every command takes as a model.
+    """Train a model on all TEXTs, in a new FOLDER that is a model source like any other.
 
-    A TEXT is a file in UTF-8; one named .jsonl holds an object with a "text" on each line; - is
-    standard input.
+    A TEXT is a file of plain text, a .jsonl, .ndjson or .json file of objects with a "text", or -
+    for standard input.
 
     FOLDER holds the model with the lowest validation loss, the losses in metrics.jsonl and
-    loss.svg, and a checkpoint. However the training ends, by Ctrl-C too, --resume goes on from the
-    checkpoint to the same result as without the interruption.
+    loss.svg, and a checkpoint. Whatever ends the training, Ctrl-C too, --resume goes on from the
+    checkpoint and ends with the same result as without the interruption.
+
+    \b
+    preset   parameters   context   memory
+    tiny           1.3M       128   0.3 GB
+    small          5.8M       256   0.4 GB
+    medium          16M       512   0.7 GB
+    111M           111M      2048   2.8 GB
+    256M           256M      2048   5.7 GB
+    590M           590M      2048    12 GB
+    1.3B           1.3B      2048    25 GB
+    2.7B           2.7B      2048    50 GB
+    6.7B           6.7B      2048   118 GB
+    13B             13B      2048   223 GB
+
+    111M to 13B have the shapes and hyperparameters of Cerebras-GPT. Parameters are those with the
+    bundled model's vocabulary of 4096 tokens, from 111M on with GPT-2's 50257. Memory is that of
+    training in f32.
     """
     given = {name: value for name, value in chosen.items() if value not in (None, ())}
     if special:
@@ -238,7 +255,7 @@ def train(
     from ..training.limits import Limits
 
     if resume:
-        _resume(resume, Limits(given.get("steps"), minutes, patience), threads, verbose)
+        _resume(Path(resume), Limits(given.get("steps"), minutes, patience), threads, verbose)
     else:
         assert out
         steps = _create(out, texts, given, minutes, threads)
@@ -246,7 +263,7 @@ def train(
 
 
 def _check_usage(
-    texts: tuple[str, ...], out: Path | None, resume: Path | None, given: dict[str, Any]
+    texts: tuple[str, ...], out: Path | None, resume: str | None, given: dict[str, Any]
 ) -> None:
     """Raises UsageError for options that exclude or need each other."""
     names = {name: _option(name) for name in given}

@@ -9,7 +9,7 @@ import click
 
 from ..errors import warn
 from ..texts import END_OF_TEXT, documents
-from .terminal import complete_source, expand_wildcards, show_line
+from .terminal import NewPath, complete_source, expand_wildcards, show_line
 
 # Those of tokenizer/training.py, which is too slow to import for --help.
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 0x110000
@@ -36,7 +36,7 @@ MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 0x110000
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=NewPath(),
     required=True,
     metavar="FOLDER",
     help="New folder for the vocabulary.",

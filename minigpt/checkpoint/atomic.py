@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises CheckpointError on an error of the system (disk full, no such folder, no permission).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         _sweep(path)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -55,7 +55,7 @@ def creating_folder(path: Path) -> Iterator[Path]:
     the system.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         if path.is_symlink() or (path.exists() and not _is_empty_folder(path)):
             raise CheckpointError(f"{path}: already exists; name a new folder")
@@ -73,6 +73,13 @@ def creating_folder(path: Path) -> Iterator[Path]:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # after a success it has its new name
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path`; raises CheckpointError for a path that cannot be replaced, as "."."""
+    if path.name in ("", "..") or "\0" in str(path):
+        raise CheckpointError(f"{path}: does not name a new folder or file")
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _is_empty_folder(path: Path) -> bool:

@@ -65,6 +65,8 @@ def test_wrong_arguments(fails: Callable[..., None], model: Path, tmp_path: Path
     fails(2, "--threads", "convert", model, "new", "--threads", "0")
     fails(2, "--threads", "convert", model, "new.gguf", "--to", "gguf", "--threads", "1")
     fails(2, "FOLDER", "convert", model)
+    for name in ("", ".", "/", ".."):
+        fails(2, f"{name!r} does not name a new folder or file", "convert", model, name)
     fails(2, "q8_0", "convert", model, "new", "--dtype", "q8_0")
     fails(2, "int8", "convert", model, "new.gguf", "--to", "gguf", "--dtype", "int8")
     fails(2, "--calibrate", "convert", model, "new", "--calibrate", "full/mine")

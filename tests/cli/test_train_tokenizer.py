@@ -77,6 +77,8 @@ def test_an_existing_folder_is_not_changed(fails: Fails, tmp_path: Path) -> None
         (2, "TEXT", ENOUGH),
         (2, "--vocab-size", ["a.txt", "--out", "vocabulary"]),
         (2, "--out", ["a.txt", "--vocab-size", "270"]),
+        (2, "'--out': '' does not name", ["a.txt", "--vocab-size", "270", "--out", ""]),
+        (2, "'--out': '.' does not name", ["a.txt", "--vocab-size", "270", "--out", "."]),
     ],
 )
 def test_a_failure_leaves_no_folder(

@@ -12,7 +12,7 @@ import pytest
 
 import minigpt
 from minigpt.checkpoint import write_file
-from minigpt.checkpoint.atomic import replacing
+from minigpt.checkpoint.atomic import creating_folder, replacing
 from minigpt.checkpoint.files import map_file, read_small_file
 from minigpt.checkpoint.strict_json import parse_json_object, read_json_object
 from minigpt.errors import CheckpointError, ConfigError
@@ -172,3 +172,13 @@ def run_python(program: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "a/..", "a\0b"])
+def test_a_path_that_names_nothing_new(name: str) -> None:
+    for write in (creating_folder, replacing):
+        with (
+            pytest.raises(CheckpointError, match="does not name a new folder or file"),
+            write(Path(name)),
+        ):
+            raise AssertionError("never comes here")
