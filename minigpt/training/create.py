@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -28,9 +29,10 @@ from ..arguments import (
 from ..bundled import BUNDLED_MODEL
 from ..checkpoint import creating_folder, write_file
 from ..config import GENERATION_CONFIG, GPTConfig, read_generation_config
-from ..errors import InputError
+from ..errors import InputError, warn
 from ..source import open_source
 from ..texts import check_files, documents
+from ..tokenizer.files import tokenizer_files
 from ..tokenizer.tokenizer import GPTTokenizer
 from ..weights.packed import float32_tensors
 from ..weights.table import HEAD, parameter_count
@@ -189,13 +191,14 @@ def create_run(
     if validation_texts is not None:
         validation_names = checked_file_names("validation_texts", validation_texts)
         check_files(validation_names)
+    has_own_tokenizer = model is not None and tokenizer is None
     if not isinstance(tokenizer, GPTTokenizer):
         source = model if tokenizer is None else tokenizer
         tokenizer = GPTTokenizer.from_pretrained(BUNDLED_MODEL if source is None else source)
     tokens = (allow_special, tokenizer.eos_token, tokenizer.all_special_tokens)
     training = documents(names, *tokens)
     validation = None if validation_names is None else documents(validation_names, *tokens)
-    initial = _initial_model(model, preset, config, tokenizer)
+    initial = _initial_model(model, preset, config, tokenizer, has_own_tokenizer)
     if minutes is not None:
         initial = initial._replace(steps_in_time=_steps_in(minutes, initial, threads))
     return write_run(folder, training, validation, tokenizer, initial, progress, allow_special)
@@ -208,14 +211,15 @@ class InitialModel(NamedTuple):
     tensors   {name: float32 array}; without a head it is tied
     training  the hyperparameters, with the preset's defaults
     steps_in_time  of a run by the clock: the steps that fit into its time by an estimate; else None
-    generation_config  content of the source's generation_config.json, None where there is none
+    files     {name: content}, further files for the run's folder: of a source its
+              generation_config.json, and its tokenizer's if the run takes that
     """
 
     config: GPTConfig
     tensors: dict[str, np.ndarray]
     training: TrainingConfig
     steps_in_time: int | None = None
-    generation_config: bytes | None = None
+    files: Mapping[str, bytes] = MappingProxyType({})
 
 
 def write_run(
@@ -246,8 +250,9 @@ def write_run(
         config = complete_config(training, tokens, parameters, initial.steps_in_time)
         tokenizer.save_pretrained(temporary)
         write_file(temporary / CONFIG, (json.dumps(model.to_dict(), indent=2) + "\n").encode())
-        if initial.generation_config is not None:
-            write_file(temporary / GENERATION_CONFIG, initial.generation_config)
+        for name, content in initial.files.items():
+            if not (temporary / name).exists():
+                write_file(temporary / name, content)
         run = Run(temporary, model, config, {name: digest(temporary / name) for name in names})
         state = TrainState(plan=None if initial.steps_in_time is None else Plan(config.steps, 0.0))
         tensors = WeightsAndMoments(initial.tensors, {}, {})
@@ -256,8 +261,16 @@ def write_run(
 
 
 def _with_end(model: GPTConfig, tokenizer: GPTTokenizer) -> GPTConfig:
-    """`model`, which ends at the tokenizer's end-of-text token where it names no end of its own."""
+    """`model`, which ends at the tokenizer's end-of-text token where it names no end of its own.
+
+    A model that ends at others keeps them, and a warning says so.
+    """
     end = tokenizer.eos_token_id
+    if model.eos_token_ids and end not in (None, *model.eos_token_ids):
+        warn(
+            f"the model ends texts with token {model.eos_token_id}, its tokenizer with "
+            f"{tokenizer.eos_token}, {end}; the run ends texts with the model's"
+        )
     if model.eos_token_ids or end is None:
         return model
     start = end if model.start_token_id is None else model.start_token_id
@@ -273,8 +286,12 @@ def _initial_model(
     preset: str | Preset | None,
     config: TrainingConfig,
     tokenizer: GPTTokenizer,
+    has_own_tokenizer: bool,
 ) -> InitialModel:
-    """The model of a source, or a random one in the shape of a preset."""
+    """The model of a source, or a random one in the shape of a preset.
+
+    has_own_tokenizer  whether the tokenizer is the source's
+    """
     if source is not None:
         if preset is not None:
             raise InputError(
@@ -286,8 +303,10 @@ def _initial_model(
         model, tensors = opened.config, float32_tensors(opened)
         if config.context is None:
             config = replace(config, context=min(RunConfig.context, model.n_positions))
-        generation_config = read_generation_config(opened.files)
-        return InitialModel(model, tensors, config, generation_config=generation_config)
+        files = tokenizer_files(opened.files) if has_own_tokenizer else {}
+        if (content := read_generation_config(opened.files)) is not None:
+            files[GENERATION_CONFIG] = content
+        return InitialModel(model, tensors, config, files=files)
     preset = checked_preset("small" if preset is None else preset)
     config = with_defaults(config, preset.training)
     check_min_lr(config)

@@ -15,7 +15,8 @@ from tiny_run import CONFIG, ReferenceLearner, create, result, resume, stopping_
 from tiny_tokenizer import byte_tokenizer
 
 from minigpt import GPTConfig
-from minigpt.errors import CheckpointError, InputError, SourceError
+from minigpt.errors import CheckpointError, InputError, MinigptWarning, SourceError
+from minigpt.tokenizer.training import train_tokenizer
 from minigpt.training import create as creating
 from minigpt.training import train as training
 from minigpt.training.config import RunConfig, TrainingConfig
@@ -140,12 +141,29 @@ def test_the_models_own_end_stands_between_texts(files: list[Path], tmp_path: Pa
     (source / "generation_config.json").write_bytes(b'{"eos_token_id": [261, 46], "top_k": 5}')
     (source / "chat_template.jinja").write_bytes(b"{{ messages }}")
     config = TrainingConfig(dtype="f32", context=8)
-    create_run(tmp_path / "run", files, model=source, config=config)
+    with pytest.warns(MinigptWarning, match="with token 261, its tokenizer with .*, 256;"):
+        create_run(tmp_path / "run", files, model=source, config=config)
     assert read_tokens(tmp_path / "run" / "text.tokens")[-1] == 261  # beyond the tokenizer's 257
     assert GPTConfig.from_source(tmp_path / "run").eos_token_ids == (261, 46)
     for name in ("generation_config.json", "chat_template.jinja"):
         assert (tmp_path / "run" / name).read_bytes() == (source / name).read_bytes()
     assert train(tmp_path / "run", steps=1).step == 1
+
+
+def test_all_files_of_the_models_tokenizer_are_kept(files: list[Path], tmp_path: Path) -> None:
+    """Those, too, that this package does not read beside another."""
+    source = constant_model(tmp_path / "m", np.zeros(262), eos_token_id=261)
+    train_tokenizer(tiny_run.TEXTS, 262).save_pretrained(source)
+    names = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
+    assert names < {path.name for path in source.iterdir()}
+    config = TrainingConfig(dtype="f32", context=8)
+    create_run(tmp_path / "run", files, model=source, config=config)
+    for name in names:
+        assert (tmp_path / "run" / name).read_bytes() == (source / name).read_bytes()
+    other = tiny_run.tokenizer(tmp_path / "other")
+    with pytest.warns(MinigptWarning, match="with token 261"):
+        create_run(tmp_path / "run2", files, model=source, tokenizer=other, config=config)
+    assert not (tmp_path / "run2" / "tokenizer.json").exists()
 
 
 def test_a_model_without_an_end_gets_the_tokenizers(files: list[Path], tmp_path: Path) -> None:
