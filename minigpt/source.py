@@ -40,7 +40,8 @@ class ModelSource:
     config      from config.json, or from the values of the GGUF file
     checkpoint  the tensors under the names they are stored by
     quantized   "int8" or "int4" for a folder of such weights, else None
-    prefix      what the stored names begin with: "transformer." or nothing
+    prefix      what the stored names begin with, "transformer." or nothing; what a wrapper has put
+                before it, such as "_orig_mod.", does not count
     names       {name in weights/table.py: stored name} of every tensor of the model
     """
 

@@ -7,7 +7,7 @@ import re
 from ..checkpoint import Checkpoint
 from ..checkpoint.blocks import ENCODINGS
 from ..config import GPTConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, short_repr
 from ..kernels.layout import qweight_shape, scales_shape
 from .table import HEAD, PREFIX, SCALES, Shapes, all_shapes, is_packed, operand_shape
 
@@ -35,11 +35,14 @@ def checked_names(
     quantized  "int8", "int4" or None, as `quantized_dtype` returns it; the names then include
                those of the scales
 
-    Every tensor of the table is stored, in the right shape and dtype. A float checkpoint has no
-    other tensor inside a layer. Tensors outside the layers, such as the heads of other tasks, are
-    ignored. Raises CheckpointError.
+    Every tensor of the table is stored, in the right shape and dtype. Where config.json ties wte and
+    the head, either stands for both; where both are stored, both are used, as in transformers. A
+    float checkpoint has no other tensor inside a layer. Tensors outside the layers, such as the
+    heads of other tasks, are ignored. Raises CheckpointError.
     """
     prefix, stored = _without_prefix(checkpoint)
+    if config.tie_word_embeddings and "wte.weight" not in stored and HEAD in stored:
+        stored["wte.weight"] = stored.pop(HEAD)  # safetensors' save_model keeps one of the two
     shapes = all_shapes(config, tied=HEAD not in stored and config.tie_word_embeddings)
     if quantized:
         layout = quantized_layout(shapes, quantized)
@@ -70,17 +73,41 @@ def quantized_layout(shapes: Shapes, dtype: str) -> dict[str, tuple[str, tuple[i
 
 
 def _without_prefix(checkpoint: Checkpoint) -> tuple[str, dict[str, str]]:
-    """(prefix, {name without it: stored name})"""
-    prefix = PREFIX if any(name.startswith(PREFIX) for name in checkpoint.tensors) else ""
+    """(prefix, {name without it: stored name})
+
+    The prefix is PREFIX or nothing. What a wrapper has put before it, such as "_orig_mod." or
+    "base_model.model.", is left out of both.
+    """
+    wrapper = _wrapper(checkpoint)
+    unwrapped = {name.removeprefix(wrapper): name for name in checkpoint.tensors}
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in unwrapped) else ""
     stored: dict[str, str] = {}
     for name in checkpoint.tensors:
-        plain = name.removeprefix(PREFIX)
+        plain = name.removeprefix(wrapper).removeprefix(PREFIX)
         if plain in stored:
+            both = " and ".join(map(short_repr, sorted((stored[plain], name))))
             raise CheckpointError(
-                f"{checkpoint.path}: {plain} is there both with and without {PREFIX!r}"
+                f"{checkpoint.path}: {short_repr(plain)} is there twice, as {both}"
             )
         stored[plain] = name
     return prefix, stored
+
+
+def _wrapper(checkpoint: Checkpoint) -> str:
+    """What the names of the model's tensors have before PREFIX, or before the names in the table.
+
+    Found by wpe, of which a model has one. Raises CheckpointError for the tensors of two models.
+    """
+    ending = "wpe.weight"
+    found = [n for n in checkpoint.tensors if n == ending or n.endswith("." + ending)]
+    wrappers = sorted({name.removesuffix(ending).removesuffix(PREFIX) for name in found})
+    if len(wrappers) > 1 and "" not in wrappers:
+        names = " and ".join(map(short_repr, wrappers[:2]))
+        raise CheckpointError(
+            f"{checkpoint.path}: holds several models, whose tensors begin with {names}; "
+            "it must hold one"
+        )
+    return wrappers[0] if wrappers else ""
 
 
 def _check_float(
