@@ -35,9 +35,9 @@ def checked_names(
     quantized  "int8", "int4" or None, as `quantized_dtype` returns it; the names then include
                those of the scales
 
-    Every tensor of the table is stored, in the right shape and dtype. Where config.json ties wte and
-    the head, either stands for both; where both are stored, both are used, as in transformers. A
-    float checkpoint has no other tensor inside a layer. Tensors outside the layers, such as the
+    Every tensor of the table is stored, in the right shape and dtype. Where config.json ties wte
+    and the head, either stands for both; where both are stored, both are used, as in transformers.
+    A float checkpoint has no other tensor inside a layer. Tensors outside the layers, such as the
     heads of other tasks, are ignored. Raises CheckpointError.
     """
     prefix, stored = _without_prefix(checkpoint)
@@ -86,9 +86,7 @@ def _without_prefix(checkpoint: Checkpoint) -> tuple[str, dict[str, str]]:
         plain = name.removeprefix(wrapper).removeprefix(PREFIX)
         if plain in stored:
             both = " and ".join(map(short_repr, sorted((stored[plain], name))))
-            raise CheckpointError(
-                f"{checkpoint.path}: {short_repr(plain)} is there twice, as {both}"
-            )
+            raise CheckpointError(f"{checkpoint.path}: tensor {plain} is there twice, as {both}")
         stored[plain] = name
     return prefix, stored
 

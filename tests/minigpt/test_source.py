@@ -64,6 +64,30 @@ def test_opening_reads_headers_alone(prefix: str, tensors: Tensors, tmp_path: Pa
     assert source.names == {name: prefix + name for name in tensors} | {HEAD: HEAD}
 
 
+def test_wrapped_weights_are_used_under_plain_names(tensors: Tensors, tmp_path: Path) -> None:
+    """In gradients and in a saved folder; read from two shards of which one has a tied head."""
+    wrapped = {f"_orig_mod.transformer.{name}": each for name, each in tensors.items()}
+    wrapped["_orig_mod.lm_head.weight"] = wrapped.pop("_orig_mod.transformer.wte.weight")
+    (tmp_path / "config.json").write_text(json.dumps(SIZES), encoding="utf-8")
+    shards = (sorted(wrapped)[:4], sorted(wrapped)[4:])
+    for number, names in enumerate(shards):
+        file = tmp_path / f"model-{number}.safetensors"
+        write_safetensors(file, {name: wrapped[name] for name in names})
+    index = {name: f"model-{number}.safetensors" for number in (0, 1) for name in shards[number]}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    model = GPTModel.from_pretrained(tmp_path, threads=1)
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    expected = GPTModel.from_pretrained(write(plain, tensors), threads=1)
+    ids = np.array([[1, 2, 3]])
+    assert np.array_equal(model(ids).logits, expected(ids).logits)
+    _, grads = model.loss_and_grad(ids, ids)
+    assert grads.keys() == {f"transformer.{name}" for name in tensors}
+    model.save_pretrained(tmp_path / "saved")
+    saved = open_source(tmp_path / "saved")
+    assert saved.names == {name: f"transformer.{name}" for name in tensors}
+
+
 def test_an_opened_source_is_a_source() -> None:
     source = open_source(TASKS)
     assert open_source(source) is source

@@ -68,8 +68,34 @@ def test_names_may_have_the_prefix(tensors: Tensors, tmp_path: Path) -> None:
 
 
 def test_a_tensor_with_and_without_the_prefix(tensors: Tensors, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"ln_f.bias is there both"):
+    message = "tensor ln_f.bias is there twice, as 'ln_f.bias' and 'transformer.ln_f.bias'"
+    with pytest.raises(CheckpointError, match=message):
         load(tmp_path, {**prefixed(tensors), "ln_f.bias": tensors["ln_f.bias"]})
+
+
+@pytest.mark.parametrize("inner", ["", "transformer."])
+@pytest.mark.parametrize(
+    "wrapper",
+    ["_orig_mod.", "module.", "model.", "base_model.model.", "_orig_mod.module._orig_mod.", "any."],
+)
+def test_the_prefix_of_a_wrapper_does_not_count(
+    wrapper: str, inner: str, tensors: Tensors, tmp_path: Path
+) -> None:
+    head = np.random.default_rng(1).standard_normal((11, 6), np.float32)
+    stored = {wrapper + inner + name: tensor for name, tensor in tensors.items()}
+    plain = load(tmp_path, {**stored, "score.weight": np.ones(6, np.float32)})
+    assert plain.prefix == inner
+    assert_same(plain, tensors)
+    untied = load(tmp_path, {**stored, wrapper + HEAD: head}, config=UNTIED)
+    assert_same(untied, {**tensors, HEAD: head})
+
+
+def test_the_tensors_of_two_models(tensors: Tensors, tmp_path: Path) -> None:
+    sides = ("student", "teacher")
+    two = {f"{side}.{name}": tensor for side in sides for name, tensor in tensors.items()}
+    with pytest.raises(CheckpointError, match=r"several models, .* 'student\.' and 'teacher\.'"):
+        load(tmp_path, two)
+    assert_same(load(tmp_path, {**two, **tensors}), tensors)
 
 
 @pytest.mark.parametrize("name", ["wte.weight", "h.1.attn.c_attn.bias", "ln_f.weight"])
@@ -136,6 +162,20 @@ def test_an_own_head_is_loaded(tensors: Tensors, tmp_path: Path, config: GPTConf
     weights = load(tmp_path, {**prefixed(tensors), HEAD: head}, config=config)
     assert not weights.tied
     np.testing.assert_array_equal(weights.tensor(HEAD), head)
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer.", "_orig_mod."])
+def test_a_tied_head_may_be_stored_in_place_of_wte(
+    prefix: str, tensors: Tensors, tmp_path: Path
+) -> None:
+    """safetensors' `save_model` keeps the first of the names of shared memory."""
+    stored = {prefix + name: tensor for name, tensor in tensors.items()}
+    stored[HEAD] = stored.pop(prefix + "wte.weight")
+    weights = load(tmp_path, stored)
+    assert weights.tied
+    assert_same(weights, tensors)
+    with pytest.raises(CheckpointError, match=r"wte.weight is missing"):
+        load(tmp_path, stored, config=UNTIED)
 
 
 def test_an_untied_model_needs_its_head(tensors: Tensors, tmp_path: Path) -> None:
