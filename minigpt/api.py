@@ -269,8 +269,9 @@ class GPTModel:
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: str = "f32") -> None:
         """Save the model in Hugging Face layout: config.json, model.safetensors, tokenizer files.
 
-        folder  the folder to write to, created if it does not exist. Tokenizer files are copied
-                from the model's source, except those that the folder already has
+        folder  the folder to write to, created if it does not exist. generation_config.json and
+                tokenizer files are copied from the model's source, except tokenizer files that the
+                folder already has
         dtype   data type of the matrices in the file, "f32" or "bf16"; vectors are float32
 
         Raises InputError for another dtype, and SourceError if the folder cannot be written.

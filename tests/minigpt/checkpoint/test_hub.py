@@ -187,6 +187,8 @@ BIN_MODEL = {
     "config.json": b"{}",
     "vocab.json": b"{}",
     "merges.txt": b"#version: 0.2\n",
+    "generation_config.json": b'{"eos_token_id": [1, 2]}',
+    "chat_template.jinja": b"{{ messages }}",
     "pytorch_model.bin": bytes(range(256)) * 4000,
     "README.md": b"# not needed",
     "flax_model.msgpack": b"not needed",
