@@ -159,7 +159,7 @@ def generate(
     )
     if stream.unused:
         names = ", ".join("--" + name.replace("_", "-") for name in stream.unused)
-        note(f"temperature 0 takes the most likely token: {names} changes nothing", verbose)
+        note(f"temperature 0 takes the most likely token, with or without {names}", verbose)
     stamps = [loaded]
     chunks = _stamped(stream, stamps)
     if as_json:

@@ -284,7 +284,7 @@ def _warn_of_unused(params: SamplingParams) -> None:
     if params.unused:
         names = " and ".join(params.unused)
         warnings.warn(
-            f"temperature is 0, which takes the most likely token: {names} changes nothing; "
+            f"temperature is 0: the most likely token is taken, with or without {names}; "
             "give a temperature above 0 to sample",
             UserWarning,
             stacklevel=3,

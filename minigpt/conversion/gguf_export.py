@@ -207,7 +207,9 @@ def _tokenizer_values(
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.ggml.add_space_prefix": vocabulary.add_prefix_space,
     }
-    ends = config.eos_token_ids or (() if vocabulary.eos_id is None else (vocabulary.eos_id,))
+    ends = config.eos_token_ids
+    if not ends and vocabulary.eos_id is not None and vocabulary.eos_id < V:
+        ends = (vocabulary.eos_id,)
     start = ends[0] if config.start_token_id is None and ends else config.start_token_id
     if start is not None:
         values["tokenizer.ggml.bos_token_id"] = start

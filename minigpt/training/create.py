@@ -239,11 +239,13 @@ def write_run(
     end = model.eos_token_id
     with creating_folder(folder) as temporary:
         file = temporary / TEXT
-        tokens = write_tokens(texts, tokenizer, file, progress, allow_special, end).tokens
-        names = [TEXT]
+        written = write_tokens(texts, tokenizer, file, progress, allow_special, end)
+        _check_known(written.vocab_size - 1, model)
+        tokens, names = written.tokens, [TEXT]
         if validation_texts is not None:
             file = temporary / VALIDATION
-            write_tokens(validation_texts, tokenizer, file, allow_special=allow_special, end=end)
+            written = write_tokens(validation_texts, tokenizer, file, None, allow_special, end)
+            _check_known(written.vocab_size - 1, model)
             names.append(VALIDATION)
             training = replace(training, validation_tokens=0)
         parameters = parameter_count(model, model.tie_word_embeddings)
@@ -263,7 +265,8 @@ def write_run(
 def _with_end(model: GPTConfig, tokenizer: GPTTokenizer) -> GPTConfig:
     """`model`, which ends at the tokenizer's end-of-text token where it names no end of its own.
 
-    A model that ends at others keeps them, and a warning says so.
+    A model that ends at others keeps them, and a warning says so. Raises InputError where the model
+    does not know the tokenizer's.
     """
     end = tokenizer.eos_token_id
     if model.eos_token_ids and end not in (None, *model.eos_token_ids):
@@ -273,8 +276,18 @@ def _with_end(model: GPTConfig, tokenizer: GPTTokenizer) -> GPTConfig:
         )
     if model.eos_token_ids or end is None:
         return model
+    _check_known(end, model)
     start = end if model.start_token_id is None else model.start_token_id
     return replace(model, eos_token_ids=(end,), start_token_id=start)
+
+
+def _check_known(token_id: int, model: GPTConfig) -> None:
+    """Raises InputError for a token that the tokenizer has beyond the model's vocabulary."""
+    if token_id >= model.vocab_size:
+        raise InputError(
+            f"tokenizer: has a special token {token_id} in the texts or to end them, and the model "
+            f"knows {model.vocab_size}; take the model's own tokenizer"
+        )
 
 
 def _checked_or_default(config: TrainingConfig | None) -> TrainingConfig:

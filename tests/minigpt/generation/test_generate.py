@@ -127,8 +127,8 @@ def test_the_start_token_takes_a_position() -> None:
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        ({"top_p": 0.9}, "top_p changes"),
-        ({"top_k": 3, "min_p": 0.1}, "top_k and min_p changes"),
+        ({"top_p": 0.9}, "without top_p;"),
+        ({"top_k": 3, "min_p": 0.1}, "without top_k and min_p;"),
         ({"top_p": 1.0, "top_k": 0, "min_p": 0.0}, None),
         ({"temperature": 0.5, "top_p": 0.9}, None),
         ({"seed": 3}, None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +165,33 @@ def test_all_files_of_the_models_tokenizer_are_kept(files: list[Path], tmp_path:
     with pytest.warns(MinigptWarning, match="with token 261"):
         create_run(tmp_path / "run2", files, model=source, tokenizer=other, config=config)
     assert not (tmp_path / "run2" / "tokenizer.json").exists()
+
+
+def test_a_special_token_beyond_the_model_is_an_error_before_there_is_a_run(
+    files: list[Path], tmp_path: Path
+) -> None:
+    """Special tokens without an id in the files get the next free ones, which a model may lack."""
+    config = TrainingConfig(dtype="f32", context=8)
+    source = constant_model(tmp_path / "m", np.zeros(256))
+    byte_tokenizer(source)
+    vocabulary = json.loads((source / "vocab.json").read_text(encoding="utf-8"))
+    del vocabulary["<|endoftext|>"]
+    (source / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    names: dict[str, Any] = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"}
+    names["additional_special_tokens"] = ["<|user|>"]
+    (source / "tokenizer_config.json").write_text(json.dumps(names), encoding="utf-8")
+    with pytest.raises(InputError, match=r"special token 256 .* the model knows 256"):
+        create_run(tmp_path / "run", files, model=source, config=config)
+    constant_model(source, np.zeros(256), eos_token_id=46)
+    with pytest.warns(MinigptWarning, match="with token 46"):
+        create_run(tmp_path / "run", files, model=source, config=config)
+    files[0].write_text("<|user|> at the cat")
+    with (
+        pytest.warns(MinigptWarning),
+        pytest.raises(InputError, match=r"special token 257 .* the model knows 256"),
+    ):
+        create_run(tmp_path / "b", files, model=source, config=config, allow_special=True)
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_model_without_an_end_gets_the_tokenizers(files: list[Path], tmp_path: Path) -> None:
