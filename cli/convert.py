@@ -127,8 +127,8 @@ def _calibration(
 ) -> Iterator[str]:
     """The texts of a file for the model of `source`; a wrong file is an error at once."""
     from .. import GPTTokenizer
-    from ..texts import check_files, documents
+    from ..texts import check_files
 
     check_files([str(file)])
     tokenizer = tokenizer or GPTTokenizer.from_pretrained(source)
-    return documents([str(file)], special, tokenizer.eos_token, tokenizer.all_special_tokens)
+    return tokenizer.documents([str(file)], special)

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import click
 
-from ..errors import warn
-from ..texts import END_OF_TEXT, documents
 from .terminal import NewPath, complete_source, expand_wildcards, show_line
 
 # Those of tokenizer/training.py, which is too slow to import for --help.
@@ -56,27 +54,14 @@ def train_tokenizer(sources: tuple[str, ...], vocab_size: int, out: Path, specia
     tokenizer_config.json, for minigpt, transformers and the tokenizers library.
     """
     from ..checkpoint.atomic import creating_folder
+    from ..texts import documents
     from ..tokenizer.training import train_tokenizer
 
     with creating_folder(out) as folder:
-        texts = documents(sources, special_tokens=())  # train_tokenizer cuts them
-        texts = _counted(texts if special else _with_warning(texts))
-        tokenizer = train_tokenizer(texts, vocab_size, _show_merges)
+        texts = _counted(documents(sources))
+        tokenizer = train_tokenizer(texts, vocab_size, _show_merges, special)
         tokenizer.save_pretrained(folder)
     show_line("")
-
-
-def _with_warning(texts: Iterable[str]) -> Iterator[str]:
-    """Yield `texts`, and warn of the first `<|endoftext|>` in them."""
-    warned = False
-    for text in texts:
-        if not warned and END_OF_TEXT in text:
-            warned = True
-            warn(
-                f"the texts hold {END_OF_TEXT} and are cut there, as it is a token of its own; "
-                "--special says that this is meant"
-            )
-        yield text
 
 
 def _counted(texts: Iterable[str]) -> Iterator[str]:

@@ -23,9 +23,6 @@ from .encodings import CHUNK_BYTES, stream_of, utf8_chunks
 from .errors import InputError, short_repr, warn
 
 STDIN = "-"  # the source that stands for standard input
-END_OF_TEXT = (
-    "<|endoftext|>"  # as in tokenizer/vocabulary.py; stands between many a file's documents
-)
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".json")
 MAX_TEXT_BYTES = 1 << 31  # of a text file, which is read into memory
 MAX_LINE_BYTES = 1 << 26  # of a line of JSON
@@ -33,45 +30,39 @@ MAX_JSON_BYTES = 1 << 28  # of a JSON file that is not one of lines, which is re
 
 
 def documents(
-    sources: Sequence[str],
-    allow_special: bool = False,
-    end: str | None = END_OF_TEXT,
-    special_tokens: Sequence[str] = (END_OF_TEXT,),
+    sources: Sequence[str], end: str | None = None, plain_tokens: Sequence[str] = ()
 ) -> Iterator[str]:
     """Yield the documents in `sources`, in order, with their newlines and white space unchanged.
 
-    sources         names of files. One named as JSON (see JSON_SUFFIXES) holds a document in the
-                    field "text" of each object; any other file is one document, and so is standard
-                    input, `-`
-    allow_special   True to cut documents at each `end`. Default: a warning says once that one of
-                    `special_tokens` is read as plain text
-    end             the text of the end-of-text token
-    special_tokens  the texts of all special tokens
+    sources       names of files. One named as JSON (see JSON_SUFFIXES) holds a document in the
+                  field "text" of each object; any other file is one document, and so is standard
+                  input, `-`
+    end           the text of an end-of-text token, at which documents are cut. Default: nowhere
+    plain_tokens  special tokens that are read as plain text: a warning says so of the first that a
+                  document holds
 
     The files are checked to exist at once, before the first is read. Raises InputError, naming the
     file and where possible the line, for a file that is missing or unreadable, for one of another
     kind, for a text or line that is too long, and for an object without a text.
     """
     check_files(sources)
-    return _documents(
-        sources, end if allow_special else None, () if allow_special else special_tokens
-    )
+    return _documents(sources, end, PlainTokens(plain_tokens))
 
 
-def _documents(
-    sources: Sequence[str], end: str | None, plain_tokens: Sequence[str]
-) -> Iterator[str]:
-    plain = PlainTokens(plain_tokens)
+def _documents(sources: Sequence[str], end: str | None, plain: PlainTokens) -> Iterator[str]:
     for source in sources:
-        for where, text in located_texts(source):
+        for where, text in located_texts(source, MAX_TEXT_BYTES):
             plain.warn_of(text, where)
             yield from cut(text, end) if end else (text,)
 
 
-def located_texts(source: str) -> Iterator[tuple[str, str]]:
-    """Yield (where it is, the text) for each text in a file, as `documents` does, uncut."""
+def located_texts(source: str, max_bytes: int) -> Iterator[tuple[str, str]]:
+    """Yield (where it is, the text) for each text in a file, as `documents` does, uncut.
+
+    max_bytes  of a file that is one text
+    """
     if not is_json_lines(source):
-        yield name_of(source), read_text(source, MAX_TEXT_BYTES)
+        yield name_of(source), read_text(source, max_bytes)
         return
     for where, value in json_objects(source):
         if "text" not in value:
@@ -82,7 +73,7 @@ def located_texts(source: str) -> Iterator[tuple[str, str]]:
 
 
 def cut(text: str, end: str) -> Iterator[str]:
-    """Yield the parts of a text between the marks `end`, but those of white space alone.
+    """Yield the parts of a text between the marks `end`, without those of white space alone.
 
     A text without marks is one part, whatever it consists of.
     """

@@ -41,7 +41,8 @@ def write_gguf(
 ) -> None:
     """Write a GGUF file, atomically; a file at `path` is replaced.
 
-    values  by key; an int is written as u32, a float as f32, integers in a sequence as i32
+    values  by key; an int is written as u32, a float as f32, integers in a sequence as i32, an
+            empty sequence as one of texts
     blocks  called once for each tensor, in order; returns its blocks, in arrays of any length
 
     Raises CheckpointError on an error of the system (disk full, no permission).
@@ -82,7 +83,7 @@ def _value(value: WrittenValue) -> bytes:
     texts = [_text(item) for item in value if isinstance(item, str)]
     numbers = [item for item in value if isinstance(item, int)]
     elements = b"".join(texts) + struct.pack(f"<{len(numbers)}i", *numbers)
-    return struct.pack("<IIQ", ARRAY, TEXT if texts else _I32, len(value)) + elements
+    return struct.pack("<IIQ", ARRAY, _I32 if numbers else TEXT, len(value)) + elements
 
 
 def _table_line(tensor: NewTensor, offset: int) -> bytes:

@@ -191,8 +191,6 @@ def _tokenizer_values(
             f"{source}: its tokenizer has {len(tokens)} tokens, and the model {V}; "
             "a GGUF file can have no more than the model"
         )
-    if not vocabulary.merges.merged:
-        raise TokenizerError(f"{source}: its tokenizer has no merges, which a GGUF file must have")
     types = [NORMAL] * len(tokens)
     for token in vocabulary.added.values():
         if token.id < len(tokens):

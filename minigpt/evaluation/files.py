@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +10,9 @@ import numpy.typing as npt
 
 from ..config import GPTConfig
 from ..errors import InputError, warn
-from ..texts import is_json_lines, name_of, read_text
+from ..texts import PlainTokens, cut, is_json_lines, located_texts, name_of, read_text
 from ..tokenizer.tokenizer import GPTTokenizer
-from .perplexity import count_words, min_tokens, scored_text, too_short
+from .perplexity import common_ids, count_words, min_tokens, scored_text, too_short
 from .task_files import Document, Question, TaskLines, read_lines, read_task_file, with_examples
 
 MAX_TEXT_BYTES = 64 << 20  # of a text file: a text is tokenized as a whole
@@ -91,11 +92,22 @@ def _by_kind(lines: TaskLines) -> tuple[list[Document], list[Question]]:
 
 
 def tokenized(
-    content: Content, tokenizer: GPTTokenizer, config: GPTConfig, options: Options
+    content: Content,
+    tokenizer: GPTTokenizer,
+    config: GPTConfig,
+    options: Options,
+    plain: PlainTokens,
 ) -> list[Text]:
-    """The documents of a file that have a token to score; a warning counts the others."""
+    """The documents of a file that have a token to score; a warning counts the others.
+
+    plain  warns of special tokens in documents and questions
+    """
+    for question in content.questions:
+        plain.warn_of(question.solved(), question.where)
+    documents = list(_parts(content.documents, tokenizer, options.allow_special))
     texts = []
-    for where, text, original in content.documents:
+    for where, text, original in documents:
+        plain.warn_of(text, where)
         ids = tokenizer.encode(text, "np", options.allow_special)[0]
         if len(ids) < min_tokens(config):
             continue
@@ -105,10 +117,50 @@ def tokenized(
             counted = scored_text(tokenizer, config, text, ids)
         words = count_words(counted.decode("utf-8", "replace"))
         texts.append(Text(where, ids, len(counted), words))
-    total = len(content.documents)
-    if 0 < len(texts) < total:
+    total = len(documents)
+    _warn_of_short_texts(content.file, total - len(texts), total, config)
+    return texts
+
+
+def _warn_of_short_texts(file: str, short: int, total: int, config: GPTConfig) -> None:
+    if 0 < short < total:
         reason = "empty" if min_tokens(config) == 1 else "empty or of one token"
-        warn(f"{content.file}: {total - len(texts)} of {total} texts are {reason}, and left out")
+        warn(f"{file}: {short} of {total} texts are {reason}, and left out")
+
+
+def _parts(
+    documents: Iterable[Document], tokenizer: GPTTokenizer, allow_special: bool
+) -> Iterator[Document]:
+    """The documents, cut at end-of-text tokens where these are read as such."""
+    end = tokenizer.eos_token if allow_special else None
+    for document in documents:
+        if end and end in document.text:
+            yield from (Document(document.where, part) for part in cut(document.text, end))
+        else:
+            yield document
+
+
+def common_texts(
+    file: str, tokenizers: tuple[GPTTokenizer, GPTTokenizer], allow_special: bool, config: GPTConfig
+) -> list[list[int]]:
+    """The ids of the documents in a file, at least one, that have a token to score.
+
+    tokenizers  of two models, which must give the same ids
+    config      of the model that needs the longer text
+    """
+    a, b = tokenizers
+    plain = PlainTokens([] if allow_special else a.all_special_tokens)
+    found = [Document(*each) for each in located_texts(file, MAX_TEXT_BYTES)]
+    texts, total = [], 0
+    for where, text, _ in _parts(found, a, allow_special):
+        total += 1
+        plain.warn_of(text, where)
+        ids = common_ids(a, b, text, allow_special)
+        if len(ids) >= min_tokens(config):
+            texts.append(ids)
+    _warn_of_short_texts(name_of(file), total - len(texts), total, config)
+    if not texts:
+        raise empty_file_error(Content(name_of(file), found, []), config, a)
     return texts
 
 

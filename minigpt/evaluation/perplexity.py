@@ -39,6 +39,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from time import perf_counter
 from typing import Literal, NamedTuple
 
@@ -247,6 +248,18 @@ def compare(
     Raises InputError for an argument out of its range, and for models whose vocabularies differ in
     size; CheckpointError for logits that are NaN or infinite.
     """
+    return compare_texts(a, b, [ids], window, stride, progress)
+
+
+def compare_texts(
+    a: GPTModel,
+    b: GPTModel,
+    texts: Sequence[Sequence[int] | npt.NDArray[np.integer]],
+    window: int | None = None,
+    stride: int | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """`compare` for several texts, at least one, each scored on its own."""
     check_model("a", a)
     check_model("b", b)
     check_callable("progress", progress)
@@ -255,20 +268,22 @@ def compare(
             f"models of {a.config.vocab_size} and {b.config.vocab_size} tokens cannot be "
             "compared; both must have the same vocabulary"
         )
-    sequence_a, sequence_b = _with_starts(ids, a.config, b.config)
+    sequences = [_with_starts(ids, a.config, b.config) for ids in texts]
     n_positions = min(a.config.n_positions, b.config.n_positions)
     windows = Windows.checked(n_positions, window, stride)
     for model in (a, b):
-        warm_up(model, sequence_a)
-    targets = sequence_a[1:]
-    total = len(targets)
+        warm_up(model, sequences[0][0])
+    total = sum(len(sequence) - 1 for sequence, _ in sequences)
     start, nats_a, nats_b, agreed = perf_counter(), 0.0, 0.0, 0
     kl = np.empty(total)
-    pairs = zip(
-        targets,
-        _logits(a, sequence_a[:-1], windows),
-        _logits(b, sequence_b[:-1], windows),
-        strict=True,
+    pairs = chain.from_iterable(
+        zip(
+            sequence_a[1:],
+            _logits(a, sequence_a[:-1], windows),
+            _logits(b, sequence_b[:-1], windows),
+            strict=True,
+        )
+        for sequence_a, sequence_b in sequences
     )
     for done, (target, logits_a, logits_b) in enumerate(pairs, 1):
         lse_a, lse_b = log_sum_exp(logits_a), log_sum_exp(logits_b)

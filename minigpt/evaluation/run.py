@@ -32,13 +32,13 @@ from ..arguments import (
 from ..checkpoint.atomic import replacing
 from ..errors import InputError, warn
 from ..source import ModelSource, open_source
-from ..texts import name_of, read_text
+from ..texts import PlainTokens, check_files, name_of
 from ..tokenizer.tokenizer import GPTTokenizer
 from .files import (
-    MAX_TEXT_BYTES,
     Content,
     Options,
     Text,
+    common_texts,
     empty_file_error,
     read_content,
     read_pool,
@@ -50,11 +50,9 @@ from .perplexity import (
     Progress,
     Windows,
     combined,
-    common_ids,
-    compare,
+    compare_texts,
     min_tokens,
     perplexity,
-    too_short,
 )
 from .task_files import LastWord, Question
 from .tasks import (
@@ -133,8 +131,8 @@ def evaluate_files(
     model           a GPTModel, or the source to load one from
     files           the name of a file, or a list of names. `name.jsonl` is a task file (see
                     task_files.py): documents, which are scored each on its own, last words, or
-                    multiple-choice questions. Any other file is a text in UTF-8 of at most 64 MiB,
-                    and `-` is standard input
+                    multiple-choice questions; so is `.ndjson` or `.json`. Any other file is a text
+                    of at most 64 MiB, and `-` is standard input
     tokenizer       default: that of the model's source
     dtype, threads  of a model that is loaded, as in `GPTModel.from_pretrained`
     window, stride  as in `perplexity`; they apply to texts and documents, and so does `rolling`
@@ -148,7 +146,8 @@ def evaluate_files(
     seed            of the random numbers that draw them, an integer from 0. Default: that of the
                     lm-evaluation-harness
     allow_special   True to read special tokens such as `<|endoftext|>` in texts and questions as
-                    these tokens. Default: plain text
+                    these tokens, and to cut texts at end-of-text tokens: each part is scored on its
+                    own. Default: plain text, and a warning
     output          a file to write: a JSON object a line for each question or document
     on_error        called with the name and the InputError of a file that cannot be read or
                     scored, and the others are evaluated. Default: the error is raised
@@ -181,10 +180,11 @@ def evaluate_files(
     opened = _opened(model)
     Windows.checked(opened.config.n_positions, window, stride, options.rolling)
     tokenizer = _tokenizer_of(opened) if tokenizer is None else tokenizer
+    plain = PlainTokens([] if options.allow_special else tokenizer.all_special_tokens)
     ready: list[tuple[Content, list[Text]]] = []
     for content in contents:
         with _reporting(content.file, on_error):
-            ready.append((content, tokenized(content, tokenizer, opened.config, options)))
+            ready.append((content, tokenized(content, tokenizer, opened.config, options, plain)))
     empty = [content for content, texts in ready if not (texts or content.questions)]
     if len(empty) == len(names):
         raise empty_file_error(empty[0], opened.config, tokenizer)
@@ -240,10 +240,11 @@ def compare_on_file(
     allow_special: bool = False,
     progress: FileProgress | None = None,
 ) -> Comparison:
-    """Compare the predictions of two models on a text.
+    """Compare the predictions of two models on a text, or on the texts in a file of JSON.
 
     a, b              GPTModels, or sources to load them from; they may be the same
-    file              a text in UTF-8 of at most 64 MiB, or `-` for standard input
+    file              a text of at most 64 MiB, or `-` for standard input; in a file named as JSON
+                      each object's "text" is scored on its own
     tokenizer         of both models. Default: their sources', which must give the same tokens
     dtype_a, dtype_b  of models that are loaded, as in `GPTModel.from_pretrained`; so is `threads`
     window, stride    as in `compare`
@@ -257,16 +258,14 @@ def compare_on_file(
     file = checked_file_name("file", file)
     _check_options(threads, progress, tokenizer)
     allow_special = checked_bool("allow_special", allow_special)
-    text = read_text(file, MAX_TEXT_BYTES)
+    check_files([file])
     a, b = _opened(a), _opened(b)
-    tokenizers = [_tokenizer_of(model) if tokenizer is None else tokenizer for model in (a, b)]
-    ids = common_ids(tokenizers[0], tokenizers[1], text, allow_special)
-    for model in (a, b):
-        if len(ids) < min_tokens(model.config):
-            raise InputError(f"{name_of(file)}: {too_short(len(ids), model.config)}")
+    tokenizers = (tokenizer or _tokenizer_of(a), tokenizer or _tokenizer_of(b))
+    longer = max(a.config, b.config, key=min_tokens)
+    texts = common_texts(file, tokenizers, allow_special, longer)
     model_a = _loaded(a, dtype_a, threads, progress, "dtype_a")
     model_b = _loaded(b, dtype_b, threads, progress, "dtype_b")
-    return compare(model_a, model_b, ids, window, stride, _progress_of(file, progress))
+    return compare_texts(model_a, model_b, texts, window, stride, _progress_of(file, progress))
 
 
 # ---- the steps ----

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import chain, compress
 from typing import Literal, overload
@@ -23,6 +23,7 @@ from ..bundled import BUNDLED_MODEL
 from ..checkpoint import resolve
 from ..errors import InputError
 from ..source import ModelSource
+from ..texts import documents
 from .added_tokens import AddedTokens
 from .bpe import BOUNDARY, PretokenIds, chunks, pretokenize, token_bytes
 from .files import read_vocabulary, write_vocabulary
@@ -101,6 +102,16 @@ class GPTTokenizer:
     def all_special_tokens(self) -> list[str]:
         """The texts of the special tokens, such as `<|endoftext|>`."""
         return [token.content for token in self._vocabulary.added.values() if token.special]
+
+    def documents(self, files: Sequence[str], allow_special: bool) -> Iterator[str]:
+        """`texts.documents` of files, to be encoded with `allow_special`.
+
+        They are cut at end-of-text tokens if that is True; else a warning says that special tokens
+        in them are plain text.
+        """
+        if allow_special:
+            return documents(files, self.eos_token)
+        return documents(files, None, self.all_special_tokens)
 
     @overload
     def encode(

@@ -35,8 +35,8 @@ from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 from statistics import median_low
 
-from ..arguments import check_callable, checked_integer, checked_text
-from ..errors import InputError, short_repr
+from ..arguments import check_callable, checked_bool, checked_integer, checked_text
+from ..errors import InputError, short_repr, warn
 from ..texts import cut
 from .bpe import Merges, byte_symbols, chunks, pretokenize
 from .tokenizer import GPTTokenizer
@@ -58,15 +58,20 @@ Progress = Callable[[int, int], None]  # called with (merges learned, merges ask
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, progress: Progress | None = None
+    texts: Iterable[str],
+    vocab_size: int,
+    progress: Progress | None = None,
+    allow_special: bool = False,
 ) -> GPTTokenizer:
     """Train a tokenizer on texts.
 
-    texts       read once, one at a time, and cut at each `<|endoftext|>`, which is a token of its
-                own: its letters are no part of the counts
-    vocab_size  number of its tokens: the 256 bytes, the merges, and `<|endoftext|>`;
-                MIN_VOCAB_SIZE … MAX_VOCAB_SIZE
-    progress    called with (merges learned, merges asked for) after each merge
+    texts          read once, one at a time, and cut at each `<|endoftext|>`, which is a token of
+                   its own: its letters are not counted
+    vocab_size     number of its tokens: the 256 bytes, the merges, and `<|endoftext|>`;
+                   MIN_VOCAB_SIZE … MAX_VOCAB_SIZE
+    progress       called with (merges learned, merges asked for) after each merge
+    allow_special  True where texts with `<|endoftext|>` are meant. Default: a warning says that
+                   they are cut, and another one if they then give fewer tokens than `vocab_size`
 
     Its `save_pretrained` writes files for minigpt, transformers and the tokenizers library. Raises
     InputError for a text that is not a str or holds a lone surrogate, a `vocab_size` out of its
@@ -74,17 +79,37 @@ def train_tokenizer(
     """
     vocab_size = checked_integer("vocab_size", vocab_size, MIN_VOCAB_SIZE, MAX_VOCAB_SIZE)
     check_callable("progress", progress)
-    merges = learn_merges(count_pretokens(texts), vocab_size - MIN_VOCAB_SIZE, progress)
+    allow_special = checked_bool("allow_special", allow_special)
+    is_cut = False
+
+    def report_cut() -> None:
+        nonlocal is_cut
+        if not (is_cut or allow_special):
+            warn(
+                f"the texts: hold {END_OF_TEXT} and are cut there, as it is a token of its own; "
+                "--special (allow_special=True in Python) says that this is meant"
+            )
+        is_cut = True
+
+    counts = count_pretokens(texts, report_cut)
+    merges = learn_merges(counts, vocab_size - MIN_VOCAB_SIZE, progress)
     if len(merges) < vocab_size - MIN_VOCAB_SIZE:
-        raise InputError(
+        shortage = (
             f"vocab_size {vocab_size}: more than the texts give: their pairs that occur twice "
-            f"make {MIN_VOCAB_SIZE + len(merges)} tokens; ask for no more, or give more text"
+            f"make {MIN_VOCAB_SIZE + len(merges)} tokens"
         )
+        if allow_special or not is_cut:
+            raise InputError(f"{shortage}; ask for no more, or give more text")
+        warn(shortage)  # with the letters of the marks there may have been enough
     return GPTTokenizer(_vocabulary(merges))
 
 
-def count_pretokens(texts: Iterable[str]) -> Counter[str]:
+def count_pretokens(
+    texts: Iterable[str], report_cut: Callable[[], None] | None = None
+) -> Counter[str]:
     """How often each pre-token occurs in `texts`; the memory does not grow with their number.
+
+    report_cut  called for each text that holds `<|endoftext|>` and is cut there
 
     Raises InputError for a text that is not a str, or holds a lone surrogate.
     """
@@ -94,7 +119,10 @@ def count_pretokens(texts: Iterable[str]) -> Counter[str]:
         raise InputError(f"texts {short_repr(texts)}: must be several texts", "texts")
     counts: Counter[str] = Counter()
     for number, text in enumerate(texts):
-        for part in cut(checked_text(f"texts[{number}]", text), END_OF_TEXT):
+        text = checked_text(f"texts[{number}]", text)
+        if report_cut and END_OF_TEXT in text:
+            report_cut()
+        for part in cut(text, END_OF_TEXT):
             for chunk in chunks(part, _CHUNK):
                 counts.update(pretokenize(chunk))
                 if len(counts) > MAX_PRETOKENS:

@@ -31,7 +31,7 @@ from ..checkpoint import creating_folder, write_file
 from ..config import GENERATION_CONFIG, GPTConfig, read_generation_config
 from ..errors import InputError, warn
 from ..source import open_source
-from ..texts import check_files, documents
+from ..texts import check_files
 from ..tokenizer.files import tokenizer_files
 from ..tokenizer.tokenizer import GPTTokenizer
 from ..weights.packed import float32_tensors
@@ -195,9 +195,10 @@ def create_run(
     if not isinstance(tokenizer, GPTTokenizer):
         source = model if tokenizer is None else tokenizer
         tokenizer = GPTTokenizer.from_pretrained(BUNDLED_MODEL if source is None else source)
-    tokens = (allow_special, tokenizer.eos_token, tokenizer.all_special_tokens)
-    training = documents(names, *tokens)
-    validation = None if validation_names is None else documents(validation_names, *tokens)
+    training = tokenizer.documents(names, allow_special)
+    validation = None
+    if validation_names is not None:
+        validation = tokenizer.documents(validation_names, allow_special)
     initial = _initial_model(model, preset, config, tokenizer, has_own_tokenizer)
     if minutes is not None:
         initial = initial._replace(steps_in_time=_steps_in(minutes, initial, threads))

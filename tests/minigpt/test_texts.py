@@ -221,14 +221,14 @@ def test_a_text_that_is_no_json_gives_no_warning(tmp_path, content: str) -> None
 def test_documents_are_cut_or_a_warning_says_that_they_are_not(tmp_path) -> None:
     text = "one<|endoftext|>\ntwo<|endoftext|><|endoftext|> \n"
     names = [write(tmp_path / name, text.encode()) for name in ("a.txt", "b.txt")]
-    assert list(documents(names[:1], allow_special=True)) == ["one", "\ntwo"]
+    assert list(documents(names[:1], "<|endoftext|>")) == ["one", "\ntwo"]
     with pytest.warns(MinigptWarning, match=r"a\.txt: holds <\|endoftext\|> as plain") as caught:
-        assert list(documents(names)) == [text, text]
+        assert list(documents(names, None, ["<|endoftext|>"])) == [text, text]
     assert len(caught) == 1
     lines = write(tmp_path / "c.jsonl", b'{"text": "a"}\n{"text": "b<|end|>"}\n')
     with pytest.warns(MinigptWarning, match=r"c\.jsonl, line 2: holds <\|end\|>"):
-        list(documents([lines], special_tokens=["<|user|>", "<|end|>"]))
-    assert list(documents([lines], allow_special=True, end="<|end|>")) == ["a", "b"]
+        list(documents([lines], None, ["<|user|>", "<|end|>"]))
+    assert list(documents([lines], "<|end|>")) == ["a", "b"]
 
 
 def test_cut_keeps_a_text_without_marks() -> None:
