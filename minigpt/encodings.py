@@ -182,7 +182,7 @@ def _check_is_text(head: bytes, name: str) -> None:
     if head.startswith(b"/annex/objects/"):
         raise InputError(f"{name}: is a git-annex pointer, not the file; fetch it: git annex get")
     controls = len(head) - len(head.translate(None, _CONTROLS))
-    if len(head) >= 4 and 4 * controls >= len(head):
+    if len(head) > max(3, controls) and 4 * controls >= len(head):  # zeros alone are not UTF-16
         raise InputError(
             f"{name}: is no text in UTF-8: a quarter of it is control characters, as in UTF-16 "
             "without a byte order mark; save it in UTF-8"

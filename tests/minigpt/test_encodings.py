@@ -33,7 +33,9 @@ def test_big_endian_with_a_mark(encoding: str) -> None:
     assert read(("\ufeff" + TEXT).encode(encoding)) == TEXT.encode()
 
 
-@pytest.mark.parametrize("text", ["", "a", "\0", "a\0b, a text with a zero byte", "\x1b[1mbold\n"])
+@pytest.mark.parametrize(
+    "text", ["", "a", "\0" * 9, "a\0b, a text with a zero byte", "\x1b[1mbold\n"]
+)
 def test_short_texts_and_control_characters(text: str) -> None:
     assert read(text.encode()) == text.encode()
     assert read(b"\xef\xbb\xbf" + text.encode()) == text.encode()
@@ -61,7 +63,7 @@ def test_utf16_without_a_mark_is_refused(text: str, encoding: str) -> None:
         (b"GGUF\x03\x00\x00\x00", "a GGUF model"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "git lfs pull"),
         (b"/annex/objects/SHA256E-s12--4d7a.txt\n", "git annex get"),
-        (bytes(100), "control characters"),
+        (b"a tale\x01\x02\x03", "control characters"),
         (b"\xff\xfea\x00\x00\xd8b\x00", "mark of UTF-16, and is not"),
         (b"\xff\xfea\x00b", "mark of UTF-16, and is not"),
         (b"\xff\xfe\x00\x00abcd", "mark of UTF-32, and is not"),

@@ -77,7 +77,7 @@ def test_reading_stops_at_the_limit(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(texts, "MAX_LINE_BYTES", 1 << 16)
     monkeypatch.setattr(texts, "MAX_TEXT_BYTES", 1 << 16)
     for name in ("a.jsonl", "a.txt"):
-        path = write(tmp_path / name, b"a" * (100 << 16))
+        path = write(tmp_path / name, bytes(100 << 16))
         tracemalloc.start()
         with pytest.raises(InputError, match="longer than 65536 bytes"):
             list(documents([path]))
