@@ -13,7 +13,6 @@ from .terminal import (
     dtype_option,
     end_at_once_on_interrupt,
     model_option,
-    note_compiling,
     show_line,
     threads_option,
     write,
@@ -80,7 +79,6 @@ def bench(
     from ..benchmark import measure
 
     end_at_once_on_interrupt()
-    note_compiling()
     result = measure(source, prompt_tokens, gen_tokens, depth, reps, dtype, threads, show_line)
     show_line("")
     write((json.dumps(asdict(result)) if as_json else _table(result)) + "\n")

@@ -15,7 +15,6 @@ from .terminal import (
     chosen_tokenizer,
     complete_source,
     end_at_once_on_interrupt,
-    note_compiling,
     show_line,
     special_option,
     threads_option,
@@ -86,7 +85,6 @@ def compare(
 
     from ..evaluation.run import compare_on_file
 
-    note_compiling()
     result = compare_on_file(
         a,
         b,

@@ -14,7 +14,6 @@ from .terminal import (
     chosen_tokenizer,
     complete_source,
     note,
-    note_compiling,
     progress_line,
     show_line,
     special_option,
@@ -114,8 +113,6 @@ def convert(
     if to == "gguf":
         save_gguf(source, target, dtype, show, tokenizer=codec)
     else:
-        if dtype in ("int8", "int4"):
-            note_compiling()
         write_folder(
             opened, target, dtype, threads, texts, show, tokenizer=codec, allow_special=special
         )

@@ -20,7 +20,6 @@ from .terminal import (
     expand_wildcards,
     fail,
     model_option,
-    note_compiling,
     progress_line,
     show_line,
     special_option,
@@ -162,7 +161,6 @@ def evaluate(
 
     from ..evaluation.run import evaluate_files
 
-    note_compiling()
     failed = []
 
     def on_error(_: str, error: InputError) -> None:

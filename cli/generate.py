@@ -22,7 +22,6 @@ from .terminal import (
     is_terminal,
     model_option,
     note,
-    note_compiling,
     read_text,
     special_option,
     threads_option,
@@ -135,7 +134,7 @@ def generate(
     prompt = _only(prompts)
     text = read_text(prompt, "PROMPT")
     started = perf_counter()
-    codec, model = _load(source, tokenizer or source, dtype, threads, verbose)
+    codec, model = _load(source, tokenizer or source, dtype, threads)
     if not special:
         PlainTokens(codec.all_special_tokens).warn_of(text, "the prompt")
     ids = codec.encode(text, allow_special=special)
@@ -197,7 +196,7 @@ def _only(prompts: tuple[str, ...]) -> str | None:
 
 
 def _load(
-    source: str, tokenizer_source: str, dtype: str, threads: int | None, verbose: bool
+    source: str, tokenizer_source: str, dtype: str, threads: int | None
 ) -> tuple[GPTTokenizer, GPTModel]:
     """Load the tokenizer, then the model: a wrong source fails before Numba is imported."""
     from .. import GPTTokenizer
@@ -206,16 +205,18 @@ def _load(
 
     from .. import GPTModel
 
-    model = GPTModel.from_pretrained(source, dtype=dtype, threads=threads)
-    note_compiling(verbose)
-    return tokenizer, model
+    return tokenizer, GPTModel.from_pretrained(source, dtype=dtype, threads=threads)
 
 
 def _print(chunks: Iterable[str], prefix: str) -> None:
-    """Write `prefix`, then each chunk as soon as it is generated."""
-    write(prefix)
+    """Write `prefix` and each chunk as soon as it is generated.
+
+    The prefix comes with the first chunk, after a note that kernels are compiled.
+    """
     for chunk in chunks:
-        write(chunk)
+        write(prefix + chunk)
+        prefix = ""
+    write(prefix)  # where nothing was generated
     end_line()
 
 

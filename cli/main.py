@@ -46,10 +46,10 @@ def _run(args: list[str]) -> int:
     """Run `args`, print the line of a failure, and return the exit code."""
     # Imported here for Ctrl-C during the imports to be handled in `main`.
     from ..errors import warnings_shown_by
-    from .terminal import prepare, show_warning, signal_handlers_restored
+    from .terminal import compiling_noted, prepare, show_warning, signal_handlers_restored
 
     prepare()
-    with signal_handlers_restored(), warnings_shown_by(show_warning):
+    with signal_handlers_restored(), warnings_shown_by(show_warning), compiling_noted():
         return _invoke(args)
 
 
@@ -58,6 +58,7 @@ def _invoke(args: list[str]) -> int:
     import click
 
     from ..errors import InputError, MinigptError
+    from ..kernels.events import CompilerError
     from .commands import cli
     from .terminal import describe_bug, fail
 
@@ -76,7 +77,7 @@ def _invoke(args: list[str]) -> int:
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "minigpt"
         return fail(f"{error.format_message()} (try '{path} --help')", 2)
-    except MinigptError as error:
+    except (MinigptError, CompilerError) as error:
         return fail(str(error), 1)
     except BrokenPipeError:
         return 0

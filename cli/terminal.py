@@ -23,6 +23,7 @@ from click.shell_completion import CompletionItem
 from .. import texts
 from ..bundled import BUNDLED_MODEL
 from ..errors import MinigptError, printable
+from ..kernels import events
 
 if TYPE_CHECKING:
     from .. import GPTTokenizer
@@ -215,18 +216,32 @@ def note(text: str, verbose: bool) -> None:
         _write_error_line(f"[{text}]")
 
 
-def note_compiling(verbose: bool = False) -> None:
-    """Write a note if no kernel is compiled yet: the first calls then take seconds."""
-    from ..kernels.jit import must_compile
-
-    if must_compile():
-        note("compiling the kernels for this processor takes some ten seconds", verbose)
-
-
 def show_warning(message: str) -> None:
     """Write `Warning: message` as one line on stderr, terminal or not."""
     show_line("")  # erases a progress line
     _write_error_line(f"Warning: {message}")
+
+
+@contextlib.contextmanager
+def compiling_noted() -> Iterator[None]:
+    """Write a note before the first kernel that this command has to compile."""
+    noted = False
+
+    def write_note() -> None:
+        nonlocal noted
+        if noted:
+            return
+        noted = True
+        context = click.get_current_context(silent=True)
+        verbose = context is not None and context.params.get("verbose", False)
+        show_line("")  # erases a progress line
+        note("compiling the kernels for this processor takes some ten seconds", verbose)
+
+    token = events.on_compile.set(write_note)
+    try:
+        yield
+    finally:
+        events.on_compile.reset(token)
 
 
 def show_line(text: str) -> None:

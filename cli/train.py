@@ -23,7 +23,6 @@ from .terminal import (
     in_main_thread,
     is_interactive,
     note,
-    note_compiling,
     show_line,
     special_option,
     threads_option,
@@ -310,7 +309,6 @@ def _create(
         show_line(f"{folder}   reading   {text_bytes / 1e6:.1f} MB   {tokens:,} tokens")
 
     if minutes and not (config.steps or config.epochs):
-        note_compiling()
         show_line(f"{folder}   timing")
     return create_run(
         folder, texts, validation_texts=held_out, tokenizer=tokenizer, model=model, preset=preset,
@@ -342,7 +340,6 @@ def _resume(
     """Train, and show the progress. planned: the steps of a new run."""
     from ..training.train import resume_run
 
-    note_compiling(verbose)
     show_line(f"{folder}   preparing")
     show, interrupted = _shower(verbose), _interrupts()
 

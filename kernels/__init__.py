@@ -16,6 +16,7 @@ Reading order:
     bpe/             byte-pair encoding of long texts
     memory_read.py   a plain read of memory, to measure its speed
 
-and, small: cache_dir.py (the user's cache folder), amx_permission.py. docs/kernels.md derives the
+and, small: cache_dir.py (the user's cache folder), code_hash.py (what its entries depend on),
+events.py (what a program can learn of its kernels), amx_permission.py. docs/kernels.md derives the
 matrix product step by step.
 """

@@ -16,10 +16,10 @@ The flags:
   no_…_wrapper=True    no wrapper for calls from Python or C: only compiled code calls this function
 NUMBA_BOUNDSCHECK=1 turns bounds checks on, for arrays and for the vectors of simd/.
 
-The cache differs from Numba's own in four ways. Its folder is private to the user and may be
-missing (cache_dir.py). Its key contains the source of all kernels, because an entry must be
-recompiled when a function that it calls has changed. A damaged file is recompiled, not reported.
-And a cached entry runs before most of Numba's compiler is imported, which halves the time to the
+The machine code of an entry is cached, a file for each signature (cache_dir.py). Numba's own cache
+would not do: its key has the source of the entry alone, not of the functions that it calls, nor the
+settings that change the code; its index loses entries, or mixes them up, when two processes write
+at once; and it imports most of the compiler before it loads an entry, which doubles the time to the
 first token.
 """
 
@@ -29,23 +29,34 @@ import functools
 import hashlib
 import itertools
 import os
+import pickle
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
-import numba
 import numpy as np
+
+from . import cache_dir, events
+from .amx_permission import amx_allowed
+from .code_hash import bytecode_text, hash_of_folders
+from .events import CompilerError, import_failure
+
+try:
+    import numba
+except Exception as error:
+    raise import_failure(error) from error
 from numba.core import types
 from numba.core.bytecode import FunctionIdentity
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.registry import cpu_target
 from numba.core.runtime.nrt import rtsys
+from numba.core.serialize import dumps
 from numba.extending import overload
 from numba.np.numpy_support import as_dtype
-
-from .amx_permission import amx_allowed
-from .cache_dir import private_folder
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Parameters = ParamSpec("_Parameters")
@@ -66,6 +77,7 @@ FunctionIdentity._unique_ids = itertools.count(int.from_bytes(os.urandom(7), "li
 _FLAGS = {"nogil": True, "error_model": "numpy", "fastmath": False, "no_rewrites": True}
 _PART_FLAGS = {**_FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _njit: Any = numba.njit  # Any: the stubs do not list all of these flags
+_DISABLED: int = numba.config.DISABLE_JIT  # type: ignore[attr-defined]  # then _njit does nothing
 
 
 def jit(function: _Function) -> _Function:
@@ -90,9 +102,15 @@ def expand(function: _Function) -> _Function:
 def entry(function: _Function) -> _Function:
     """Compile `function` for calls from Python, without the GIL, and cache its machine code."""
     dispatcher = _njit(**_FLAGS)(function)
-    if cache_folder() is not None:
+    if function.__closure__ is None:  # the key of an entry does not cover what is enclosed
         dispatcher._cache = _KernelCache(function)
     return cast(_Function, dispatcher)
+
+
+def check_compiler() -> None:
+    """Raise CompilerError where Numba compiles nothing: kernels do not run as Python."""
+    if _DISABLED or numba.config.DISABLE_JIT:  # type: ignore[attr-defined]  # not in the stubs
+        raise CompilerError("NUMBA_DISABLE_JIT is set, but kernels only run compiled: unset it")
 
 
 def dispatch_on_types(choose: Callable[_Parameters, Any]) -> Callable[_Parameters, Any]:
@@ -126,84 +144,111 @@ def compile_for(function: Any, arguments: tuple[Any, ...]) -> None:
     function.compile(tuple(numba.typeof(argument) for argument in arguments))
 
 
-@cache
-def cache_folder() -> Path | None:
-    """The user's folder for the machine code of these kernels; None where there is no cache."""
-    return private_folder(f"kernels-{_fingerprint()}")
+# ---- the cache -------------------------------------------------------------------------------
+
+
+class _KernelCache(NullCache):
+    """The machine code of one entry in the cache: a file for each signature."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        # An entry elsewhere, such as that of minigpt/model/forward.py, may call functions of the
+        # files beside it.
+        package = sys.modules.get(function.__globals__.get("__package__") or "")
+        beside = getattr(package, "__path__", [str(Path(function.__code__.co_filename).parent)])
+        self._beside = _hash_of(*beside)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The compiled entry for a signature; None where there is none that can be used."""
+        with suppress(Exception):  # what can be wrong with a file is no reason to fail
+            content = cache_dir.load(_folder(), self._name(sig))
+            if content is not None:
+                # Numba would first load everything that its compiler needs. Machine code needs only
+                # the functions that count the references to its arguments.
+                rtsys.initialize(target_context)
+                compiled = CompileResult._rebuild(target_context, *pickle.loads(content))
+                if compiled.signature.args == tuple(sig):  # types of other classes may look alike
+                    return compiled
+        if (on_compile := events.on_compile.get()) is not None:
+            on_compile()
+        return None
+
+    def save_overload(self, sig: Any, compiled: Any) -> None:
+        """Write the entry for a signature; if that fails, say so once."""
+        if compiled.library.has_dynamic_globals:  # addresses of this process
+            return
+        try:
+            cache_dir.save(_folder(), self._name(sig), dumps(compiled._reduce()))
+        except Exception as error:
+            _warn_once(error)
+
+    def _name(self, sig: Any) -> str:
+        """The name of the entry for a signature: a hash of what the folder's name leaves out."""
+        if not (_CODE and self._beside):
+            raise LookupError("kernels: their code cannot be read")
+        function = self._function
+        code = (bytecode_text(function.__code__), self._beside)
+        key = (function.__module__, function.__qualname__, code, str(sig))
+        return f"{function.__name__}-{_short_hash(key)}.bin"
 
 
 def must_compile() -> bool:
     """Whether the cache is empty, so that the first call of a kernel will take seconds."""
-    folder = cache_folder()
-    return folder is None or not any(folder.glob("*.nbc"))
+    return cache_dir.is_empty(_folder())
 
 
-@cache
-def _fingerprint() -> str:
-    """A short hash of everything that machine code depends on, except what Numba adds to its keys.
+def _folder() -> str:
+    """The folder in the cache for these kernels; its name is a hash of what all entries depend on.
 
-    It covers the source of the kernels, whether the system permits AMX, and whether bounds are
-    checked. Numba adds the processor, its features, and its own version.
+    That is the code of the kernels, the processor, whether the system permits AMX, the compiler,
+    and its settings, whether they come from the environment, from a file, or from the program.
     """
-    settings = repr((amx_allowed(), BOUNDS_CHECK))
-    source = _source_hash(Path(__file__).parent)
-    return hashlib.sha256((source + settings).encode()).hexdigest()[:16]
+    compiler = (numba.__version__, sys.modules["llvmlite"].__version__, np.__version__)
+    processor = (cpu_target.target_context.codegen().magic_tuple(), amx_allowed(), BOUNDS_CHECK)
+    settings = sorted(
+        (name, repr(value))
+        for name, value in vars(numba.config).items()
+        if name.isupper() and not name.startswith(_OTHER_SETTINGS)
+    )
+    return f"kernels-{_short_hash((_CODE, compiler, processor, settings))}"
+
+
+# Beginnings of the names of settings that no compiled code depends on: numbers of threads, which
+# kernels take from elsewhere, caches, paths, and other devices. Other settings that do not matter,
+# such as those for messages, are few and rarely set.
+_OTHER_SETTINGS = ("_", "NUMBA_", "THREADING_", "CACHE_", "GDB_", "CUDA_")
 
 
 @cache
-def _source_hash(folder: Path) -> str:
-    """A hash of every Python file in a folder and its subfolders."""
-    source = hashlib.sha256()
-    for file in sorted(folder.resolve().rglob("*.py")):
-        source.update(file.read_bytes())
-    return source.hexdigest()
+def _hash_of(*folders: str) -> str:
+    """A hash of the modules in folders; "" where an importer does not show their code.
+
+    It is taken when they are imported: afterwards somebody may edit the files.
+    """
+    with suppress(Exception):
+        return hash_of_folders(folders)
+    return ""
 
 
-class _KernelLocator(_CacheLocator):
-    """Tells Numba's cache where its files are and which version of the source they belong to."""
-
-    def __init__(self, file: str, line: int) -> None:
-        self._file = file
-        self._line = line
-
-    def get_cache_path(self) -> str:
-        return str(cache_folder())
-
-    def get_source_stamp(self) -> str:
-        # The folder's name covers the kernels. An entry elsewhere (minigpt/model/forward.py)
-        # may call functions of the files beside it, so the stamp covers these, too.
-        return _source_hash(Path(self._file).parent)
-
-    def get_disambiguator(self) -> str:
-        return str(self._line)
-
-    @classmethod
-    def from_function(cls, py_func: Any, py_file: str) -> _KernelLocator:
-        return cls(py_file, py_func.__code__.co_firstlineno)
+_CODE = _hash_of(*sys.modules[__package__].__path__)
 
 
-class _KernelCacheImpl(CompileResultCacheImpl):
-    _locator_classes = [_KernelLocator]  # noqa: RUF012  (Numba's own form)
+def _short_hash(key: object) -> str:
+    return hashlib.sha256(repr(key).encode()).hexdigest()[:32]
 
 
-class _KernelCache(FunctionCache):
-    """Numba's cache of one function; a damaged file is a miss, and a full disk is no error."""
+def _warn_once(error: Exception) -> None:
+    """Report that compiled kernels cannot be kept, and why."""
+    global _warned
+    if _warned or events.on_unsaved is None:
+        return
+    _warned = True
+    reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    with suppress(Exception):  # where warnings are errors, the results are still right
+        events.on_unsaved(
+            f"{reason}; compiled kernels cannot be kept, so that each process compiles its own: "
+            "let MINIGPT_CACHE name a folder for them"
+        )
 
-    _impl_class = _KernelCacheImpl
 
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        try:
-            # Numba would first load everything that its compiler needs. Machine code needs only the
-            # functions that count the references to its arguments.
-            rtsys.initialize(target_context)
-            return self._load_overload(sig, target_context)
-        except Exception:  # unpickling a damaged file can raise anything
-            with suppress(Exception):
-                self.flush()  # otherwise the damaged index would stay, and nothing could be saved
-            return None
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        try:
-            super().save_overload(sig, data)
-        except Exception:  # a full disk, or an index that cannot be read: compile again next time
-            return
+_warned = False

@@ -77,9 +77,17 @@ if not (_ROOT / "minigpt" / "kernels").is_dir() and (_ROOT / "kernels" / "jit.py
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_MODULES[name], __name__), name)
-    globals()[name] = value
-    return value
+    try:
+        module = import_module(_MODULES[name], __name__)
+    except ImportError as error:
+        from .errors import MinigptError
+        from .kernels.events import CompilerError
+
+        if isinstance(error, CompilerError):
+            raise MinigptError(str(error)) from error
+        raise
+    globals()[name] = getattr(module, name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InputError, short_repr
+from .errors import InputError, MinigptError, short_repr
+from .kernels.events import CompilerError
 from .kernels.layout import IGNORED
 
 if TYPE_CHECKING:
@@ -184,7 +185,16 @@ def _as_path(value: object) -> str:
 
 
 def checked_threads(threads: object) -> int:
-    """The number of threads: `threads`, or one for each processor of this process for None."""
+    """The number of threads: `threads`, or one for each processor of this process for None.
+
+    Raises MinigptError where no thread could compute, because kernels cannot be compiled.
+    """
+    from .kernels.jit import check_compiler  # here: what needs no kernels should load no Numba
+
+    try:
+        check_compiler()
+    except CompilerError as error:
+        raise MinigptError(str(error)) from error
     if threads is None:
         return _processors()
     return checked_integer("threads", threads, 1, MAX_THREADS)

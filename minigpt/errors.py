@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from .kernels import events
+
 
 class MinigptError(Exception):
     """The base class of every error that a caller can cause or meet.
@@ -66,6 +68,9 @@ def warn(message: str) -> None:
         warnings.warn(line, MinigptWarning, stacklevel=3)
     else:
         show(line)
+
+
+events.on_unsaved = warn
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ..bundled import BUNDLED_MODEL
 from ..errors import SourceError, short_repr
 from .gguf_parts import gguf_models, is_gguf
 
@@ -69,6 +70,11 @@ def resolve(source: str | os.PathLike[str]) -> Path:
     hub_id = _HUB_ID.fullmatch(source) if isinstance(source, str) else None
     if hub_id and ".." not in hub_id[0]:
         return _fetch(hub_id[1], hub_id[2])
+    if path == BUNDLED_MODEL:
+        raise SourceError(
+            f"{path}: the bundled model is missing: it cannot be read from an archive, and "
+            "pyinstaller --collect-data minigpt adds it to a bundle; name another model"
+        )
     raise SourceError(f"{short_repr(str(source))}: no such folder, and not a hub id (owner/name)")
 
 

@@ -17,6 +17,7 @@ from ..checkpoint import files as checkpoint_files
 from ..checkpoint import strict_json, write_file
 from ..checkpoint.files import read_small_file
 from ..errors import SourceError, TokenizerError
+from ..kernels import events
 from . import bpe, json_fields, parsing, special_tokens, token_ids, tokenizer_json, vocabulary
 from .bpe import Merges
 from .disk_cache import load_or_build
@@ -43,12 +44,12 @@ _SAVED_AS = {
     "vocab.bpe": "merges.txt",
 }
 
-# The source files that a cached vocabulary depends on: the parser, what it imports, and this one.
+# The modules that a cached vocabulary depends on: the parser, what it imports, and this one.
 _PARSER_MODULES = (
     *(parsing, tokenizer_json, special_tokens, token_ids, json_fields, vocabulary, bpe),
-    *(strict_json, checkpoint_files, errors),
+    *(strict_json, checkpoint_files, errors, events),
 )
-PARSER_CODE = (__file__, *(str(module.__file__) for module in _PARSER_MODULES))
+PARSER_CODE = (__name__, *(module.__name__ for module in _PARSER_MODULES))
 
 
 def read_vocabulary(source: Path | GGUF) -> Vocabulary:

@@ -22,6 +22,7 @@ from ..arguments import checked_bool, checked_choice, checked_folder, checked_id
 from ..bundled import BUNDLED_MODEL
 from ..checkpoint import resolve
 from ..errors import InputError
+from ..kernels.events import CompilerError
 from ..source import ModelSource
 from ..texts import documents
 from .added_tokens import AddedTokens
@@ -197,15 +198,23 @@ class GPTTokenizer:
             segment = " " + segment
         if self._known_bytes is not None:
             _check_bytes(segment, self._known_bytes)
-        if self._encoded > COMPILED_FROM:
+        if self._encoded > COMPILED_FROM and self._encode_compiled is not None:
             return self._encode_compiled(segment)
         return list(chain.from_iterable(map(self._pretoken_ids.__getitem__, pretokenize(segment))))
 
     @cached_property
-    def _encode_compiled(self) -> Callable[[str], npt.NDArray[np.int32]]:
-        """`compiled.encode` with this vocabulary; imported here, as Numba is slow to load."""
-        from .compiled import encode, make_tables
+    def _encode_compiled(self) -> Callable[[str], npt.NDArray[np.int32]] | None:
+        """`compiled.encode` with this vocabulary; None where Numba compiles nothing.
 
+        Imported here, as Numba is slow to load.
+        """
+        try:
+            from ..kernels.jit import check_compiler
+            from .compiled import encode, make_tables
+
+            check_compiler()
+        except CompilerError:
+            return None
         merges = self._vocabulary.merges
         tables = make_tables(self._vocabulary.byte_ids, merges)
         return partial(encode, tables=tables, merges=merges)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def builds(*runs: dict[str, Any]) -> int:
     """How often `build` is called by calls of load_or_build with these changes of arguments."""
     build = Counted()
     for changes in runs:
-        arguments = {"kind": "kind", "code": [__file__], "files": FILES, **changes}
+        arguments = {"kind": "kind", "code": ["ast"], "files": FILES, **changes}
         assert load_or_build(**arguments, build=build) == VALUE
     return build.calls
 
@@ -51,8 +52,8 @@ def test_a_value_is_built_once(cache: Path) -> None:
         {"files": {"one": FILES["one"]}},
         {"files": {"one": FILES["one"], "three": b"2"}},
         {"kind": "other"},
-        {"code": [pytest.__file__]},
-        {"code": [__file__, pytest.__file__]},
+        {"code": ["pytest"]},
+        {"code": ["ast", "pytest"]},
     ],
     ids=["content", "one file less", "name", "kind", "other code", "more code"],
 )
@@ -71,13 +72,13 @@ def test_a_damaged_entry_is_built_and_written_anew(cache: Path, damage: str) -> 
     assert builds({}) == 1
     (file,) = (cache / "kind").iterdir()
     data = file.read_bytes()
-    bit = bytes([data[9] ^ 1])
+    bit = bytes([data[40] ^ 1])
     file.write_bytes(
         {
             "empty": b"",
             "zeros": b"\0\0\0\0",
             "short": data[:-1],
-            "one bit": data[:9] + bit + data[10:],
+            "one bit": data[:40] + bit + data[41:],
         }[damage]
     )
     assert builds({}, {}) == 1
@@ -96,7 +97,7 @@ def test_a_full_disk_is_no_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("minigpt.tokenizer.disk_cache.write_file", full)
+    monkeypatch.setattr("minigpt.kernels.cache_dir._write_new", full)
     assert builds({}, {}) == 2
 
 
@@ -107,10 +108,14 @@ def test_a_folder_others_can_write_to_is_not_used(cache: Path) -> None:
     assert builds({}) == 1
 
 
-def test_a_change_of_the_code_builds_anew(cache: Path, tmp_path: Path) -> None:
-    parser = tmp_path / "parser.py"
+def test_a_change_of_the_code_builds_anew(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    parser = tmp_path / "a_parser.py"
     parser.write_text("tokens = 1")
-    code = {"code": [__file__, str(parser)]}
+    importlib.import_module("a_parser")
+    code = {"code": ["ast", "a_parser"]}
     assert builds(code, code) == 1
     parser.write_text("tokens = 2")
     assert builds(code, code) == 1
