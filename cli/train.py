@@ -351,7 +351,7 @@ def _resume(
     state = resume_run(folder, limits, threads=threads, report=report, stop=interrupted)
     show_line("")
     loss = state.best_loss
-    best = "" if loss is None else f", the best after {state.best_step}: {loss:.4f}"
+    best = "" if loss is None else f"; validation loss {loss:.4f} after step {state.best_step}"
     of_planned = f" of {planned} planned" if planned and planned > state.step else ""
     note(f"{folder}: {state.step}{of_planned} steps{best}", verbose)
     if interrupted():

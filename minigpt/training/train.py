@@ -66,7 +66,8 @@ class StepReport:
     validation_loss  after this step, in nats per token; None if it was not evaluated
     best_loss        lowest validation loss so far; None if there is none
     milestone        whether an evaluation was due, with or without a validation text
-    tokens_per_s     training speed of this call, evaluations and checkpoints included
+    tokens_per_s     training speed over the later half of this call's steps, evaluations and
+                     checkpoints included
     seconds_left     estimated time to the end
     """
 

@@ -68,7 +68,7 @@ def test_evaluations_are_noted_with_speed_and_time_left(trained: Path) -> None:
     assert [note.startswith(f"[step {n} of {STEPS}   loss ") for note, n in
             zip(notes, (100, 200, 300), strict=False)] == [True] * 3  # fmt: skip
     assert all(word in notes[0] for word in ("   validation ", " tokens/s   ", " left]"))
-    assert notes[-1].startswith(f"[run: {STEPS} steps, the best after ")
+    assert notes[-1].startswith(f"[run: {STEPS} steps; validation loss ")
 
 
 def test_the_trained_model_continues_its_text(trained: Path, run: Run) -> None:
@@ -153,7 +153,9 @@ def test_a_run_that_ends_early_says_how_many_of_its_steps_it_made(run: Run, text
     done = run("train", *NEW, "--steps", "1000", "--patience", "1", "--lr", "10", "--verbose")
     assert done.returncode == 0, done.stderr
     last = done.stderr.decode().splitlines()[-1]
-    assert re.match(r"\[run: [0-9]+ of 1000 planned steps, the best after [0-9]+: ", last), last
+    assert re.match(
+        r"\[run: [0-9]+ of 1000 planned steps; validation loss [0-9.]+ after step ", last
+    )
 
 
 def test_a_folder_that_holds_a_run(fails: Fails, run: Run, texts: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,16 @@ def test_gradients_accumulate_over_micro_batches(
     accumulated = [line.get("loss", 0) for line in expected["lines"]]
     assert losses != accumulated  # sums in another order: they differ in their last bits
     np.testing.assert_allclose(losses, accumulated, 1e-4)
+
+
+def test_memory_does_not_grow_with_the_batch(tmp_path: Path) -> None:
+    """A batch of a million sequences, which would take 140 MB, is read part by part."""
+    create(tmp_path / "run", replace(CONFIG, batch_size=1_000_000), validation=None)
+    tracemalloc.start()
+    assert resume(tmp_path / "run", stop=stopping_after(3)).step == 0
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30_000_000
 
 
 def test_without_a_validation_text_the_end_of_the_text_is_one(tmp_path: Path) -> None:
