@@ -200,12 +200,15 @@ def _load(
 ) -> tuple[GPTTokenizer, GPTModel]:
     """Load the tokenizer, then the model: a wrong source fails before Numba is imported."""
     from .. import GPTTokenizer
+    from ..source import open_source
 
-    tokenizer = GPTTokenizer.from_pretrained(tokenizer_source)
+    opened = open_source(source)
+    own = tokenizer_source == source
+    tokenizer = GPTTokenizer.from_pretrained(opened if own else tokenizer_source)
 
     from .. import GPTModel
 
-    return tokenizer, GPTModel.from_pretrained(source, dtype=dtype, threads=threads)
+    return tokenizer, GPTModel.from_pretrained(opened, dtype=dtype, threads=threads)
 
 
 def _print(chunks: Iterable[str], prefix: str) -> None:

@@ -23,6 +23,9 @@ _HUB_ID = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*)"
     r"(?:/([A-Za-z0-9_-][A-Za-z0-9_.-]*\.gguf))?"
 )
+# A model of the hub's early days, such as gpt2, has no owner. What looks like a file is none.
+_HUB_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9])?")
+_FILE_SUFFIXES = {".bin", ".gguf", ".json", ".pt", ".pth", ".safetensors", ".txt", ".zip"}
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 _SMALL_FILES = (
@@ -30,12 +33,15 @@ _SMALL_FILES = (
     "generation_config.json",
     "vocab.json",
     "merges.txt",
+    "encoder.json",
+    "vocab.bpe",
     "tokenizer.json",
     "tokenizer_config.json",
     "added_tokens.json",
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+_TOKENIZERS = {"tokenizer.json", "vocab.json", "encoder.json"}
 # (first file of weights, files to fetch with it), in order of precedence.
 _WEIGHTS = (
     ("model.safetensors", ("model.safetensors",)),
@@ -45,12 +51,16 @@ _WEIGHTS = (
 )
 
 
-def resolve(source: str | os.PathLike[str]) -> Path:
-    """The path of a model source: a folder, a GGUF file, or a hub id.
+def resolve(source: str | os.PathLike[str], tokenizer_only: bool = False) -> Path:
+    """The path of a model source: a folder, a GGUF file, a hub id, or the bundled model's name.
 
-    The model of a hub id such as "cerebras/Cerebras-GPT-111M" is downloaded, or found in the cache.
-    A folder whose only weights are a GGUF file, or the parts of one, stands for that file, and so
-    does such a repository of the hub. "owner/name/file.gguf" is one of several in a repository.
+    tokenizer_only  True to resolve the source of a tokenizer: of the hub only the files of the
+                    tokenizer are fetched, and any other file is a source, too
+
+    The model of a hub id such as "cerebras/Cerebras-GPT-111M" or "gpt2" is downloaded, or found in
+    the cache. A folder whose only weights are a GGUF file, or the parts of one, stands for that
+    file, and so does such a repository of the hub. "owner/name/file.gguf" is one of several in a
+    repository. A folder or a file comes before a name.
 
     Raises SourceError for anything else, and for a model that cannot be downloaded.
     """
@@ -61,21 +71,35 @@ def resolve(source: str | os.PathLike[str]) -> Path:
         if path.is_dir():
             return _only_gguf(path) or path
         is_file = path.exists()
-        if is_file and is_gguf(path):
+        if is_file and (tokenizer_only or is_gguf(path)):
             return path
     except (OSError, ValueError):  # too long, or with a zero byte
         is_file = False
     if is_file:
         raise SourceError(f"{path}: is a file; name its folder, or a GGUF file")
-    hub_id = _HUB_ID.fullmatch(source) if isinstance(source, str) else None
-    if hub_id and ".." not in hub_id[0]:
-        return _fetch(hub_id[1], hub_id[2])
+    if source == BUNDLED_MODEL.name:
+        return resolve(BUNDLED_MODEL, tokenizer_only)
+    hub_id = _as_hub_id(source) if isinstance(source, str) else None
+    if hub_id:
+        return _fetch(*hub_id, tokenizer_only)
     if path == BUNDLED_MODEL:
         raise SourceError(
             f"{path}: the bundled model is missing: it cannot be read from an archive, and "
             "pyinstaller --collect-data minigpt adds it to a bundle; name another model"
         )
-    raise SourceError(f"{short_repr(str(source))}: no such folder, and not a hub id (owner/name)")
+    raise SourceError(
+        f"{short_repr(str(source))}: no such folder or GGUF file, and not a hub id (owner/name)"
+    )
+
+
+def _as_hub_id(source: str) -> tuple[str, str | None] | None:
+    """(hub id, name of a GGUF file or None); None for what is no name on the hub."""
+    if ".." in source:
+        return None
+    if match := _HUB_ID.fullmatch(source):
+        return match[1], match[2]
+    is_file_name = Path(source).suffix.lower() in _FILE_SUFFIXES
+    return (source, None) if _HUB_NAME.fullmatch(source) and not is_file_name else None
 
 
 def _only_gguf(folder: Path) -> Path | None:
@@ -90,7 +114,7 @@ def _only_gguf(folder: Path) -> Path | None:
     return None
 
 
-def _fetch(hub_id: str, file: str | None = None) -> Path:
+def _fetch(hub_id: str, file: str | None, tokenizer_only: bool) -> Path:
     """Download the files of a model into huggingface_hub's cache; returns its folder there.
 
     Of a GGUF file, `file` or the only one, returns its path. Without a connection to the hub, the
@@ -112,7 +136,7 @@ def _fetch(hub_id: str, file: str | None = None) -> Path:
             raise SourceError(_not_available(hub_id, error)) from None
         except Exception as error:  # a network library may raise anything
             return _cached(hub_id, file, error)
-        wanted = _wanted(hub_id, file, names)
+        wanted = _wanted(hub_id, file, names, tokenizer_only)
         try:
             folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=wanted))
         except RepositoryNotFoundError as error:  # its list is public, its files need a login
@@ -149,25 +173,32 @@ def _cached(hub_id: str, file: str | None, cause: Exception) -> Path:
     return Path(folder, file) if file else _only_gguf(Path(folder)) or Path(folder)
 
 
-def _wanted(hub_id: str, file: str | None, names: list[str]) -> list[str]:
+def _wanted(hub_id: str, file: str | None, names: list[str], tokenizer_only: bool) -> list[str]:
     """The files to download, of all files of a model; GGUF where it has no other weights.
 
-    file  a GGUF file that was asked for
+    file            a GGUF file that was asked for
+    tokenizer_only  no weights, unless GGUF files alone may hold the tokenizer
 
     Raises SourceError for a model without weights, or with several GGUF files of which none, or
     another, was named.
     """
     plain = [name for name in names if _PLAIN_NAME.fullmatch(name)]  # no folders, no patterns
+    small = [name for name in plain if name in _SMALL_FILES]
+    if tokenizer_only and file is None and _TOKENIZERS.intersection(small):
+        return small
     for first, patterns in _WEIGHTS if file is None else ():
         if first in plain:
             weights = [name for name in plain if any(fnmatchcase(name, p) for p in patterns)]
-            return [name for name in plain if name in _SMALL_FILES] + weights
+            if tokenizer_only:
+                break
+            return small + weights
     models = gguf_models(plain)
     found = [files for files in models.values() if file is None or file in files]
     if len(found) == 1:
         return found[0]
     if not models:
-        raise SourceError(f"{hub_id}: is on the hub, but without weights that can be read")
+        what = "a tokenizer" if tokenizer_only else "weights"
+        raise SourceError(f"{hub_id}: is on the hub, but without {what} that can be read")
     problem = "holds several GGUF files" if file is None else f"holds no file {short_repr(file)}"
     known = ", ".join(list(models)[:20]) + (", …" if len(models) > 20 else "")
     example = f"{hub_id}/{next(iter(models))}"

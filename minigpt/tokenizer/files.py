@@ -2,7 +2,8 @@
 
 `tokenizer.json` is read if present; else `vocab.json` and `merges.txt`; else the same two under
 OpenAI's names, `encoder.json` and `vocab.bpe`; and beside any of them `added_tokens.json`,
-`special_tokens_map.json` and `tokenizer_config.json`. A GGUF file holds a tokenizer of its own.
+`special_tokens_map.json` and `tokenizer_config.json`. One of these files may be named in place of
+its folder. A GGUF file holds a tokenizer of its own.
 What they say is parsed and checked in parsing.py. `chat_template.jinja` is kept with them, unread.
 """
 
@@ -16,6 +17,7 @@ from .. import errors
 from ..checkpoint import files as checkpoint_files
 from ..checkpoint import strict_json, write_file
 from ..checkpoint.files import read_small_file
+from ..checkpoint.gguf_parts import is_gguf
 from ..errors import SourceError, TokenizerError
 from ..kernels import events
 from . import bpe, json_fields, parsing, special_tokens, token_ids, tokenizer_json, vocabulary
@@ -55,15 +57,18 @@ PARSER_CODE = (__name__, *(module.__name__ for module in _PARSER_MODULES))
 def read_vocabulary(source: Path | GGUF) -> Vocabulary:
     """The checked vocabulary of a folder's tokenizer files, or of a GGUF file or its parsed header.
 
+    source  may be one of the files: tokenizer.json, under any name that ends in .json, vocab.json
+            or merges.txt
+
     A large one that was read before comes from the disk cache. Raises TokenizerError, naming the
     file, for one that is missing, damaged, too large, or of another kind than GPT-2's.
     """
-    path = source if isinstance(source, Path) else source.file.path
-    form, files = _read_files(source)
+    folder, form, files = _read_files(source)
     plain = load_or_build(
-        "vocabularies", PARSER_CODE, files, lambda: _to_plain(parse_files(path, form, files))
+        "vocabularies", PARSER_CODE, files, lambda: _to_plain(parse_files(folder, form, files))
     )
-    return _from_plain(plain, {_SAVED_AS[name]: data for name, data in files.items()})
+    saved = {_SAVED_AS.get(name, "tokenizer.json"): data for name, data in files.items()}
+    return _from_plain(plain, saved)
 
 
 def _to_plain(vocabulary: Vocabulary) -> tuple[Any, ...]:
@@ -138,29 +143,49 @@ def _names_in(folder: Path) -> set[str]:
         raise TokenizerError(f"{folder}: cannot be read: {error.strerror}") from None
 
 
-def _read_files(source: Path | GGUF) -> tuple[tuple[str, ...], dict[str, bytes]]:
-    """(form, {name: content}): the names of the vocabulary's files, and all files that are present.
+def _read_files(source: Path | GGUF) -> tuple[Path, tuple[str, ...], dict[str, bytes]]:
+    """(folder, form, {name: content}): where the files are, the names of those with vocabulary and
+    merges, and all that are present.
 
-    For a GGUF file, the files with the same content.
+    For a GGUF file, the files with the same content, as if they were in a folder of its name.
     """
-    if not isinstance(source, Path) or source.is_file():
+    if not isinstance(source, Path) or (source.is_file() and is_gguf(source)):
+        path = source if isinstance(source, Path) else source.file.path
         files = tokenizer_files(source)
         if not files:
-            path = source if isinstance(source, Path) else source.file.path
             raise TokenizerError(
                 f"{path}: holds no tokenizer; name a source that has one with --tokenizer"
             )
-        return ("vocab.json", "merges.txt"), files
-    present = _names_in(source)
+        return path, ("vocab.json", "merges.txt"), files
+    folder = source.parent if source.is_file() else source
+    present = _names_in(folder)
+    form = _named_form(source) if source.is_file() else _first_form(source, present)
+    if form[-1] not in present:
+        raise TokenizerError(f"{folder}: holds {form[0]}, but no {form[-1]}")
+    names = [*form, *(name for name in _SIDE_FILES if name in present)]
+    return (
+        folder,
+        form,
+        {name: read_small_file(folder / name, MAX_FILE_BYTES, TokenizerError) for name in names},
+    )
+
+
+def _first_form(folder: Path, present: set[str]) -> tuple[str, ...]:
+    """The names of the files with vocabulary and merges, of those that are `present`."""
     form = next((form for form in _FORMS if form[0] in present), None)
     if form is None:
         raise TokenizerError(
-            f"{source}: holds no tokenizer, neither tokenizer.json nor vocab.json and merges.txt; "
+            f"{folder}: holds no tokenizer, neither tokenizer.json nor vocab.json and merges.txt; "
             "name a source that has one with --tokenizer"
         )
-    if form[-1] not in present:
-        raise TokenizerError(f"{source}: holds {form[0]}, but no {form[-1]}")
-    names = [*form, *(name for name in (*_SIDE_FILES, CHAT_TEMPLATE) if name in present)]
-    return form, {
-        name: read_small_file(source / name, MAX_FILE_BYTES, TokenizerError) for name in names
-    }
+    return form
+
+
+def _named_form(file: Path) -> tuple[str, ...]:
+    """The names of the files with vocabulary and merges, of which `file` is one."""
+    form = next((form for form in _FORMS if file.name in form), None)
+    if form is None and file.suffix.lower() != ".json":
+        raise TokenizerError(
+            f"{file}: is no file of a tokenizer; name its folder, or a tokenizer.json in it"
+        )
+    return form or (file.name,)

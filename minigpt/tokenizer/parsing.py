@@ -43,7 +43,8 @@ def parse_files(folder: Path, form: tuple[str, ...], files: dict[str, bytes]) ->
             objects[name] = parse_json_object(data, str(folder / name), TokenizerError)
 
     ids = TokenIds()
-    if form == ("tokenizer.json",):
+    if form[0] == form[-1]:
+        objects["tokenizer.json"] = objects[form[0]]
         model = gpt2_model(objects["tokenizer.json"], vocab_path)
         ids.add(field(model, "vocab", dict, vocab_path) or {}, vocab_path)
         pairs = _pairs_of_json(model.get("merges"), merges_path)

@@ -63,14 +63,23 @@ class GPTTokenizer:
     ) -> GPTTokenizer:
         """Load the tokenizer of a model source.
 
-        source  a folder with tokenizer files, a GGUF file, a hub id, or an opened ModelSource.
-                Default: the bundled model
+        source  a folder with tokenizer files, one of these files, a GGUF file, a hub id, or an
+                opened ModelSource. Default: the bundled model
 
         Raises SourceError where there is no such source, and TokenizerError where its tokenizer
         files are missing, damaged, or of another kind than GPT-2's.
         """
-        files = source.files if isinstance(source, ModelSource) else resolve(source)
+        files = source.files if isinstance(source, ModelSource) else resolve(source, True)
         return cls(read_vocabulary(files))
+
+    def __copy__(self) -> GPTTokenizer:
+        return type(self)(self._vocabulary)
+
+    def __deepcopy__(self, memo: object) -> GPTTokenizer:
+        return self.__copy__()  # nothing changes a vocabulary
+
+    def __reduce__(self) -> tuple[type[GPTTokenizer], tuple[Vocabulary]]:
+        return type(self), (self._vocabulary,)  # without its memo and tables
 
     @property
     def vocabulary(self) -> Vocabulary:

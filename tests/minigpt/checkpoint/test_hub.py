@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import minigpt
+from minigpt.bundled import BUNDLED_MODEL
 from minigpt.checkpoint import resolve
 from minigpt.errors import SourceError
 
@@ -34,7 +35,11 @@ def test_a_folder_is_itself(tmp_path: Path) -> None:
     [
         "",
         ".hidden/x",
-        "absent",
+        "absent.gguf",
+        "model.safetensors",
+        "-m",
+        "absent/",
+        "a..b",
         "a/b/c",
         "../x",
         "a/..",
@@ -64,6 +69,7 @@ def test_a_file_of_weights_is_refused_with_advice(tmp_path: Path) -> None:
     (tmp_path / "x.bin").touch()
     with pytest.raises(SourceError, match="is a file; name its folder"):
         resolve(tmp_path / "x.bin")
+    assert resolve(tmp_path / "x.bin", tokenizer_only=True) == tmp_path / "x.bin"
 
 
 def test_without_huggingface_hub_it_says_how_to_get_it(monkeypatch) -> None:
@@ -155,14 +161,17 @@ import sys
 from minigpt.checkpoint import resolve
 from minigpt.errors import SourceError
 try:
-    print(resolve(sys.argv[1]))
+    print(resolve(sys.argv[1], len(sys.argv) > 2))
 except SourceError as error:
     print("SourceError", error)
 """
 
 
-def fetch(hub: Hub, model: str, cache: Path, **environment: str) -> str:
-    """The result of resolve(model) in a process whose hub is `hub`; its stderr must be empty."""
+def fetch(hub: Hub, *arguments: str, cache: Path, **environment: str) -> str:
+    """The result of resolve(…) in a process whose hub is `hub`; its stderr must be empty.
+
+    arguments  the source, and a second one to resolve the source of a tokenizer
+    """
     others = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     ours = {
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
@@ -171,7 +180,7 @@ def fetch(hub: Hub, model: str, cache: Path, **environment: str) -> str:
         "NO_PROXY": "127.0.0.1",
     }
     done = subprocess.run(
-        [sys.executable, "-c", FETCH, model],
+        [sys.executable, "-c", FETCH, *arguments],
         env={**others, **ours, **environment},
         cwd=cache,
         capture_output=True,
@@ -198,18 +207,63 @@ BIN_MODEL = {
 def test_a_model_is_downloaded_once_and_then_found_offline(hub: Hub, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     hub.models["owner/name"] = BIN_MODEL
-    folder = Path(fetch(hub, "owner/name", tmp_path))
+    folder = Path(fetch(hub, "owner/name", cache=tmp_path))
     wanted = sorted(BIN_MODEL.keys() - {"README.md", "flax_model.msgpack"})
     assert sorted(path.name for path in folder.iterdir()) == wanted
     assert all((folder / name).read_bytes() == BIN_MODEL[name] for name in wanted)
     hub.requests.clear()
-    assert fetch(hub, "owner/name", tmp_path) == str(folder)
+    assert fetch(hub, "owner/name", cache=tmp_path) == str(folder)
     assert not any(line.startswith("GET /owner/") for line in hub.requests)
     hub.requests.clear()
-    assert fetch(hub, "owner/name", tmp_path, HF_HUB_OFFLINE="1") == str(folder)
+    assert fetch(hub, "owner/name", cache=tmp_path, HF_HUB_OFFLINE="1") == str(folder)
     assert hub.requests == []
-    gone = fetch(hub, "owner/name", tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    gone = fetch(hub, "owner/name", cache=tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert gone == str(folder)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-xl", "my_model-1.5b"])
+def test_a_name_without_an_owner(hub: Hub, tmp_path: Path, name: str) -> None:
+    """The hub has models of its early days under such names; a folder comes first."""
+    pytest.importorskip("huggingface_hub")
+    hub.models[name] = BIN_MODEL
+    folder = fetch(hub, name, cache=tmp_path)
+    assert f"models--{name}" in folder
+    hub.requests.clear()
+    assert fetch(hub, name, cache=tmp_path, HF_HUB_OFFLINE="1") == folder
+    assert hub.requests == []
+    (tmp_path / name).mkdir()
+    assert fetch(hub, name, cache=tmp_path) == name
+    answer = fetch(hub, "absent", cache=tmp_path, HF_HUB_OFFLINE="1")
+    assert answer.startswith("SourceError absent: no such folder, not in the cache, and the hub")
+
+
+def test_the_files_of_a_tokenizer_alone_are_downloaded(hub: Hub, tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    hub.models["owner/name"] = BIN_MODEL
+    folder = Path(fetch(hub, "owner/name", "tokenizer", cache=tmp_path))
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "merges.txt",
+        "vocab.json",
+    ]
+    assert fetch(hub, "owner/name", "tokenizer", cache=tmp_path, HF_HUB_OFFLINE="1") == str(folder)
+    assert fetch(hub, "owner/name", cache=tmp_path) == str(folder)
+    assert (folder / "pytorch_model.bin").exists()
+    hub.models["owner/vocabulary"] = {"tokenizer.json": b"{}"}
+    folder = Path(fetch(hub, "owner/vocabulary", "tokenizer", cache=tmp_path))
+    assert [path.name for path in folder.iterdir()] == ["tokenizer.json"]
+    hub.models["owner/gguf"] = {"a.gguf": b"GGUF", "README.md": b"#"}
+    assert Path(fetch(hub, "owner/gguf", "tokenizer", cache=tmp_path)).name == "a.gguf"
+    hub.models["owner/none"] = {"config.json": b"{}", "model.safetensors": b"1"}
+    answer = fetch(hub, "owner/none", "tokenizer", cache=tmp_path)
+    assert "owner/none: is on the hub, but without a tokenizer that can be read" in answer
+
+
+def test_the_bundled_model_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve("tales-6m") == BUNDLED_MODEL
+    (tmp_path / "tales-6m").mkdir()
+    assert resolve("tales-6m") == Path("tales-6m")
 
 
 def test_one_of_several_formats_is_downloaded(hub: Hub, tmp_path: Path) -> None:
@@ -222,7 +276,7 @@ def test_one_of_several_formats_is_downloaded(hub: Hub, tmp_path: Path) -> None:
         "other.safetensors": b"not needed",
         "onnx/model.safetensors": b"not needed",
     }
-    names = {path.name for path in Path(fetch(hub, "owner/name", tmp_path)).iterdir()}
+    names = {path.name for path in Path(fetch(hub, "owner/name", cache=tmp_path)).iterdir()}
     assert {name for name in names if "model" in name} == {
         "model.safetensors.index.json",
         "model-00001-of-00002.safetensors",
@@ -236,10 +290,10 @@ def test_a_repository_of_one_gguf_model(hub: Hub, tmp_path: Path) -> None:
     parts = ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]
     for hub_id, names in (("owner/one", ["m.gguf"]), ("owner/parts", parts)):
         hub.models[hub_id] = {"README.md": b"#", **{name: name.encode() for name in names}}
-        path = Path(fetch(hub, hub_id, tmp_path))
+        path = Path(fetch(hub, hub_id, cache=tmp_path))
         assert path.name == names[0]
         assert sorted(other.name for other in path.parent.iterdir()) == names
-        assert fetch(hub, hub_id, tmp_path, HF_HUB_OFFLINE="1") == str(path)
+        assert fetch(hub, hub_id, cache=tmp_path, HF_HUB_OFFLINE="1") == str(path)
 
 
 def test_a_repository_of_several_gguf_models(hub: Hub, tmp_path: Path) -> None:
@@ -247,25 +301,25 @@ def test_a_repository_of_several_gguf_models(hub: Hub, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     names = ["a.Q4_K_M.gguf", "b-00001-of-00002.gguf", "b-00002-of-00002.gguf"]
     hub.models["owner/name"] = dict.fromkeys(names, b"GGUF")
-    answer = fetch(hub, "owner/name", tmp_path)
+    answer = fetch(hub, "owner/name", cache=tmp_path)
     assert answer == (
         "SourceError owner/name: holds several GGUF files; name one of a.Q4_K_M.gguf, "
         "b-00001-of-00002.gguf, as in owner/name/a.Q4_K_M.gguf"
     )
-    path = Path(fetch(hub, "owner/name/b-00002-of-00002.gguf", tmp_path))
+    path = Path(fetch(hub, "owner/name/b-00002-of-00002.gguf", cache=tmp_path))
     assert path.name == names[2]
     assert sorted(other.name for other in path.parent.iterdir()) == names[1:]
-    again = fetch(hub, "owner/name/b-00002-of-00002.gguf", tmp_path, HF_HUB_OFFLINE="1")
+    again = fetch(hub, "owner/name/b-00002-of-00002.gguf", cache=tmp_path, HF_HUB_OFFLINE="1")
     assert again == str(path)
-    answer = fetch(hub, "owner/name/c.gguf", tmp_path)
+    answer = fetch(hub, "owner/name/c.gguf", cache=tmp_path)
     assert "holds no file 'c.gguf'; name one of a.Q4_K_M.gguf" in answer
 
 
 def test_other_weights_of_a_repository_take_precedence_over_gguf(hub: Hub, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     hub.models["owner/name"] = {**BIN_MODEL, "m.gguf": b"GGUF"}
-    assert not (Path(fetch(hub, "owner/name", tmp_path)) / "m.gguf").exists()
-    assert Path(fetch(hub, "owner/name/m.gguf", tmp_path)).name == "m.gguf"
+    assert not (Path(fetch(hub, "owner/name", cache=tmp_path)) / "m.gguf").exists()
+    assert Path(fetch(hub, "owner/name/m.gguf", cache=tmp_path)).name == "m.gguf"
 
 
 @pytest.mark.slow
@@ -274,8 +328,8 @@ def test_an_interrupted_download_continues(hub: Hub, tmp_path: Path) -> None:
     weights = bytes(range(256)) * 100_000  # huggingface_hub keeps pieces of 10 MB
     hub.models["owner/name"] = {"config.json": b"{}", "pytorch_model.bin": weights}
     hub.cut_after = 20_000_000
-    first = fetch(hub, "owner/name", tmp_path)  # it may try again by itself
-    folder = Path(fetch(hub, "owner/name", tmp_path) if "SourceError" in first else first)
+    first = fetch(hub, "owner/name", cache=tmp_path)  # it may try again by itself
+    folder = Path(fetch(hub, "owner/name", cache=tmp_path) if "SourceError" in first else first)
     assert (folder / "pytorch_model.bin").read_bytes() == weights
     starts = [line.split()[-1] for line in hub.requests if line.startswith("GET /owner/name/res")]
     assert any(int(start) >= 10_000_000 for start in starts)
@@ -284,16 +338,16 @@ def test_an_interrupted_download_continues(hub: Hub, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_model_that_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
-    answer = fetch(hub, "owner/absent", tmp_path)
+    answer = fetch(hub, "owner/absent", cache=tmp_path)
     assert answer.startswith("SourceError owner/absent: no such folder, and the hub has no such")
     assert answer.count("\n") == 0
     hub.models["owner/gated"] = BIN_MODEL
-    answer = fetch(hub, "owner/gated", tmp_path)
+    answer = fetch(hub, "owner/gated", cache=tmp_path)
     assert "requires a login" in answer
     assert answer.count("\n") == 0
     hub.models["owner/empty"] = {"README.md": b"# nothing here"}
-    assert "without weights that can be read" in fetch(hub, "owner/empty", tmp_path)
-    answer = fetch(hub, "owner/name", tmp_path, HF_HUB_OFFLINE="1")
+    assert "without weights that can be read" in fetch(hub, "owner/empty", cache=tmp_path)
+    answer = fetch(hub, "owner/name", cache=tmp_path, HF_HUB_OFFLINE="1")
     assert answer.startswith("SourceError owner/name: no such folder, not in the cache")
     assert answer.count("\n") == 0
 
@@ -310,7 +364,7 @@ def test_names_that_point_outside_the_cache_are_not_downloaded(hub: Hub, tmp_pat
         "model-1.safetensors": b"1",
     }
     hub.models["owner/name"] = {**files, **dict.fromkeys(evil, b"evil")}
-    fetch(hub, "owner/name", cache)
+    fetch(hub, "owner/name", cache=cache)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in written if path.read_bytes() == b"evil"]
     assert all(cache in path.parents for path in written)

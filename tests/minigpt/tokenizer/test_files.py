@@ -84,6 +84,39 @@ def test_forms_of_merges_txt(toy: GPTTokenizer, tmp_path: Path, content: str) ->
     assert tokenizer.encode("low lower") == toy.encode("low lower")
 
 
+def test_a_file_may_be_named_in_place_of_its_folder(tmp_path: Path) -> None:
+    write_toy(tmp_path, tokenizer_config={"eos_token": "low"})
+    vocab = {token: i for i, token in enumerate(reversed(toy_vocab()))}
+    other = tokenizer_json(model__vocab=vocab, added_tokens=[])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(other), encoding="utf-8")
+    (tmp_path / "mine.json").write_text(json.dumps(other), encoding="utf-8")
+    for name in ("vocab.json", "merges.txt"):
+        tokenizer = GPTTokenizer.from_pretrained(tmp_path / name)
+        assert (tokenizer.encode("low"), tokenizer.eos_token_id) == ([257], 257)
+    for name in ("tokenizer.json", "mine.json"):
+        tokenizer = GPTTokenizer.from_pretrained(str(tmp_path / name))
+        assert (tokenizer.encode("low"), tokenizer.eos_token_id) == ([vocab["low"]], vocab["low"])
+        tokenizer.save_pretrained(tmp_path / f"saved {name}")
+        saved = GPTTokenizer.from_pretrained(tmp_path / f"saved {name}")
+        assert saved.encode("low") == tokenizer.encode("low")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("notes.txt", r"notes\.txt: is no file of a tokenizer; name its folder"),
+        ("model.safetensors", r"model\.safetensors: is no file of a tokenizer"),
+        ("config.json", r"config\.json: "),
+        ("encoder.json", r"holds encoder\.json, but no vocab\.bpe"),
+    ],
+)
+def test_other_files(tmp_path: Path, name: str, problem: str) -> None:
+    write_toy(tmp_path)
+    (tmp_path / name).write_text('{"vocab_size": 3}')
+    with pytest.raises(TokenizerError, match=problem):
+        GPTTokenizer.from_pretrained(tmp_path / name)
+
+
 # ---- the disk cache ----
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from pickle import dumps, loads
 from typing import Any
 
 import numpy as np
@@ -139,6 +142,16 @@ def test_text_must_be_str(toy: GPTTokenizer, text: Any) -> None:
 def test_lone_surrogates_are_named(toy: GPTTokenizer) -> None:
     with pytest.raises(InputError, match=r"text: has '\\udc80', a lone surrogate, at 2"):
         toy.encode("ab\udc80")
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda t: loads(dumps(t))])
+def test_copies_and_pickles(toy: GPTTokenizer, copied: Callable[[Any], GPTTokenizer]) -> None:
+    toy.encode("a memo of pre-tokens")
+    other = copied(toy)
+    assert other is not toy
+    assert other.encode("low<|endoftext|>", allow_special=True) == [257, 260]
+    assert (other.vocab_size, other.eos_token_id, other.decode([257])) == (261, 260, "low")
+    assert len(dumps(toy)) < 20_000
 
 
 def test_the_class_is_imported_from_the_package_without_numba() -> None:
