@@ -114,12 +114,12 @@ def _adds_no_token(parts: list[dict[str, Any]]) -> bool:
 
 def _is_empty_template(part: dict[str, Any]) -> bool:
     """Whether a template is the text alone: `$A`."""
-    pieces = part.get("single")
-    if part.get("type") != "TemplateProcessing" or not isinstance(pieces, list):
+    items = part.get("single")
+    if part.get("type") != "TemplateProcessing" or not isinstance(items, list):
         return False
-    sequences = [piece.get("Sequence") for piece in pieces if isinstance(piece, dict)]
+    sequences = [item.get("Sequence") for item in items if isinstance(item, dict)]
     ids = [sequence.get("id") for sequence in sequences if isinstance(sequence, dict)]
-    return ids == ["A"] and len(pieces) == 1
+    return ids == ["A"] and len(items) == 1
 
 
 def _is_byte_level_or_none(parts: list[dict[str, Any]]) -> bool:
