@@ -1,4 +1,5 @@
-"""The kernel tests again: with bounds checks, compiled for older processors, and with AMX.
+"""The kernel tests again: with bounds checks, compiled for older processors, and with AMX; and
+which processors give the same bits.
 
 Each test starts a process that selects tests by marker (pyproject.toml) and compiles all their
 kernels. The process first asserts that it runs with these settings. It must pass at least as many
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 
 import llvmlite.binding as llvm
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -105,3 +107,79 @@ def test_kernels_with_amx(run_python):
         PYTHONPATH=str(Path(__file__).parent / "simd"),
     )
     assert_passed(process, AMX_TESTS)
+
+
+# ---- the bits of a whole model ----
+
+_AVX2 = "+sse2,+ssse3,+sse4.1,+avx,+avx2,+fma,+f16c"
+_AVX512 = f"{_AVX2},+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl"
+_PROCESSORS = {  # path → NUMBA_CPU_NAME, NUMBA_CPU_FEATURES
+    "AVX2": ("haswell", _AVX2),
+    "AVX-512": ("skylake-avx512", _AVX512),
+    "VNNI": ("cascadelake", f"{_AVX512},+avx512vnni"),
+    "AVX-512 BF16": ("cooperlake", f"{_AVX512},+avx512vnni,+avx512bf16"),
+}
+
+# The bundled model's logits of forty tokens and of the first alone, by the path that is asserted.
+LOGITS_PROGRAM = """
+import sys
+path, asserted, *dtypes = sys.argv[1:]
+if asserted == "AMX":
+    import amx_emulator
+    amx_emulator.install()
+import numpy as np
+from minigpt import GPTModel
+from minigpt.kernels.simd import AMX
+from minigpt.kernels.simd.llvm import cpu_features
+assert eval(asserted), sorted(cpu_features())
+ids = np.arange(100, 140)[None]
+logits = {}
+for dtype in dtypes:
+    model = GPTModel.from_pretrained(dtype=dtype, threads=1)
+    logits[dtype], logits[f"{dtype}, first"] = model(ids).logits, model(ids[:, :1]).logits
+np.savez(path, **logits)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="see amx_emulator.py"
+)
+def test_which_processors_give_the_same_bits(run_python, tmp_path):
+    """What README says of them; paths that this processor cannot run are left out, but for AMX."""
+    host = llvm.get_host_cpu_features()
+
+    def logits(asserted: str, dtypes: list[str], **environment: str) -> dict[str, np.ndarray]:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.npz"
+        arguments = [str(path), asserted, *dtypes]
+        process = run_python("-c", LOGITS_PROGRAM, *arguments, **environment)
+        assert process.returncode == 0, process.stderr[-2000:]
+        with np.load(path) as stored:
+            return dict(stored)
+
+    found = {}
+    for name, (cpu, features) in _PROCESSORS.items():
+        wanted = {feature.removeprefix("+") for feature in features.split(",")}
+        if all(host.get(feature) for feature in wanted):
+            found[name] = logits(
+                f"not AMX and {wanted!r} == cpu_features()",
+                ["int8", "f32"] if name in ("AVX2", "AVX-512 BF16") else ["int8"],
+                NUMBA_CPU_NAME=cpu,
+                NUMBA_CPU_FEATURES=features,
+            )
+    found["AMX"] = logits(
+        "AMX",
+        ["int8"],
+        NUMBA_CPU_FEATURES=host.flatten() + ",+amx-tile,+amx-bf16,+amx-int8",
+        PYTHONPATH=str(Path(__file__).parent / "simd"),
+    )
+    assert len(found) > 1
+    first = found["AVX2"]
+    for name, other in found.items():
+        # a token alone attends to itself with weight 1, which bfloat16 holds exactly
+        assert np.array_equal(other["int8, first"], first["int8, first"]), name
+        if name in ("AVX-512", "VNNI"):
+            assert np.array_equal(other["int8"], first["int8"]), name
+        if "f32" in other:
+            assert np.array_equal(other["f32"], first["f32"]), name
+        error = abs(other["int8"] - first["int8"]).max() / abs(first["int8"]).max()
+        assert error < 0.02, name
