@@ -5,4 +5,5 @@ task_files.py  LAMBADA, PIQA, ARC and other tasks as JSON lines
 tasks.py       accuracy on these
 files.py       files read and tokenized for
 run.py         an evaluation of several, in one call
+harness.py     a model for EleutherAI's lm-evaluation-harness
 """

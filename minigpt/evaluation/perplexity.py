@@ -173,7 +173,7 @@ def perplexity(
     rolling = checked_bool("rolling", rolling)
     windows = Windows.checked(model.config.n_positions, window, stride, rolling)
     warm_up(model, tokens)
-    sequence = _with_start(tokens, model.config)
+    sequence = with_start(tokens, model.config)
     total = len(sequence) - 1
     start, nats = perf_counter(), 0.0
     for done, logits in enumerate(_logits(model, sequence[:-1], windows), 1):
@@ -494,7 +494,7 @@ def too_short(tokens: int, config: GPTConfig) -> str:
     )
 
 
-def _with_start(ids: npt.NDArray[np.int64], config: GPTConfig) -> npt.NDArray[np.int64]:
+def with_start(ids: npt.NDArray[np.int64], config: GPTConfig) -> npt.NDArray[np.int64]:
     """`ids`, [T], after the model's start token where it has one."""
     start = config.start_token_id
     return ids if start is None else np.concatenate([np.array([start], np.int64), ids])
@@ -508,7 +508,7 @@ def _with_starts(
     tokens = checked_text_ids(ids, without or a)
     if without:
         return tokens, tokens
-    return _with_start(tokens, a), _with_start(tokens, b)
+    return with_start(tokens, a), with_start(tokens, b)
 
 
 def check_finite(logits: np.ndarray) -> None:

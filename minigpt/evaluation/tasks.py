@@ -300,19 +300,21 @@ def make_continuation(
     context: str,
     text: str,
     allow_special: bool = False,
+    delimiter: str = " ",
 ) -> Continuation:
-    """The tokens of `text`, which follows `context` after a space; truncated on the left.
+    """The tokens of `text`, which follows `context` after a delimiter; truncated on the left.
 
     where          file and line of both, for messages
-    context        without it, the text follows the model's start token, without a space. Where the
-                   model has none, the first token is the context, and `ids` may be empty
+    context        without it, the text follows the model's start token, without a delimiter. Where
+                   the model has none, the first token is the context, and `ids` may be empty
     allow_special  as in `score_questions`
+    delimiter      between context and text
 
     White space at the end of the context belongs to the continuation, as tokens hold the space
     before a word. Raises InputError for a text longer than the model's context.
     """
     before = context.rstrip()
-    whole = f"{context} {text}" if context else text
+    whole = context + delimiter + text if context else text
     if not before:
         return after_start(config, where, tokenizer.encode(whole, allow_special=allow_special))
     return split_tokens(
