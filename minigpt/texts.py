@@ -143,6 +143,7 @@ def _opened(source: str) -> Iterator[Iterator[bytes]]:
     if source == STDIN:
         yield utf8_chunks(_stdin(), name_of(source))
         return
+    check_files([source])
     try:
         file = Path(source).open("rb")  # noqa: SIM115  (closed below)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
@@ -166,14 +167,19 @@ def _unreadable(name: str, error: Exception) -> InputError:
 
 # ---- plain texts ----
 
-_JSON_START = re.compile(r'\s*(\[\s*)?\{\s*"(?:[^"\\\n]|\\.)*"\s*:')
+# The beginnings of texts that may be meant as something else, and what these are.
+_LOOKS = (
+    (re.compile(r'\s*(\[\s*)?\{\s*"(?:[^"\\\n]|\\.)*"\s*:'), "JSON"),
+    (re.compile(r"\s*<(!doctype\s+html|html|\?xml)\b", re.IGNORECASE), "HTML or XML"),
+)
+_TABLES = (".csv", ".tsv")
 
 
 def read_text(source: str, max_bytes: int, is_prompt: bool = False) -> str:
     """The text of a file, or of standard input for `-`, without a byte order mark at its beginning.
 
     max_bytes  of the text in UTF-8
-    is_prompt  False to warn of a text that begins as JSON does
+    is_prompt  False to warn of a text that looks like JSON, HTML or a table
 
     Raises InputError, naming the file, where it cannot be read, is longer than `max_bytes`, or is
     of another kind than text.
@@ -181,12 +187,21 @@ def read_text(source: str, max_bytes: int, is_prompt: bool = False) -> str:
     with _opened(source) as chunks:
         advice = "give less at once" if is_prompt else _SPLIT_TEXT
         text = _whole(chunks, name_of(source), max_bytes, advice)
-    if not is_prompt and _JSON_START.match(text):
-        warn(
-            f"{name_of(source)}: is read as one plain text, though it begins as JSON does; the "
-            '"text" of each JSON object is read from a file whose name ends in .jsonl or .json'
-        )
+    if not is_prompt:
+        _warn_of_form(text, source)
     return text
+
+
+def _warn_of_form(text: str, source: str) -> None:
+    """Warn where a text is one of several, or of another form than plain text."""
+    form = next((form for pattern, form in _LOOKS if pattern.match(text)), None)
+    if not form and Path(source).suffix.lower() in _TABLES:
+        form = "a table"
+    if form:
+        warn(
+            f'{name_of(source)}: looks like {form} and is read as one plain text; the "text" of '
+            "each JSON object is read from a file whose name ends in .jsonl or .json"
+        )
 
 
 _SPLIT_TEXT = "split it, or make each text of it a line of a .jsonl file"

@@ -102,6 +102,8 @@ def test_a_missing_file_is_an_error_before_the_first_is_read(tmp_path, monkeypat
             documents([good, bad])
     with pytest.raises(InputError, match="is a folder; name the files in it"):
         documents([good, str(tmp_path)])
+    with pytest.raises(InputError, match="is a folder; name the files in it"):
+        read_text(str(tmp_path), 99)
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(InputError, match="standard input: is closed"):
         list(documents(["-"]))
@@ -205,8 +207,24 @@ def test_which_names_say_json() -> None:
 @pytest.mark.parametrize("content", FORMS.values(), ids=FORMS)
 def test_json_in_a_file_named_as_text_is_one_text_and_a_warning(tmp_path, content: str) -> None:
     name = write(tmp_path / "a.txt", content.encode())
-    with pytest.warns(MinigptWarning, match=r"a\.txt: is read as one plain text, though .* JSON"):
+    with pytest.warns(MinigptWarning, match=r"a\.txt: looks like JSON and is read as one"):
         assert list(documents([name])) == [content]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "form"),
+    [
+        ("a.csv", "text,label\none,1\n", "a table"),
+        ("a.txt", "<!DOCTYPE html>\n<p>one", "HTML"),
+        ("a", '<?xml version="1.0"?>', "XML"),
+    ],
+)
+def test_other_forms_are_one_text_and_a_warning(
+    tmp_path, name: str, content: str, form: str
+) -> None:
+    path = write(tmp_path / name, content.encode())
+    with pytest.warns(MinigptWarning, match=f"looks like .*{form}"):
+        assert list(documents([path])) == [content]
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", "{ int a; }", "[link]: x", '"a": {', ""])
