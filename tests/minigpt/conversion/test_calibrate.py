@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_tokenizer import byte_tokenizer
 
 from minigpt import GPTModel
 from minigpt.config import GPTConfig
-from minigpt.conversion.calibrate import MAX_TOKENS, importance
+from minigpt.conversion.calibrate import MAX_TOKENS, first_ids, importance
 from minigpt.conversion.convert import convert
 from minigpt.errors import InputError
 from minigpt.source import open_source
@@ -70,3 +72,31 @@ def test_ids_that_the_model_does_not_have(ids: list[int]) -> None:
 def test_only_int4_can_be_calibrated(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="int4"):
         convert(GOLDEN / "cerebras", tmp_path / "new", "int8", calibration="text")
+
+
+def test_the_first_tokens_of_several_texts_with_ends_between_them(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(tmp_path)
+    a, b = tokenizer.encode("a"), tokenizer.encode("b")
+    assert first_ids(["a"], tokenizer, False) == a
+    assert first_ids(["a", "b"], tokenizer, False) == [*a, 256, *b]
+    assert first_ids(["<|endoftext|>"], tokenizer, True) == [256]
+
+    def endless() -> Iterator[str]:
+        while True:
+            yield "a" * 1000
+
+    assert MAX_TOKENS <= len(first_ids(endless(), tokenizer, False)) < MAX_TOKENS + 1000
+
+
+def test_texts_of_another_type_are_an_error(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(tmp_path)
+    for texts in (5, [b"bytes"]):
+        with pytest.raises(InputError, match="calibration"):
+            convert(
+                GOLDEN / "cerebras",
+                tmp_path / "x",
+                "int4",
+                calibration=texts,  # type: ignore[arg-type]
+                tokenizer=tokenizer,
+            )
+    assert not (tmp_path / "x").exists()

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_tokenizer import byte_tokenizer
 
 from minigpt import GPTConfig, GPTModel, GPTTokenizer
 from minigpt.bundled import BUNDLED_MODEL
@@ -759,3 +760,14 @@ def read_all(path: Path) -> None:
     checkpoint = open_checkpoint(path)
     for name, info in checkpoint.tensors.items():
         assert checkpoint.read(name).shape == info.shape
+
+
+def test_a_tokenizer_without_merges(model: Path, tmp_path: Path) -> None:
+    """llama.cpp wants the key, and reads an array without elements."""
+    (tmp_path / "bytes").mkdir()
+    tokenizer = byte_tokenizer(tmp_path / "bytes")
+    save_gguf(model, tmp_path / "a.gguf", tokenizer=tokenizer)
+    reader = gguf.GGUFReader(tmp_path / "a.gguf")
+    assert reader.fields["tokenizer.ggml.merges"].contents() == []
+    read = GPTTokenizer.from_pretrained(tmp_path / "a.gguf")
+    assert read.encode("hello") == tokenizer.encode("hello")

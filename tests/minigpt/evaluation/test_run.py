@@ -321,3 +321,53 @@ def test_a_text_longer_than_the_limit_is_an_error(model, tmp_path) -> None:
 def test_a_missing_source_is_a_source_error(text, tmp_path) -> None:
     with pytest.raises(SourceError, match="none"):
         evaluate_files(tmp_path / "none", [text])
+
+
+# ---- a file is the same to both commands, and special tokens in it are noticed ----
+
+
+def test_compare_scores_each_text_of_a_file_as_evaluation_does(model, documents) -> None:
+    found = compare_on_file(model, model, documents, window=20, stride=10)
+    ((_, expected),) = evaluate_files(model, documents, window=20, stride=10)
+    assert found.tokens == expected.tokens
+    assert found.perplexity_a == pytest.approx(expected.perplexity, rel=1e-12)
+    assert (found.kl_max, found.top1_agreement) == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["a.ndjson", "a.json"])
+def test_json_by_another_name(model, documents, name: str) -> None:
+    lines = Path(documents).read_text(encoding="utf-8").splitlines()
+    content = f"[{', '.join(lines)}]" if name == "a.json" else "\n".join(lines)
+    other = Path(documents).with_name(name)
+    other.write_text(content, encoding="utf-8")
+    (expected, found) = (result for _, result in evaluate_files(model, [documents, str(other)]))
+    assert untimed(found) == untimed(expected)
+
+
+def test_special_tokens_in_texts_end_them_or_are_warned_of(model, tmp_path) -> None:
+    (tmp_path / "a.txt").write_text(f"{TEXT}<|endoftext|>hello the other<|endoftext|>\n")
+    (tmp_path / "b.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in (TEXT, "hello the other"))
+    )
+    a, b = str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")
+    ((_, right),) = evaluate_files(model, b)
+    with pytest.warns(MinigptWarning, match=r"a\.txt: holds <\|endoftext\|> as plain") as caught:
+        ((_, plain), _) = evaluate_files(model, [a, a])
+    assert len(caught) == 1  # of all files together
+    ((_, special),) = evaluate_files(model, a, allow_special=True)
+    assert untimed(special) == untimed(right) != untimed(plain)
+    with pytest.warns(MinigptWarning, match=r"a\.txt: holds <\|endoftext\|>"):
+        compare_on_file(model, model, a)
+    assert compare_on_file(model, model, a, allow_special=True).tokens == right.tokens
+
+
+def test_special_tokens_in_questions_are_warned_of(model, tmp_path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"context": "hello<|endoftext|>", "continuation": "the"}')
+    with pytest.warns(MinigptWarning, match=r"a\.jsonl, line 1: holds <\|endoftext\|>"):
+        evaluate_files(model, str(tmp_path / "a.jsonl"))
+
+
+def test_texts_too_short_to_compare_are_left_out(model, tmp_path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n{"text": "hello the other"}')
+    with pytest.warns(MinigptWarning, match="1 of 2 texts are empty"):
+        compare_on_file(model, model, str(tmp_path / "a.jsonl"))

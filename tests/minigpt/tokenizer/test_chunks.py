@@ -78,3 +78,16 @@ def test_an_added_token_is_never_cut(tmp_path: Path) -> None:
     tokenizer = GPTTokenizer.from_pretrained(tmp_path)
     assert list(tokenizer.chunks("in New York I", 1)) == ["in New York I"]
     assert 257 in tokenizer.encode("in New York I")
+
+
+def test_chunks_with_special_tokens(gpt2: GPTTokenizer, tmp_path: Path) -> None:
+    """Chunks may end after a special token, but within none that holds white space."""
+    text = "one <|endoftext|> two<|endoftext|>\n three" * 9
+    chunks = list(gpt2.chunks(text, 5, allow_special=True))
+    assert len(chunks) > 9
+    ids = [i for chunk in chunks for i in gpt2.encode(chunk, allow_special=True)]
+    assert ids == gpt2.encode(text, allow_special=True)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<the end>"}')
+    tokenizer = byte_tokenizer(tmp_path, end="<the end>")
+    assert list(tokenizer.chunks("a <the end> b", 1)) == ["a", " <the", " end>", " b"]
+    assert list(tokenizer.chunks("a <the end> b", 1, allow_special=True)) == ["a <the end> b"]

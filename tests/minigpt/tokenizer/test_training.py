@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, MinigptWarning
 from minigpt.tokenizer import training as tokenizer_training
 from minigpt.tokenizer.bpe import byte_symbols, chunks, pretokenize, token_bytes
 from minigpt.tokenizer.files import read_vocabulary
@@ -249,3 +249,25 @@ def test_a_str_is_not_a_list_of_texts() -> None:
 def test_lone_surrogates_are_named() -> None:
     with pytest.raises(InputError, match=r"^texts\[0\]: has '\\udc80', a lone surrogate, at 2"):
         train_tokenizer(["ab\udc80"], 300)
+
+
+MARKED = "the cat<|endoftext|>the hat<|endoftext|>\n" * 3
+
+
+def test_the_letters_of_the_end_of_text_token_are_no_words() -> None:
+    size = MIN_VOCAB_SIZE + 4
+    with pytest.warns(MinigptWarning, match=r"hold <\|endoftext\|> and are cut there") as caught:
+        found = train_tokenizer([MARKED, MARKED], size)
+    assert len(caught) == 1
+    cut = train_tokenizer(["the cat", "the hat"] * 6, size)
+    assert found.vocabulary.tokens == cut.vocabulary.tokens
+    assert train_tokenizer([MARKED] * 2, size, allow_special=True).vocabulary == found.vocabulary
+
+
+def test_too_few_pairs_without_these_letters() -> None:
+    """Where the cut was not asked for, the command still gives what the texts give."""
+    with pytest.warns(MinigptWarning) as caught:
+        tokenizer = train_tokenizer([MARKED], 300)
+    assert "make " + str(tokenizer.vocab_size) + " tokens" in str(caught[1].message)
+    with pytest.raises(InputError, match="ask for no more, or give more text"):
+        train_tokenizer([MARKED], 300, allow_special=True)

@@ -344,3 +344,21 @@ def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="has 258 tokens, and the model knows 9"):
         write_run(tmp_path / "run", ["a"], None, tokenizer, InitialModel(config, {}, CONFIG))
+
+
+def test_texts_are_cut_at_end_of_text_tokens_or_a_warning_given(
+    files: list[Path], tmp_path: Path
+) -> None:
+    tokenizer = tiny_run.tokenizer(tmp_path / "tokenizer")
+    mark = "<|endoftext|>"
+    (tmp_path / "a.txt").write_text(mark.join(file.read_text() for file in files) + f"{mark}\n")
+    options: dict[str, Any] = {"tokenizer": tokenizer, "preset": TINY, "config": CHOSEN}
+    create_run(tmp_path / "two", files, **options)
+    create_run(tmp_path / "one", tmp_path / "a.txt", **options, allow_special=True)
+    with pytest.warns(MinigptWarning, match=r"a\.txt: holds <\|endoftext\|> as plain text"):
+        create_run(tmp_path / "plain", tmp_path / "a.txt", **options)
+    one, two, plain = (
+        read_tokens(tmp_path / name / "text.tokens").tolist() for name in ("one", "two", "plain")
+    )
+    assert one == two
+    assert plain.count(tokenizer.eos_token_id) == 1

@@ -161,3 +161,16 @@ def test_the_file_of_the_test_above_is_good_without_its_damage(tmp_path: Path) -
     assert read_tokens(tmp_path / "t").size == 0
     with pytest.raises(CheckpointError, match="no such file"):
         read_tokens(tmp_path / "none")
+
+
+def test_special_tokens_are_read_on_request(toy: GPTTokenizer, tmp_path: Path) -> None:
+    texts = ["a<|endoftext|>b"]
+    write_tokens(texts, toy, tmp_path / "plain")
+    assert len(read_tokens(tmp_path / "plain")) == len(texts[0]) + 1
+    write_tokens(texts, toy, tmp_path / "special", allow_special=True)
+    assert read_tokens(tmp_path / "special").tolist() == [
+        *toy.encode("a"),
+        256,
+        *toy.encode("b"),
+        256,
+    ]
