@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     required=True,
     metavar="FILE",
     shell_complete=complete_source,
-    help="A text in UTF-8 for both models to predict; - for standard input.",
+    help="A text for both models to predict, or a .jsonl, .ndjson or .json file of objects with a "
+    '"text"; - for standard input.',
 )
 @click.option(
     "--dtype-a",

@@ -133,7 +133,7 @@ def evaluate(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Score each FILE, a text in UTF-8 or a task file; standard input for - or without a FILE.
+    """Score each FILE, a text or a task file; standard input for - or without a FILE.
 
     Of a text, every token is predicted from the tokens before it, and the first from the token that
     begins a text. Printed are the perplexity, exp of the mean of -ln p over the tokens, and the
@@ -142,13 +142,13 @@ def evaluate(
     WINDOW - STRIDE + 1 tokens where there are as many before it. That takes WINDOW / STRIDE passes
     over the text.
 
-    A FILE named .jsonl is a task file, a JSON object a line. Objects with "text" are texts, scored
-    each on its own. Those with "context" and "continuation" are passages and their last words:
-    accuracy is the fraction that greedy decoding writes exactly. Those with "query", "choices" and
-    "gold" are multiple-choice questions: accuracy is the fraction for which the choice of the
-    highest ln p, by sum, per token, per byte, and per character, is the right one. The forms in
-    which LAMBADA, HellaSwag, PIQA, WinoGrande, ARC, OpenBookQA, BLiMP and WikiText are published
-    are read, too.
+    A FILE named .jsonl, .ndjson or .json is a task file of JSON objects, one a line or in an array.
+    Objects with "text" are texts, scored each on its own. Those with "context" and "continuation"
+    are passages and their last words: accuracy is the fraction that greedy decoding writes exactly.
+    Those with "query", "choices" and "gold" are multiple-choice questions: accuracy is the fraction
+    for which the choice of the highest ln p, by sum, per token, per byte, and per character, is the
+    right one. The forms in which LAMBADA, HellaSwag, PIQA, WinoGrande, ARC, OpenBookQA, BLiMP and
+    WikiText are published are read, too.
 
     A FILE that cannot be scored is reported, the others are scored, and the exit code is 1.
     """
