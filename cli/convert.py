@@ -53,7 +53,7 @@ DTYPES = {"folder": ("int8", "int4", "bf16", "f32"), "gguf": ("f16", "q8_0", "f3
     type=click.Path(path_type=Path),
     metavar="TEXT",
     help="For int4: a text of the kind that the model will meet, or a .jsonl, .ndjson or .json "
-    'file of objects with a "text"; the weights that matter most for it are quantized most exactly.',
+    'file of objects with a "text"; the weights that matter most for it lose least.',
 )
 @special_option
 @tokenizer_option
