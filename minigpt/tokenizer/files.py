@@ -9,7 +9,6 @@ What they say is parsed and checked in parsing.py. `chat_template.jinja` is kept
 
 from __future__ import annotations
 
-from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +77,7 @@ def _to_plain(vocabulary: Vocabulary) -> tuple[Any, ...]:
         vocabulary.byte_ids,
         vocabulary.merges.ranks,
         vocabulary.merges.merged,
-        [astuple(token) for token in vocabulary.added.values()],
+        [tuple(vars(token).values()) for token in vocabulary.added.values()],
         vocabulary.stored_size,
         vocabulary.eos_id,
         vocabulary.add_prefix_space,

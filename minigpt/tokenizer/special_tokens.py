@@ -107,8 +107,7 @@ def stored_tokens(
     """{content: AddedToken} of the added tokens that have an id in a file; `ids` gets them, too."""
     special = {token.content for token in named}
     added: dict[str, AddedToken] = {}
-    for name, entry, token_id in _stored_entries(objects, special, folder):
-        where = folder / name
+    for where, entry, token_id in _stored_entries(objects, special, folder):
         if not isinstance(entry, dict):
             raise TokenizerError(f"{where}: added token {brief(entry)} must be an object")
         content = field(entry, "content", str, where) or ""
@@ -119,19 +118,20 @@ def stored_tokens(
 
 def _stored_entries(
     objects: Objects, special: set[str], folder: Path
-) -> Iterator[tuple[str, object, Any]]:
+) -> Iterator[tuple[Path, object, Any]]:
     """Yield (file, description, id) of every added token; the later of two for a token wins."""
-    name = "tokenizer.json"
-    for entry in field(objects[name], "added_tokens", list, folder / name) or []:
-        yield name, entry, entry.get("id") if isinstance(entry, dict) else None
+    where = folder / "tokenizer.json"
+    for entry in field(objects[where.name], "added_tokens", list, where) or []:
+        yield where, entry, entry.get("id") if isinstance(entry, dict) else None
 
-    name = "added_tokens.json"
-    for content, token_id in objects[name].items():
-        yield name, {"content": content, "special": content in special}, token_id
+    where = folder / "added_tokens.json"
+    for content, token_id in objects[where.name].items():
+        yield where, {"content": content, "special": content in special}, token_id
 
-    decoder = field(objects[_CONFIG], "added_tokens_decoder", dict, folder / _CONFIG) or {}
+    where = folder / _CONFIG
+    decoder = field(objects[_CONFIG], "added_tokens_decoder", dict, where) or {}
     for key, entry in decoder.items():
-        yield _CONFIG, entry, int(key) if re.fullmatch("[0-9]{1,9}", key) else key
+        yield where, entry, int(key) if re.fullmatch("[0-9]{1,9}", key) else key
 
 
 def add_named_tokens(named: list[NamedToken], ids: TokenIds, added: dict[str, AddedToken]) -> None:
