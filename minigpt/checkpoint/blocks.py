@@ -70,6 +70,7 @@ def _unpacked(packed: np.ndarray, bits: int, group: int) -> np.ndarray:
 
 
 def _minus(q: np.ndarray, offset: int) -> np.ndarray:
+    """q − offset, as int8."""
     signed: np.ndarray = q.view(np.int8) - np.int8(offset)
     return signed
 

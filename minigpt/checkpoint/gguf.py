@@ -70,8 +70,12 @@ _UNREAD_TYPES = {  # ggml's other types of tensors, for the message
     33: "Q4_0_8_8",
     34: "TQ1_0",
     35: "TQ2_0",
+    36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
     39: "MXFP4",
     40: "NVFP4",
+    41: "Q1_0",
 }
 
 

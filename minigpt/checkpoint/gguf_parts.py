@@ -35,11 +35,8 @@ def is_gguf(path: Path) -> bool:
         return False
 
 
-def gguf_models(names: Iterable[str]) -> dict[str, list[str]]:
-    """The GGUF models among the files of a folder: {file that stands for it: all its files}.
-
-    The parts of a model are one, under the name of the first.
-    """
+def gguf_models(names: Iterable[str]) -> list[list[str]]:
+    """The GGUF models among the files of a folder, each as the names of its parts, in order."""
     models: dict[str, list[str]] = {}
     for name in sorted(names):
         part = _PART.fullmatch(name)
@@ -47,7 +44,12 @@ def gguf_models(names: Iterable[str]) -> dict[str, list[str]]:
             models.setdefault(_part_name(part, 1), []).append(name)
         elif name.lower().endswith(_SUFFIX):
             models[name] = [name]
-    return models
+    return list(models.values())
+
+
+def listed(names: list[str]) -> str:
+    """Names of files for a message, the first of many."""
+    return ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
 
 
 def _part_name(part: re.Match[str], number: int) -> str:
@@ -77,8 +79,7 @@ def open_parts(path: Path) -> GGUF:
     paths = [path.with_name(_part_name(part, number)) for number in range(1, count + 1)]
     missing = [other.name for other in paths if not other.exists()]
     if missing:
-        names = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-        raise CheckpointError(f"{path}: is one of {count} parts; missing are {names}")
+        raise CheckpointError(f"{path}: is one of {count} parts; missing are {listed(missing)}")
     return _joined([gguf if other == path else read_gguf(open_weights(other)) for other in paths])
 
 

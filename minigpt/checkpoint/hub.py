@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..bundled import BUNDLED_MODEL
 from ..errors import SourceError, short_repr
-from .gguf_parts import gguf_models, is_gguf
+from .gguf_parts import gguf_models, is_gguf, listed
 
 _HUB_ID = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*)"
@@ -108,9 +108,9 @@ def _only_gguf(folder: Path) -> Path | None:
         names = [path.name for path in folder.iterdir()]
     except OSError:  # opening a file of the folder will raise the error
         return None
-    found = list(gguf_models(names))
+    found = gguf_models(names)
     if len(found) == 1 and not any(first in names for first, _ in _WEIGHTS):
-        return folder / found[0]
+        return folder / found[0][0]
     return None
 
 
@@ -193,15 +193,15 @@ def _wanted(hub_id: str, file: str | None, names: list[str], tokenizer_only: boo
                 break
             return small + weights
     models = gguf_models(plain)
-    found = [files for files in models.values() if file is None or file in files]
+    found = [files for files in models if file is None or file in files]
     if len(found) == 1:
         return found[0]
     if not models:
         what = "a tokenizer" if tokenizer_only else "weights"
         raise SourceError(f"{hub_id}: is on the hub, but without {what} that can be read")
     problem = "holds several GGUF files" if file is None else f"holds no file {short_repr(file)}"
-    known = ", ".join(list(models)[:20]) + (", …" if len(models) > 20 else "")
-    example = f"{hub_id}/{next(iter(models))}"
+    known = listed([files[0] for files in models])
+    example = f"{hub_id}/{models[0][0]}"
     raise SourceError(f"{hub_id}: {problem}; name one of {known}, as in {example}")
 
 

@@ -161,7 +161,7 @@ def _read_files(source: Path | GGUF) -> tuple[Path, tuple[str, ...], dict[str, b
     form = _named_form(source) if source.is_file() else _first_form(source, present)
     if form[-1] not in present:
         raise TokenizerError(f"{folder}: holds {form[0]}, but no {form[-1]}")
-    names = [*form, *(name for name in _SIDE_FILES if name in present)]
+    names = [*form, *(name for name in (*_SIDE_FILES, CHAT_TEMPLATE) if name in present)]
     return (
         folder,
         form,

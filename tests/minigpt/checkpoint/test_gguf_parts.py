@@ -111,13 +111,8 @@ def test_parts_that_do_not_fit(
 
 def test_the_models_among_the_files_of_a_folder() -> None:
     names = ["b.GGUF", "a-00002-of-00002.gguf", "a-00001-of-00002.gguf", "config.json", "c.bin"]
-    assert gguf_models(names) == {
-        "a-00001-of-00002.gguf": ["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"],
-        "b.GGUF": ["b.GGUF"],
-    }
-    assert gguf_models(["x-00002-of-00002.gguf"]) == {
-        "x-00001-of-00002.gguf": ["x-00002-of-00002.gguf"]
-    }
+    assert gguf_models(names) == [["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"], ["b.GGUF"]]
+    assert gguf_models(["x-00002-of-00002.gguf"]) == [["x-00002-of-00002.gguf"]]
 
 
 def test_a_file_is_known_by_its_suffix_or_its_first_bytes(tmp_path: Path) -> None:

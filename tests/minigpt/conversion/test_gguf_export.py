@@ -675,7 +675,7 @@ def test_a_folder_with_one_gguf_file(model: Path, tmp_path: Path) -> None:
     assert resolve(path) == path
     saved(model, tmp_path / "y.gguf")
     assert resolve(tmp_path) == tmp_path
-    with pytest.raises(SourceError, match="name one of them"):
+    with pytest.raises(SourceError, match=r"name one of them: x\.gguf, y\.gguf$"):
         open_checkpoint(tmp_path)
 
 
