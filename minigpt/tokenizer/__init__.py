@@ -1,10 +1,13 @@
 """Text to token ids and back: byte-level BPE, in Python and compiled.
 
-tokenizer.py   GPTTokenizer: encode and decode
-bpe.py         the algorithm, in Python; compiled.py: the same by kernels/bpe/, for long texts
-vocabulary.py  tokens, merges and added tokens; files.py, parsing.py: their files, read and checked
-training.py    a vocabulary learned from texts
-disk_cache.py  parsed vocabularies, stored for the next process
+tokenizer.py     GPTTokenizer: encode and decode
+bpe.py           the algorithm, in Python; compiled.py: the same by kernels/bpe/, for long texts
+added_tokens.py  tokens that are found in a text as a whole
+vocabulary.py    tokens, merges and added tokens; files.py: their files
+parsing.py       the files, parsed and checked, with tokenizer_json.py, special_tokens.py,
+                 token_ids.py and json_fields.py
+training.py      a vocabulary learned from texts
+disk_cache.py    parsed vocabularies, stored for the next process
 
 `from minigpt.tokenizer import GPTTokenizer` imports the class when it is first used.
 """

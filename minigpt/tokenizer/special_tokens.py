@@ -49,7 +49,7 @@ class NamedToken(NamedTuple):
 
 
 def named_tokens(objects: Objects, folder: Path) -> list[NamedToken]:
-    """The special tokens that are named, in the order of transformers.
+    """The special tokens that are named, in the order in which transformers gives them ids.
 
     Raises TokenizerError for one that is no text.
     """
