@@ -80,8 +80,11 @@ def expand_wildcards(
 ) -> tuple[str, ...]:
     """The names of files with * and ? expanded on Windows, whose shells leave that to programs.
 
-    A name that matches no file is kept, for the error that it is missing.
+    A name that matches no file is kept, for the error that it is missing. An empty name is a wrong
+    command line.
     """
+    if "" in value:
+        raise click.BadParameter("the name of a file is empty", ctx, param)
     if os.name != "nt":
         return value
     names: list[str] = []

@@ -309,7 +309,7 @@ def _create(
         show_line(f"{folder}   reading   {text_bytes / 1e6:.1f} MB   {tokens:,} tokens")
 
     if minutes and not (config.steps or config.epochs):
-        show_line(f"{folder}   timing")
+        show_line(f"{folder}   timing a few steps")
     return create_run(
         folder, texts, validation_texts=held_out, tokenizer=tokenizer, model=model, preset=preset,
         config=config, minutes=minutes, threads=threads, allow_special=special,

@@ -172,6 +172,8 @@ def test_a_folder_that_holds_a_run(fails: Fails, run: Run, texts: Path) -> None:
         ("'--out': '/' does not name a new folder", ["text.txt", "--out", "/"]),
         ("'--out': 'base/..' does not name a new", ["text.txt", "--out", "base/.."]),
         ("'--resume': it is empty", ["--resume", ""]),
+        ("the name of a file is empty", [*NEW, ""]),
+        ("'--held-out': the name of a file is empty", [*NEW, "--held-out", ""]),
         ("'--resume'", ["text.txt", "--out", "run", "--resume", "run"]),
         ("TEXT...", ["--out", "run", "--tokenizer", "base"]),
         ("'--lr' cannot be given with '--resume'", ["--resume", "run", "--lr", "1"]),
