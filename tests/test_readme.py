@@ -68,7 +68,7 @@ LINES = [
     line.partition("  #")[0].strip()
     for block in blocks("sh")
     for line in block.splitlines()
-    if "minigpt " in line
+    if re.search(r"(^|[|&] )minigpt ", line)
 ]
 
 
