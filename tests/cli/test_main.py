@@ -89,7 +89,7 @@ def test_completion_script(run: Run) -> None:
         ("--temperature", ["generate", "-m", "x", "text", "--temperature", "-0.1"]),
         ("--temperature", ["generate", "-m", "x", "text", "--temperature", "nan"]),
         ("--temperature", ["generate", "-m", "x", "text", "--temperature", "inf"]),
-        ("--top-k", ["generate", "-m", "x", "text", "--top-k", "0"]),
+        ("--top-k", ["generate", "-m", "x", "text", "--top-k", "-1"]),
         ("--top-p", ["generate", "-m", "x", "text", "--top-p", "0"]),
         ("--top-p", ["generate", "-m", "x", "text", "--top-p", "nan"]),
         ("--min-p", ["generate", "-m", "x", "text", "--min-p", "1.1"]),
@@ -98,7 +98,7 @@ def test_completion_script(run: Run) -> None:
         ("--dtype", ["generate", "-m", "x", "text", "--dtype", "f8"]),
         ("--threads", ["generate", "-m", "x", "text", "--threads", "0"]),
         ("--threads", ["generate", "-m", "x", "text", "--threads", "100000"]),
-        ("PROMPT", ["generate", "-m", "x", ""]),
+        ("quote it", ["generate", "-m", "x", "Once", "upon"]),
     ],
 )
 def test_a_wrong_command_line_is_exit_code_2(fails: Fails, word: str, args: list[str]) -> None:

@@ -72,6 +72,7 @@ def test_the_public_names_are_one_list() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and node.level == 1
         for alias in node.names
+        if alias.asname
     }
     assert for_type_checkers == minigpt._MODULES
     assert set(dir(minigpt)) == {*minigpt.__all__, "__version__"}
