@@ -65,7 +65,7 @@ def read_pool(file: str) -> list[Question]:
     """The questions of a file of examples, at least one."""
     _, questions = _by_kind(read_task_file(file, last_word=True))
     if not questions:
-        raise InputError(f"{file}: holds no questions; name a file of solved ones", "examples")
+        raise InputError(f"{file}: holds no questions; name a file of solved ones")
     return questions
 
 
