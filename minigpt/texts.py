@@ -93,7 +93,8 @@ class PlainTokens:
     """Warns of special tokens that a text holds as plain text: of the first, and of no more."""
 
     def __init__(self, tokens: Sequence[str]) -> None:
-        self._pattern = re.compile("|".join(map(re.escape, tokens))) if tokens else None
+        pattern = "|".join(map(re.escape, filter(None, tokens)))
+        self._pattern = re.compile(pattern) if pattern else None
 
     def warn_of(self, text: str, where: str) -> None:
         found = self._pattern.search(text) if self._pattern else None
@@ -158,7 +159,7 @@ def _stdin() -> BinaryIO:
     try:
         return sys.stdin.buffer
     except AttributeError:  # a notebook's
-        return io.BytesIO(sys.stdin.read().encode())
+        return io.BytesIO(sys.stdin.read().encode("utf-8", "surrogatepass"))
 
 
 def _unreadable(name: str, error: Exception) -> InputError:
@@ -261,7 +262,7 @@ def json_objects(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, _object(_decoded(line, name, number), where)
 
 
-_SPLIT_JSON = "make each object of it a line of its own"
+_SPLIT_JSON = "its first line is no JSON object: make each object a line of its own"
 
 
 def _begins_items(line: bytes) -> bool:

@@ -160,13 +160,17 @@ def common_texts(
             texts.append(ids)
     _warn_of_short_texts(name_of(file), total - len(texts), total, config)
     if not texts:
-        raise empty_file_error(Content(name_of(file), found, []), config, a)
+        raise empty_file_error(Content(name_of(file), found, []), config, a, allow_special)
     return texts
 
 
-def empty_file_error(content: Content, config: GPTConfig, tokenizer: GPTTokenizer) -> InputError:
+def empty_file_error(
+    content: Content, config: GPTConfig, tokenizer: GPTTokenizer, allow_special: bool
+) -> InputError:
     """The error for a file that leaves nothing to score."""
     if not content.documents:
         return InputError(f"{content.file}: holds no lines; must hold at least one JSON object")
-    where, text, _ = content.documents[0]
-    return InputError(f"{where}: {too_short(len(tokenizer.encode(text)), config)}")
+    where = content.documents[0].where
+    parts = _parts(content.documents[:1], tokenizer, allow_special)
+    tokens = max((len(tokenizer.encode(part.text)) for part in parts), default=0)
+    return InputError(f"{where}: {too_short(tokens, config)}")

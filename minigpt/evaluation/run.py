@@ -187,7 +187,7 @@ def evaluate_files(
             ready.append((content, tokenized(content, tokenizer, opened.config, options, plain)))
     empty = [content for content, texts in ready if not (texts or content.questions)]
     if len(empty) == len(names):
-        raise empty_file_error(empty[0], opened.config, tokenizer)
+        raise empty_file_error(empty[0], opened.config, tokenizer, options.allow_special)
     for content in empty:
         warn(f"{name_of(content.file)}: nothing in it can be scored, and it is left out")
     ready = [(content, texts) for content, texts in ready if texts or content.questions]

@@ -192,7 +192,7 @@ def test_wrong_json_is_one_line(tmp_path, content: str, message: str) -> None:
 def test_json_that_is_no_lines_has_a_limit(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(texts, "MAX_JSON_BYTES", 99)
     name = write(tmp_path / "a.json", b'[\n{"text": "' + b"a" * 99 + b'"}]')
-    with pytest.raises(InputError, match="longer than 99 bytes, the maximum; make each object"):
+    with pytest.raises(InputError, match="longer than 99 bytes, the maximum; its first line is"):
         list(json_objects(name))
 
 

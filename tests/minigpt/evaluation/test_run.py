@@ -361,6 +361,14 @@ def test_special_tokens_in_texts_end_them_or_are_warned_of(model, tmp_path) -> N
     assert compare_on_file(model, model, a, allow_special=True).tokens == right.tokens
 
 
+def test_a_text_of_special_tokens_alone_leaves_nothing_to_score(model, tmp_path) -> None:
+    (tmp_path / "a.txt").write_text("<|endoftext|>\n")
+    with pytest.raises(InputError, match=r"a\.txt: empty; a text needs"):
+        evaluate_files(model, tmp_path / "a.txt", allow_special=True)
+    with pytest.raises(InputError, match=r"a\.txt: empty; a text needs"):
+        compare_on_file(model, model, tmp_path / "a.txt", allow_special=True)
+
+
 def test_special_tokens_in_questions_are_warned_of(model, tmp_path) -> None:
     (tmp_path / "a.jsonl").write_text('{"context": "hello<|endoftext|>", "continuation": "the"}')
     with pytest.warns(MinigptWarning, match=r"a\.jsonl, line 1: holds <\|endoftext\|>"):
