@@ -7,6 +7,7 @@ import click
 from .. import __version__
 from .bench import bench
 from .compare import compare
+from .compile import compile_command
 from .convert import convert
 from .eval import evaluate
 from .generate import generate
@@ -32,5 +33,6 @@ def cli(context: click.Context) -> None:
 
 for command in (
     generate, info, tokenize, convert, train, train_tokenizer, evaluate, compare, bench,
+    compile_command,
 ):  # fmt: skip
     cli.add_command(command)

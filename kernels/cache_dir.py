@@ -78,15 +78,6 @@ def save(folder: str, name: str, content: bytes) -> None:
             raise OSError(error.errno, error.strerror, str(checked)) from error
 
 
-def is_empty(folder: str) -> bool:
-    """Whether a folder of the cache holds no entry."""
-    root = cache_folder()
-    try:
-        return root is None or all(path.suffix == ".tmp" for path in (root / folder).iterdir())
-    except OSError:
-        return True
-
-
 def _make_folder(folder: Path, mode: int) -> None:
     """Create a folder where it is missing, and those above it, which only this user can write to.
 

@@ -192,11 +192,6 @@ class _KernelCache(NullCache):
         return f"{function.__name__}-{_short_hash(key)}.bin"
 
 
-def must_compile() -> bool:
-    """Whether the cache is empty, so that the first call of a kernel will take seconds."""
-    return cache_dir.is_empty(_folder())
-
-
 def _folder() -> str:
     """The folder in the cache for these kernels; its name is a hash of what all entries depend on.
 
@@ -204,13 +199,14 @@ def _folder() -> str:
     and its settings, whether they come from the environment, from a file, or from the program.
     """
     compiler = (numba.__version__, sys.modules["llvmlite"].__version__, np.__version__)
-    processor = (cpu_target.target_context.codegen().magic_tuple(), amx_allowed(), BOUNDS_CHECK)
+    target = cpu_target.target_context.codegen().magic_tuple()  # triple, processor, its features
+    amx = "+amx-tile" in target[2] and amx_allowed()
     settings = sorted(
         (name, repr(value))
         for name, value in vars(numba.config).items()
         if name.isupper() and not name.startswith(_OTHER_SETTINGS)
     )
-    return f"kernels-{_short_hash((_CODE, compiler, processor, settings))}"
+    return f"kernels-{_short_hash((_CODE, compiler, target, amx, BOUNDS_CHECK, settings))}"
 
 
 # Beginnings of the names of settings that no compiled code depends on: numbers of threads, which

@@ -39,7 +39,7 @@ generation
 conversion
 api description gguf
 evaluation training
-benchmark evaluate questions tasks
+benchmark evaluate precompile questions tasks
 cli
 __main__
 """

@@ -39,7 +39,7 @@ def test_help_documents_every_option(run: Run, command: str) -> None:
 def test_every_command_is_in_the_help_test() -> None:
     """The commands of the contract; a group without commands would leave the tests empty."""
     assert {
-        "bench", "compare", "convert", "eval", "generate", "info", "tokenize", "train",
+        "bench", "compare", "compile", "convert", "eval", "generate", "info", "tokenize", "train",
         "train-tokenizer",
     } <= set(COMMANDS)  # fmt: skip
 

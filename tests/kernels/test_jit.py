@@ -26,15 +26,18 @@ from minigpt.kernels import events, jit
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Compiles one kernel; prints whether the cache was empty, cache hits, the result and the folder.
+# Compiles one kernel; prints whether its folder was missing, cache hits, the result, the folder.
 PROGRAM = """
+import os
 from minigpt.kernels import jit
-empty = jit.must_compile()
+from minigpt.kernels.cache_dir import cache_folder
+cache = cache_folder()
+missing = cache is None or not (cache / jit._folder()).exists()
 @jit.entry
 def add(a, b):
     return a + b
 result = add(2, 3)
-print(empty, sum(add.stats.cache_hits.values()), result, jit._folder())
+print(missing, sum(add.stats.cache_hits.values()), result, jit._folder())
 """
 
 
@@ -187,15 +190,38 @@ def test_other_settings_do_not_change_the_folder(monkeypatch, name):
         (np, "__version__", "0"),
         (llvmlite, "__version__", "0"),
         (jit, "BOUNDS_CHECK", 2),
-        (jit, "amx_allowed", lambda: None),
         (jit, "_CODE", ""),
     ],
-    ids=["numba", "numpy", "llvmlite", "bounds", "amx", "code"],
+    ids=["numba", "numpy", "llvmlite", "bounds", "code"],
 )
 def test_a_version_or_a_property_of_the_system_changes_the_folder(monkeypatch, module, name, value):
     before = jit._folder()
     monkeypatch.setattr(module, name, value)
     assert jit._folder() != before
+
+
+def test_amx_counts_where_it_would_be_used(monkeypatch):
+    """Kernels for processors without it can be shared with machines that have it."""
+
+    class Target:
+        """A target whose code may use these features, and a context that compiles for it."""
+
+        def __init__(self, features):
+            self.target_context, self.features = self, features
+
+        def codegen(self):
+            return self
+
+        def magic_tuple(self):
+            return ("triple", "name", self.features)
+
+    for features, names in (("+avx2,+amx-tile", 2), ("+avx2,-amx-tile", 1)):
+        monkeypatch.setattr(jit, "cpu_target", Target(features))
+        found = set()
+        for allowed in (True, False):
+            monkeypatch.setattr(jit, "amx_allowed", lambda allowed=allowed: allowed)
+            found.add(jit._folder())
+        assert len(found) == names
 
 
 def test_the_environment_reaches_the_folder(tmp_path):
