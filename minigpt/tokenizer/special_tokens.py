@@ -145,7 +145,9 @@ def add_named_tokens(named: list[NamedToken], ids: TokenIds, added: dict[str, Ad
             if token.content not in ids.of:
                 ids.add_next(token.content)
     stored = set(added)
-    for token in (NamedToken("eos_token", END_OF_TEXT, {}, None), *named):
+    by_default = [token for token in named if token.where is None]
+    by_files = [token for token in named if token.where is not None]  # whose flags win
+    for token in (NamedToken("eos_token", END_OF_TEXT, {}, None), *by_default, *by_files):
         content = token.content
         if content in stored:
             added[content] = replace(added[content], special=True)

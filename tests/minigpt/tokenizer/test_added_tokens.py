@@ -121,6 +121,13 @@ def test_names_may_be_empty_or_null(tmp_path: Path) -> None:
     assert (tokenizer.vocab_size, tokenizer.eos_token_id) == (261, 260)
 
 
+def test_flags_in_a_file_win_over_a_default(tmp_path: Path) -> None:
+    """<|endoftext|> is also what GPT2Tokenizer has as bos_token and unk_token, without flags."""
+    write_toy(tmp_path, special_tokens_map={"eos_token": {"content": END, "lstrip": True}})
+    tokenizer = GPTTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.encode(f"low {END}", allow_special=True) == [257, 260]
+
+
 def test_flags_of_special_tokens_map(tmp_path: Path) -> None:
     write_toy(tmp_path, special_tokens_map={"mask_token": {"content": "<mask>", "lstrip": True}})
     tokenizer = GPTTokenizer.from_pretrained(tmp_path)
