@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, SourceError, short_repr
-from .gguf_parts import gguf_models, listed
 from .named import Checkpoint
 from .safetensors import read_safetensors
 from .strict_json import read_json_object
@@ -117,10 +116,6 @@ def _nothing_found(folder: Path) -> str:
     looked_for = "model.safetensors or pytorch_model.bin, or the index.json of either"
     if not folder.is_dir():
         return f"{folder}: is not a folder; a model is a folder with config.json and {looked_for}"
-    models = gguf_models(path.name for path in folder.iterdir())
-    if models:
-        names = listed([files[0] for files in models])
-        return f"{folder}: holds several GGUF files; name one of them: {names}"
     others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_KINDS)
     if others:
         return (

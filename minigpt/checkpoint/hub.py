@@ -69,7 +69,7 @@ def resolve(source: str | os.PathLike[str], tokenizer_only: bool = False) -> Pat
     path = Path(source)
     try:
         if path.is_dir():
-            return _only_gguf(path) or path
+            return _only_gguf(path, tokenizer_only) or path
         is_file = path.exists()
         if is_file and (tokenizer_only or is_gguf(path)):
             return path
@@ -102,16 +102,22 @@ def _as_hub_id(source: str) -> tuple[str, str | None] | None:
     return (source, None) if _HUB_NAME.fullmatch(source) and not is_file_name else None
 
 
-def _only_gguf(folder: Path) -> Path | None:
-    """The GGUF file of a folder with no other weights, the first where it has parts."""
+def _only_gguf(folder: Path, tokenizer_only: bool = False) -> Path | None:
+    """The GGUF file of a folder with no other weights, the first where it has parts.
+
+    Raises SourceError where the weights are in several, of which one must be named.
+    """
     try:
         names = [path.name for path in folder.iterdir()]
     except OSError:  # opening a file of the folder will raise the error
         return None
     found = gguf_models(names)
-    if len(found) == 1 and not any(first in names for first, _ in _WEIGHTS):
-        return folder / found[0][0]
-    return None
+    if any(first in names for first, _ in _WEIGHTS):
+        return None
+    if len(found) > 1 and not tokenizer_only:
+        known = listed([files[0] for files in found])
+        raise SourceError(f"{folder}: holds several GGUF files; name one of them: {known}")
+    return folder / found[0][0] if len(found) == 1 else None
 
 
 def _fetch(hub_id: str, file: str | None, tokenizer_only: bool) -> Path:
