@@ -161,7 +161,7 @@ class _Trainer:
         # A run by the clock plans its steps anew in calls that say when they end.
         self.replans = limits.minutes is not None and limits.steps is None
         self.has_replanned = False
-        self.closing_s = 0.0  # of the latest evaluation and checkpoint
+        self.closing_s = 0.0  # of the slowest evaluation and checkpoint so far
         self.micro_batch = max(1, _MICRO_BATCH_TOKENS // self.config.context)  # sequences
 
     def train(self, report: Callable[[StepReport], None] | None) -> TrainState:
@@ -183,7 +183,7 @@ class _Trainer:
             if self._is_best() or self.state.step % self.config.save_every == 0:
                 self._save()
                 saved_step = self.state.step
-                self.closing_s = self.clock.elapsed() - step_end
+                self.closing_s = max(self.closing_s, self.clock.elapsed() - step_end)
             if report:
                 report(self._report(metrics))
         if self.state.step > saved_step:
@@ -231,10 +231,10 @@ class _Trainer:
         return {"step": step, "loss": loss, "lr": lr, "norm": norm}
 
     def _is_over(self) -> bool:
-        """Whether the call ends within a step.
+        """Whether the call ends within a step: stopped, or at its limit of time.
 
-        At its limit of time, unless it has planned its steps by that: then the step is the last,
-        planned to be made, and ends a little late if it must.
+        A run by the clock that has planned its steps completes the one it has begun, a little late
+        if need be: so its last step is evaluated and saved.
         """
         return self.is_stopped() or (self.clock.left() <= 0 and not self.has_replanned)
 
