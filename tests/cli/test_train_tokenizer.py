@@ -107,3 +107,15 @@ def test_an_interrupt_leaves_no_folder(
 def test_help_has_an_example(run: Run) -> None:
     text = " ".join(run("train-tokenizer", "--help").stdout.decode().split())
     assert "minigpt train-tokenizer books/*.txt --vocab-size 8192 --out vocabulary" in text
+
+
+def test_end_of_text_tokens_are_no_words(run: Run, tmp_path: Path) -> None:
+    text = "the cat sat on the mat<|endoftext|>\n" * 9
+    (tmp_path / "marked.jsonl").write_text(json.dumps({"text": text}))
+    for options, warnings in (((), 1), (("--special",), 0)):
+        folder = f"out{warnings}"
+        line = ["marked.jsonl", "--vocab-size", "265", "--out", folder, *options]
+        done = run("train-tokenizer", *line)
+        assert (done.returncode, done.stderr.count(b"Warning: ")) == (0, warnings)
+        tokens = json.loads((tmp_path / folder / "vocab.json").read_bytes())
+        assert [token for token in tokens if "<|" in token] == ["<|endoftext|>"]
