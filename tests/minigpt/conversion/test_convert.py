@@ -299,8 +299,8 @@ def test_an_unknown_dtype(dtype: object, tmp_path: Path) -> None:
     ("message", "options"),
     [
         ("progress 5: must be a function or None", {"progress": 5}),
-        ("calibration: int; must be a str", {"dtype": "int4", "calibration": 5}),
-        ("calibration: bool; must be a str", {"dtype": "int4", "calibration": False}),
+        ("calibration 5: must be a text", {"dtype": "int4", "calibration": 5}),
+        ("calibration False: must be a text", {"dtype": "int4", "calibration": False}),
     ],
 )
 def test_an_option_of_another_type(
