@@ -28,22 +28,25 @@ _STALE_SECONDS = 3600  # the age at which a file that was never moved to its pla
 
 
 def cache_folder() -> Path | None:
-    """minigpt's cache folder, whether or not it exists; None where the cache is turned off."""
+    """minigpt's cache folder, whether or not it exists; None where the cache is turned off.
+
+    Raises OSError for a user without a home, as containers have them.
+    """
     chosen = os.environ.get("MINIGPT_CACHE")
     if chosen is not None:
         return Path(chosen).absolute() if chosen else None
     try:
         return _user_cache() / "minigpt"
-    except RuntimeError:  # a user without a home
-        return None
+    except RuntimeError:
+        raise FileNotFoundError(0, "this user has no home folder", "~") from None
 
 
 def load(folder: str, name: str) -> bytes | None:
     """The content of the entry `name` of a folder in the cache; None if it cannot be used."""
-    root = cache_folder()
-    if root is None:
-        return None
     try:
+        root = cache_folder()
+        if root is None:
+            return None
         with (_checked(root / folder) / name).open("rb") as file:
             _check_writers(os.fstat(file.fileno()), file.name)
             data = file.read()

@@ -21,6 +21,8 @@ class CompilerError(ImportError):
 def import_failure(error: Exception) -> CompilerError:
     """That Numba cannot be imported, why, and the settings that may be the reason."""
     reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-    settings = [f"{name}={value}" for name, value in os.environ.items() if name[:6] == "NUMBA_"]
+    settings = [
+        f"{name}={value}" for name, value in os.environ.items() if name.startswith("NUMBA_")
+    ]
     cause = f" (the environment has {', '.join(settings)})" if settings else ""
     return CompilerError(f"Numba cannot be imported: {reason}{cause}")

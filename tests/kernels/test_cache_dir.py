@@ -112,6 +112,20 @@ def test_the_default_is_the_cache_folder_of_the_user(
     assert cache_dir.cache_folder() == tmp_path / ".cache" / "minigpt"
 
 
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said why, which an application can report."""
+
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("MINIGPT_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    assert load("kind", "name") is None
+    with pytest.raises(OSError, match="no home folder"):
+        save("kind", "name", b"content")
+
+
 # ---- who can write there ---------------------------------------------------------------------
 
 
