@@ -105,6 +105,10 @@ def convert(
     allow_special = checked_bool("allow_special", allow_special)
     opened = open_source(source)
     if opened.quantized == dtype:
+        if calibration is not None:
+            raise InputError(
+                f"calibration: {opened.path} is int4 already; calibrate the original", "calibration"
+            )
         infos, read = _copied(opened, dtype)
     elif dtype in QUANTIZED_DTYPES:
         row_importance = {}

@@ -357,6 +357,13 @@ def test_a_quantized_folder_in_another_dtype(stored: str, dtype: str, tmp_path: 
         assert logits(tmp_path / "other", dtype).tobytes() == expected
 
 
+def test_an_int4_folder_is_not_calibrated_again(tmp_path: Path) -> None:
+    convert(GOLDEN / "cerebras", tmp_path / "int4", "int4")
+    with pytest.raises(InputError, match="is int4 already; calibrate the original"):
+        convert(tmp_path / "int4", tmp_path / "new", "int4", calibration="a text")
+    assert names_in(tmp_path) == ["int4"]
+
+
 def test_int4_of_a_quantized_folder_can_be_calibrated(tmp_path: Path) -> None:
     convert(BUNDLED_MODEL, tmp_path / "plain", "int4")
     convert(BUNDLED_MODEL, tmp_path / "fitted", "int4", calibration="Once upon a time " * 20)
