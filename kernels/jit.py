@@ -52,6 +52,7 @@ from numba.core import types
 from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
@@ -73,6 +74,9 @@ I64_0, I64_1 = np.int64(0), np.int64(1)
 # disk. Functions made in several variants, such as tiles, share a name, so processes must not share
 # numbers.
 FunctionIdentity._unique_ids = itertools.count(int.from_bytes(os.urandom(7), "little"))
+
+# Held by a thread while it compiles, or loads machine code; it can take it again.
+compiler_lock = global_compiler_lock
 
 _FLAGS = {"nogil": True, "error_model": "numpy", "fastmath": False, "no_rewrites": True}
 _PART_FLAGS = {**_FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}

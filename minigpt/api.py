@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 import warnings
 from collections.abc import Generator
 from functools import cached_property
@@ -19,7 +18,8 @@ from .conversion.saving import save_model
 from .errors import CheckpointError, InputError, SourceError
 from .generation import generate as generation
 from .generation.sampler import Eos, SamplingParams
-from .model.engine import Engine
+from .kernels.threads import is_mine, new_lock
+from .model.engine import Engine, interrupted_error
 from .source import ModelSource, open_source
 from .tokenizer.files import read_vocabulary
 from .weights.loading import load_weights
@@ -60,7 +60,7 @@ class GPTModel:
         self.config = engine.config
         self.dtype = engine.weights.dtype
         self._learner: Learner | None = None
-        self._learning = threading.Lock()
+        self._learning = new_lock()
 
     @classmethod
     def from_pretrained(
@@ -245,6 +245,8 @@ class GPTModel:
         batch = checked_batch(ids, self.config)
         wanted, counted = checked_targets(targets, batch.shape, self.config)
         weights = self.engine.weights
+        if is_mine(self._learning):
+            raise interrupted_error()
         with self._learning:
             if self._learner is None:
                 self._learner = self._new_learner()

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from .errors import InputError, MinigptError, short_repr
 from .kernels.events import CompilerError
 from .kernels.layout import IGNORED
+from .processors import available_processors
 
 if TYPE_CHECKING:
     from .config import GPTConfig
@@ -196,15 +197,8 @@ def checked_threads(threads: object) -> int:
     except CompilerError as error:
         raise MinigptError(str(error)) from error
     if threads is None:
-        return _processors()
+        return min(MAX_THREADS, available_processors())
     return checked_integer("threads", threads, 1, MAX_THREADS)
-
-
-def _processors() -> int:
-    """The number of processors this process may run on, at most MAX_THREADS."""
-    if hasattr(os, "sched_getaffinity"):
-        return min(MAX_THREADS, len(os.sched_getaffinity(0)))
-    return min(MAX_THREADS, os.cpu_count() or 1)
 
 
 # ---- ids and targets -------------------------------------------------------------------------

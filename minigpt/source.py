@@ -128,7 +128,8 @@ class ModelSource:
 
     def _as_f32_or_bf16(self, name: str, array: np.ndarray) -> np.ndarray:
         is_bf16 = self.checkpoint.tensors[self.names[name]].dtype == "BF16"
-        return array if is_bf16 else array.astype(np.float32, copy=False)
+        with np.errstate(all="ignore"):  # a float64 may overflow: infinite weights are found later
+            return array if is_bf16 else array.astype(np.float32, copy=False)
 
     def _equal_bits(self, a: str, b: str) -> bool:
         """Whether two matrices of one shape are equal bit for bit."""

@@ -25,9 +25,14 @@ BUNDLED = ROOT / "minigpt" / "tales-6m"
 # room, and so is a file that lies directly in minigpt/.
 ORDER = """
 kernels
+<<<<<<< HEAD
 errors bundled
 arguments encodings
 texts
+=======
+errors bundled processors
+arguments texts
+>>>>>>> 8aff2f0 (wip)
 checkpoint
 config
 weights

@@ -53,7 +53,7 @@ from ..simd import (
     vmin,
     vround,
 )
-from ..team import barrier, next_task
+from ..team import barrier, join, next_task
 
 
 class QuantizedMatrix(NamedTuple):
@@ -124,12 +124,13 @@ def make_quantized_activations(M: int, K: int) -> QuantizedActivations:
 def quantize_activations(team, buffer, x, ldx, M, K):
     """Quantize the rows of x [M, K], `ldx` apart, into `buffer`; returns QuantizedActivations.
 
-    buffer  QuantizedActivations for max(M, team.size) rows. Every thread quantizes a single row for
-            itself, which takes less time than a barrier.
+    buffer  QuantizedActivations for a row of each thread, and for M rows. Every thread quantizes a
+            single row for itself, which takes less time than a barrier.
     """
     ld, ld_scales = qx_stride(K), activation_scales_stride(K)
     if M == 1:
-        _quantize_row(buffer, team.rank * ld, team.rank * ld_scales, x, 0, K)
+        if join(team):
+            _quantize_row(buffer, team.rank * ld, team.rank * ld_scales, x, 0, K)
         return QuantizedActivations(
             buffer.qx[team.rank * ld :], buffer.scales_and_sums[team.rank * ld_scales :]
         )

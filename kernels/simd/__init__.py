@@ -17,7 +17,7 @@ not know the dtype of weights and activations. layout.py describes panels and qu
     vectors.py    arithmetic and reductions of sixteen float32
     memory.py     loads and stores between arrays and vectors
     transpose.py  blocks of 16 × 16 elements
-    atomics.py    atomic numbers, pause and sleep
+    atomics.py    atomic numbers, pause, sleep, clock
     tiles.py      register tiles of float products
     int_tiles.py  register tiles of quantized products
     amx.py        both in AMX's tiles
@@ -37,7 +37,17 @@ from .amx import (
     amx_microkernel_int8,
     amx_release_tiles,
 )
-from .atomics import SLEEP_TIME, atomic_add, atomic_load, atomic_store, pause, sleep
+from .atomics import (
+    CLOCK_UNIT,
+    SLEEP_TIME,
+    atomic_add,
+    atomic_compare_exchange,
+    atomic_load,
+    atomic_store,
+    clock,
+    pause,
+    sleep,
+)
 from .int_tiles import (
     INT_TILE_ROWS,
     INT_TILE_VECTORS,
@@ -85,6 +95,7 @@ __all__ = [
     "AMX_INT_SCRATCH",
     "AMX_ROWS",
     "BF16_PRODUCTS",
+    "CLOCK_UNIT",
     "INT_TILE_ROWS",
     "INT_TILE_VECTORS",
     "MANY_ROWS",
@@ -100,9 +111,11 @@ __all__ = [
     "array_at",
     "as_bfloat16",
     "atomic_add",
+    "atomic_compare_exchange",
     "atomic_load",
     "atomic_store",
     "borrowed",
+    "clock",
     "fma",
     "get",
     "int_microkernel",

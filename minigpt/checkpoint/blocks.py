@@ -215,7 +215,7 @@ def encode(numbers: np.ndarray, encoding: Encoding) -> np.ndarray:
     columns is a multiple of `encoding.length`. Q8_0 is rounded as llama.cpp does, to nearest, ties
     away from zero. NaN, infinity and overflow of F16 stay in the result: see `all_finite`.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         if encoding is Q8_0:
             return _encode_q8_0(numbers.reshape(-1, 32))
         return numbers.reshape(-1).astype(encoding.block, copy=False)
@@ -297,7 +297,7 @@ class EncodedTensor:
         flat = blocks.reshape(-1)
         numbers = np.empty((len(flat), length), np.float32)
         step = _STEP // length
-        with np.errstate(invalid="ignore"):  # an infinite scale gives NaN, as it does in llama.cpp
+        with np.errstate(all="ignore"):  # an infinite scale gives NaN, as it does in llama.cpp
             for first in range(0, len(flat), step):
                 numbers[first : first + step] = decode(flat[first : first + step])
         return numbers.reshape(len(blocks), -1)

@@ -147,7 +147,7 @@ def gguf_config(file: Path | GGUF) -> dict[str, Any]:
         data[name] = _value(gguf, key, int)
     data["n_inner"] = _value(gguf, "gpt2.feed_forward_length", int, 4 * data["n_embd"])
     epsilon = _value(gguf, "gpt2.attention.layer_norm_epsilon", float, 1e-5)
-    with np.errstate(over="ignore"):  # a float64 may overflow
+    with np.errstate(all="ignore"):  # a float64 may overflow
         data["layer_norm_epsilon"] = float(str(np.float32(epsilon)))  # 1e-5, not 9.99999974e-6
     data["activation_function"] = _value(gguf, ACTIVATION, str, ASSUMED_ACTIVATION)
     ends = [_value(gguf, key, int, -1) for key in EOS_KEYS]  # llama.cpp ends at each of them

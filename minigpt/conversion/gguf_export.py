@@ -152,7 +152,7 @@ def _block_reader(
 
 def _lines(source: ModelSource, name: str, length: int) -> Iterator[np.ndarray]:
     """A tensor in lines as the GGUF file stores them: float32 [n, length], in chunks."""
-    with np.errstate(over="ignore"):  # of float64: `all_finite` catches what matters
+    with np.errstate(all="ignore"):  # of float64: `all_finite` catches what matters
         array = source.read(name)
     lines = (array.T if is_transposed_in_gguf(name) else array).reshape(-1, length)
     step = max(1, _CHUNK_BYTES // (4 * length))

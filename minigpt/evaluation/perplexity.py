@@ -403,8 +403,9 @@ def warm_up(model: GPTModel, ids: np.ndarray) -> None:
 
 def log_sum_exp(logits: np.ndarray) -> float:
     """ln Σ exp(logits), float32 [V]; terms far below the maximum may round to 0."""
-    peak = logits.max()
-    return float(peak) + math.log(np.exp(logits - peak).sum(dtype=np.float64))
+    with np.errstate(all="ignore"):
+        peak = logits.max()
+        return float(peak) + math.log(np.exp(logits - peak).sum(dtype=np.float64))
 
 
 def _divergence(a: np.ndarray, b: np.ndarray, lse_difference: float) -> float:
@@ -415,8 +416,9 @@ def _divergence(a: np.ndarray, b: np.ndarray, lse_difference: float) -> float:
     As ln p = logit − lse, this is the mean of a − b under p_a, minus lse_difference: for models
     that are close, every term is small. Rounding can make it negative; a divergence is at least 0.
     """
-    weights = np.exp(a - a.max())
-    mean = (weights * (a - b)).sum(dtype=np.float64) / weights.sum(dtype=np.float64)
+    with np.errstate(all="ignore"):
+        weights = np.exp(a - a.max())
+        mean = (weights * (a - b)).sum(dtype=np.float64) / weights.sum(dtype=np.float64)
     return max(float(mean) - lse_difference, 0.0)
 
 

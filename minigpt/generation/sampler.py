@@ -147,7 +147,7 @@ def distribution(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray
         return np.array([best]), np.ones(1)
     ids = top_k(logits, params.top_k)
     max_logit = float(logits[best])
-    with np.errstate(over="ignore"):  # a tiny temperature: the exponent −∞ is right
+    with np.errstate(all="ignore"):  # a tiny temperature: the exponent −∞ is right
         weights = np.exp((logits[ids].astype(np.float64) - max_logit) / float(params.temperature))
     if params.top_p is not None and params.top_p < 1:
         kept = nucleus(weights, float(params.top_p))
@@ -155,7 +155,8 @@ def distribution(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray
     if params.min_p is not None:
         likely = weights >= params.min_p * weights.max()
         ids, weights = ids[likely], weights[likely]
-    return ids, weights / weights.sum()
+    with np.errstate(all="ignore"):  # as above, whatever an application makes NumPy raise
+        return ids, weights / weights.sum()
 
 
 def _argmax(logits: np.ndarray) -> int:
@@ -189,7 +190,7 @@ def nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
     none of them belongs to the nucleus: only the others, mostly a few hundred, need sorting.
     Holtzman et al. 2020, https://arxiv.org/abs/1904.09751, section 3.1.
     """
-    total = weights.sum()
+    total = float(weights.sum())
     candidates = np.flatnonzero(weights >= (1 - top_p) / len(weights) * total)
     candidates = candidates[np.argsort(-weights[candidates], kind="stable")]
     sum_before = np.cumsum(weights[candidates]) - weights[candidates]
@@ -231,11 +232,13 @@ def draw(probabilities: np.ndarray, u: float) -> int:
 
     A probability of 0 is never drawn.
     """
-    sums = np.cumsum(probabilities)
-    return int(np.searchsorted(sums, u * sums[-1], side="right"))
+    with np.errstate(under="ignore"):
+        sums = np.cumsum(probabilities)
+        return int(np.searchsorted(sums, u * sums[-1], side="right"))
 
 
 def logprob(logits: np.ndarray, token_id: int) -> float:
     """ln softmax(logits)[token_id] in float64, for logits float32 [V]."""
-    shifted = logits.astype(np.float64) - float(logits.max())
-    return float(shifted[token_id]) - math.log(np.exp(shifted).sum())
+    with np.errstate(all="ignore"):
+        shifted = logits.astype(np.float64) - float(logits.max())
+        return float(shifted[token_id]) - math.log(np.exp(shifted).sum())

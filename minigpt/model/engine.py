@@ -8,7 +8,7 @@ import numpy as np
 
 from ..arguments import is_integer
 from ..config import GPTConfig
-from ..errors import InputError, short_repr
+from ..errors import InputError, MinigptError, short_repr
 from ..kernels.layout import AUX_DTYPE
 from ..kernels.team import Team
 from ..weights.packed import Weights
@@ -27,6 +27,10 @@ from .kv_cache import KVCache, Workspace
 
 ROWS = 512  # tokens that pass through the layers together; longer inputs are cut into chunks
 _ROWS_IN_ONE_CALL = 16  # up to here one compiled call runs all layers, beyond it one call runs each
+
+# Bytes of weights times tokens of a pass: below this, some quarter of a millisecond, one thread has
+# done it before others would have begun.
+SHORT_PASS = 12_000_000
 
 Last = int | Sequence[int] | None
 
@@ -50,6 +54,8 @@ class Engine:
         self._table = make_weight_table(weights, config)
         self._scales = attention_scales(config)
         self._scratch = make_scratch(config, threads)
+        arrays = [*weights.tensors.values(), *weights.scales.values()]
+        self._weights_bytes = sum(array.nbytes for array in arrays)
 
     def new_cache(self, slots: int, capacity: int) -> KVCache:
         """An empty KV cache for `slots` sequences of up to `capacity` tokens, both from 1.
@@ -77,9 +83,12 @@ class Engine:
         its tokens are divided into calls.
 
         Raises InputError for wrong arguments and for a sequence longer than the cache's capacity
-        or the model's context. If a pass fails or is interrupted, the cache's lengths stay as they
-        were, and the pass can be repeated.
+        or the model's context; MinigptError in a signal handler that interrupted a pass. If a pass
+        fails or is interrupted, the cache's lengths stay as they were, and the pass can be
+        repeated.
         """
+        if self._team.interrupted:
+            raise interrupted_error()
         try:
             slots, ids = list(slots), list(ids)
         except TypeError:
@@ -178,12 +187,21 @@ class Engine:
         L = self.config.n_layer
         stride = L if len(tokens.ids) <= _ROWS_IN_ONE_CALL else 1
         arrays = CacheArrays(cache.keys, cache.values, cache.capacity)
+        alone = len(tokens.ids) * self._weights_bytes < SHORT_PASS
         for first in range(0, L, stride):
             self._team.run(
                 forward_layers, self._scratch, first, min(L, first + stride),
                 self._dims, self._table, self._scales, arrays, buffers, tokens, logit_rows,
-                logits,
+                logits, alone=alone,
             )  # fmt: skip
+
+
+def interrupted_error() -> MinigptError:
+    """The error of a signal handler that calls the model whose work it interrupted."""
+    return MinigptError(
+        "model: is in use by the code that this signal handler interrupted; let the handler take "
+        "a note, and call the model after it"
+    )
 
 
 def _owners_and_positions(

@@ -19,6 +19,7 @@ from ..kernels.bpe.merge import (
     insert_pairs,
 )
 from ..kernels.bpe.pretokenize import CODE_POINTS, DIGIT, LETTER, WHITE
+from ..kernels.threads import call
 from .bpe import Merges, merge
 
 MAX_MEMO = 1 << 15  # entries of the memo of pre-tokens of a text: 1 MiB
@@ -39,7 +40,7 @@ def make_tables(byte_ids: list[int], merges: Merges) -> Tables:
     )
     pairs = np.fromiter(merges.ranks, np.int64)
     ranks = np.fromiter(merges.ranks.values(), np.int64)
-    insert_pairs(tables, pairs[np.argsort(ranks)])
+    call(insert_pairs, tables, pairs[np.argsort(ranks)])
     return tables
 
 
@@ -71,7 +72,7 @@ def encode(text: str, tables: Tables, merges: Merges) -> np.ndarray:
     workspace = np.empty((2, MAX_PRETOKEN), np.int32)
     start = count = 0
     while start < data.size:
-        start, end, count = encode_pretokens(ids, count, data, start, tables, memo, workspace)
+        start, end, count = call(encode_pretokens, ids, count, data, start, tables, memo, workspace)
         long_ids = merge(tables.byte_ids[data[start:end]].tolist(), merges)  # none at the end
         ids[count : count + len(long_ids)] = long_ids
         start, count = end, count + len(long_ids)

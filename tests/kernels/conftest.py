@@ -14,7 +14,9 @@ import numba
 import numpy as np
 import pytest
 
-from minigpt.kernels.team import Team
+from minigpt.kernels.jit import jit
+from minigpt.kernels.simd import atomic_load, pause
+from minigpt.kernels.team import _STATE, _TASK_MASK, Team, barrier, next_task
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(request: pytest.FixtureRequest) -> Callable[..., None]:
     """run(kernel, *arguments): call a kernel in a team of 1 or 3 threads."""
     team = Team(request.param)
+    team._limit.add = lambda *_: None  # all threads take part, however busy the machine is
     scratch = np.full((request.param, 1 << 17), np.nan, np.float32)
 
     def run(kernel: Any, *arguments: Any) -> None:
@@ -37,12 +40,25 @@ def run(request: pytest.FixtureRequest) -> Callable[..., None]:
     return run
 
 
+@jit
+def meet(member):
+    """A phase in which each thread takes one task and waits until all are taken."""
+    next_task(member)
+    while member.size > 1 and 0 < atomic_load(member.sync, _STATE) & _TASK_MASK < member.size:
+        pause()
+    barrier(member)
+
+
 @cache  # both teams run the same machine code
 def _as_entry(kernel: Any) -> Any:
-    """An entry that calls a kernel which only compiled code can call."""
+    """An entry that calls a kernel which only compiled code can call, when all threads are there.
+
+    A kernel on a small test would be over before the workers begin.
+    """
 
     @numba.njit(nogil=True)  # not `entry`: tests leave nothing in the cache
     def call(member, arguments):
+        meet(member)
         kernel(member, *arguments)
 
     return call

@@ -8,12 +8,24 @@ import sys
 import threading
 import time
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
 
+from minigpt.kernels import team as team_module
 from minigpt.kernels.jit import entry
-from minigpt.kernels.team import Team, barrier, next_task
+from minigpt.kernels.simd import atomic_load, pause
+from minigpt.kernels.team import (
+    _MAX_FIRST_PHASE,
+    _PHASE_SHIFT,
+    _STATE,
+    _TASK_MASK,
+    Team,
+    _call,
+    barrier,
+    next_task,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +42,11 @@ def count_tasks(team, done, phases):
 
 @entry
 def fail_in_one(team, rank, phases):
+    """All threads take one task, so that the others wait for the one that fails."""
     for _ in range(phases):
+        next_task(team)
+        while team.size > 1 and 0 < atomic_load(team.sync, _STATE) & _TASK_MASK < team.size:
+            pause()  # until all have one, or the call is aborted
         if team.rank == rank:
             raise ValueError("expected error")
         barrier(team)
@@ -45,7 +61,8 @@ def test_every_task_runs_once_in_every_phase(size):
     team, done = Team(size), np.zeros(17, np.int64)
     for _ in range(20):
         team.run(count_tasks, scratch(size), done, 50)
-    assert (done == 1000).all()
+    team.run(count_tasks, scratch(size), done, 50, alone=True)
+    assert (done == 1050).all()
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
@@ -54,36 +71,70 @@ def test_an_exception_in_one_thread_reaches_the_caller(rank):
     with pytest.raises(ValueError, match="expected error"):
         team.run(fail_in_one, scratch(3), rank, 3)
     done = np.zeros(4, np.int64)
-    team.run(count_tasks, scratch(3), done, 2)
+    for alone in (True, False):
+        team.run(count_tasks, scratch(3), done, 2, alone=alone)
+    assert (done == 4).all()
+
+
+def test_an_exception_of_a_thread_that_runs_alone():
+    team, done = Team(2), np.zeros(4, np.int64)
+    with pytest.raises(ValueError, match="expected error"):
+        team.run(fail_in_one, scratch(2), 0, 3, alone=True)
+    team.run(count_tasks, scratch(2), done, 2, alone=True)
     assert (done == 2).all()
 
 
+def test_nobody_waits_for_a_worker_that_does_not_come():
+    """And its jobs, which hold the memory of past calls, do not pile up."""
+    team, done = Team(2), np.zeros(9, np.int64)
+    worker = team._workers[0]
+    jobs, worker.jobs = worker.jobs, SimpleQueue()
+    for _ in range(20):
+        team.run(count_tasks, scratch(2), done, 3)
+    assert (done == 60).all()
+    assert 1 <= worker.jobs.qsize() <= 4
+    worker.jobs = jobs
+
+
+def test_the_numbers_of_phases_begin_again_before_they_end():
+    team, done = Team(2), np.zeros(9, np.int64)
+    team._sync[_STATE] = (_MAX_FIRST_PHASE - 1) << _PHASE_SHIFT
+    for _ in range(3):
+        team.run(count_tasks, scratch(2), done, 3)
+    assert (done == 9).all()
+    assert 0 <= team._sync[_STATE] >> _PHASE_SHIFT <= 6
+
+
 class InterruptedQueue:
-    """A queue whose get and put raise KeyboardInterrupt after they have done their work."""
+    """A queue whose put raises KeyboardInterrupt after it has done its work."""
 
     def __init__(self, queue):
         self.queue = queue
-
-    def get(self):
-        self.queue.get()
-        raise KeyboardInterrupt
+        self.qsize = queue.qsize
 
     def put(self, job):
         self.queue.put(job)
-        raise KeyboardInterrupt
+        if job is not None:
+            raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("moment", ["job sent", "result read"])
-def test_a_team_works_again_after_an_interrupt(moment):
+@pytest.mark.parametrize("moment", ["a job is sent", "all is done"])
+def test_a_team_works_again_after_an_interrupt(moment, monkeypatch):
     team, done = Team(3), np.zeros(4, np.int64)
-    jobs, results = team._jobs[0], team._done
-    if moment == "job sent":
-        team._jobs[0] = InterruptedQueue(jobs)
-    else:
-        team._done = InterruptedQueue(results)
-    with pytest.raises(KeyboardInterrupt):
-        team.run(count_tasks, scratch(3), np.zeros(4, np.int64), 2)
-    team._jobs[0], team._done = jobs, results
+
+    def call(function, member, *rest):
+        _call(function, member, *rest)
+        if member.rank == 0:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if moment == "all is done":
+            patch.setattr(team_module, "_call", call)
+        else:
+            worker = team._workers[0]
+            patch.setattr(worker, "jobs", InterruptedQueue(worker.jobs))
+        with pytest.raises(KeyboardInterrupt):
+            team.run(count_tasks, scratch(3), np.zeros(4, np.int64), 2)
     team.run(count_tasks, scratch(3), done, 2)
     assert (done == 2).all()
 
@@ -115,14 +166,11 @@ def test_concurrent_calls_run_one_after_the_other():
 
 
 def test_workers_end_with_the_team():
-    others = set(threading.enumerate())
     team = Team(4)
-    started = set(threading.enumerate()) - others
-    assert len(started) == 3
+    workers = list(team._workers)
+    assert [worker.ended.locked() for worker in workers] == [True] * 3
     del team
-    for thread in started:
-        thread.join(timeout=10)
-        assert not thread.is_alive()
+    assert all(worker.ended.acquire(timeout=10) for worker in workers)
 
 
 def test_an_idle_team_uses_no_cpu_time():

@@ -170,10 +170,10 @@ def test_a_wrong_folder(model: GPTModel, value: object) -> None:
 
 
 def test_threads_that_the_system_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(self: threading.Thread) -> None:
+    def start(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr("_thread.start_new_thread", start)
     with pytest.raises(InputError, match=r"^threads 200: can't start.*; take fewer"):
         GPTModel.from_pretrained(FOLDER, threads=200)
 
@@ -237,18 +237,17 @@ def test_two_models_at_once_and_each_by_several_threads(model: GPTModel) -> None
 
 
 def test_dropped_models_and_streams_leave_no_threads() -> None:
-    before = set(threading.enumerate())
     for close in (True, False):
-        tokens = GPTModel.from_pretrained(FOLDER, threads=3).stream([1], max_new_tokens=9)
+        model = GPTModel.from_pretrained(FOLDER, threads=3)
+        workers = list(model.engine._team._workers)
+        tokens = model.stream([1], max_new_tokens=9)
         next(tokens)
-        workers = set(threading.enumerate()) - before
-        assert workers
+        del model
+        assert all(worker.ended.locked() for worker in workers)
         if close:
             tokens.close()
         del tokens
-        for worker in workers:
-            worker.join(10)
-        assert not any(worker.is_alive() for worker in workers)
+        assert all(worker.ended.acquire(timeout=10) for worker in workers)
 
 
 def test_the_process_can_end_while_a_thread_generates() -> None:

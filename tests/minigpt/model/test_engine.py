@@ -110,9 +110,26 @@ def test_a_batch_is_each_alone(engine, ids, expected_logits):
     assert then.tobytes() == expected_logits[[555, 199]].tobytes()
 
 
+def test_a_short_pass_is_run_by_one_thread(engine, ids, expected_logits, monkeypatch):
+    """Its workers would begin when it is over. A longer one is run by all."""
+    other = Engine(CONFIG, engine.weights, 2)
+    calls = []
+    together = other._team._call_together
+    monkeypatch.setattr(
+        other._team, "_call_together", lambda *a: [calls.append(a), together(*a)][1]
+    )
+    cache = new_cache(other)
+    assert other.forward(cache, [0], [ids[:5]]).tobytes() == expected_logits[4].tobytes()
+    assert not calls
+    monkeypatch.setattr("minigpt.model.engine.SHORT_PASS", 5 * other._weights_bytes)
+    assert other.forward(cache, [0], [ids[5:10]]).tobytes() == expected_logits[9].tobytes()
+    assert calls
+
+
 @pytest.mark.threads
 @pytest.mark.parametrize("threads", [1, 3])
-def test_any_number_of_threads(engine, ids, expected_logits, threads):
+def test_any_number_of_threads(engine, ids, expected_logits, threads, meet):
+    meet(threads)
     other = Engine(CONFIG, engine.weights, threads)
     logits = other.forward(new_cache(other), [0], [ids], last=None)
     assert logits.tobytes() == expected_logits.tobytes()
@@ -145,7 +162,9 @@ def test_a_pass_that_fails_leaves_the_lengths_as_they_were(
     cache = new_cache(engine)
     engine.forward(cache, [0], [ids[:20]])
     with monkeypatch.context() as patch:
-        patch.setattr(engine._team, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            engine._team, "run", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             engine.forward(cache, [0], [ids[:30]])
     assert cache.lengths.tolist() == [20]
@@ -220,7 +239,7 @@ def test_nothing_unchecked_reaches_a_kernel(engine, slots, sequences, last, monk
     for _ in range(2):
         cache.allocate()
     engine.forward(cache, [0, 1], [array(1, 2), array(3)])
-    monkeypatch.setattr(engine._team, "run", lambda *_: pytest.fail("a kernel ran"))
+    monkeypatch.setattr(engine._team, "run", lambda *_, **__: pytest.fail("a kernel ran"))
     with pytest.raises(InputError):
         engine.forward(cache, slots, sequences, last)
     assert cache.lengths.tolist() == [2, 1, 0]

@@ -118,11 +118,12 @@ def test_gradients_and_step_are_those_of_reference_gpt(rng, B, T, sizes):
 
 
 @pytest.mark.parametrize("dtype", ["f32", pytest.param("bf16", marks=pytest.mark.amx)])
-def test_threads_and_recompute_do_not_change_a_bit(rng, dtype):
+def test_threads_and_recompute_do_not_change_a_bit(rng, dtype, meet):
     config = small_config(n_layer=3)
     ids, targets = batch(rng, config, 3, 30)
     results = []
     for threads, recompute in ((1, False), (3, False), (2, True)):
+        meet(threads)
         learner = Learner(config, random_tensors(config, 2), threads, dtype, recompute)
         for step in (1, 2):
             learner.zero_grad()
