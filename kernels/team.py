@@ -222,6 +222,8 @@ class Team:
         self._owner = owner
         self._compiled: set[Any] = set()
         self._lock = new_lock()
+        self._sync: np.ndarray = _new_sync(size)
+        self._limit = TeamLimit(size)
         self._workers: list[_Worker] = []
         # Not at exit: other modules' exit handlers may still compute, and workers are daemons.
         weakref.finalize(self, _end_workers, self._workers).atexit = False
@@ -317,8 +319,8 @@ class Team:
         self._usable = False
         self._workers.clear()
         self._errors: list[BaseException] = []
-        self._sync: np.ndarray = _new_sync(self.size)
-        self._limit: TeamLimit = TeamLimit(self.size)
+        self._sync = _new_sync(self.size)
+        self._limit = TeamLimit(self.size)
 
     def _start_workers(self) -> None:
         self._reset()
