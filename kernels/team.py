@@ -252,13 +252,15 @@ class Team:
                 member = Member(0, 1, self._sync, scratch[0])
                 compile_in_thread(function, (member, *arguments))
                 self._compiled.add(function)
+            if not self._usable:
+                self._stop_workers()  # some may still be in a task of the run that ended early
             if alone or self._limit.size == 1:
                 self._call_alone(function, scratch, arguments)
                 return
             if self._limit.comparing:
                 self._count_tasks()
             busy, start = thread_time(), perf_counter()
-            if self._limit.threads > 1 and (self._usable or self._restart()):
+            if self._limit.threads > 1 and (self._usable or self._start_again()):
                 waited = self._call_together(function, scratch, arguments)
             else:
                 waited = self._call_alone(function, scratch, arguments)
@@ -339,10 +341,10 @@ class Team:
             if worker.started:
                 with worker.ended:
                     pass
+        self._workers.clear()
 
-    def _restart(self) -> bool:
+    def _start_again(self) -> bool:
         """Start new workers after an interruption or a fork; False if the system starts none."""
-        self._stop_workers()
         try:
             self._start_workers()
         except RuntimeError:  # at the end of the process

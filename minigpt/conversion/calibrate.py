@@ -41,6 +41,7 @@ def first_ids(texts: Iterable[str], tokenizer: GPTTokenizer, allow_special: bool
     return ids
 
 
+@np.errstate(all="ignore")  # exp underflows; weights that are not finite are found later
 def importance(
     source: ModelSource,
     ids: list[int],

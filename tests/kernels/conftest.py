@@ -91,7 +91,9 @@ def derivatives() -> Callable[..., np.ndarray]:
 def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     """run_python(*arguments, **environment): a new Python process without a kernel cache."""
 
-    def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run_python(
+        *arguments: str, timeout: float | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=ROOT,
@@ -99,6 +101,7 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
             capture_output=True,
             text=True,
             check=False,
+            timeout=timeout,
         )
 
     return run_python

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 
 from minigpt.config import GPTConfig
 from minigpt.errors import InputError
-from minigpt.kernels import reference
+from minigpt.kernels import reference, team
 from minigpt.kernels.attention import QUERY_BLOCK
 from minigpt.kernels.layout import KEY_BLOCK, LANES, bf16_to_f32, f32_to_bf16
 from minigpt.kernels.simd import BF16_PRODUCTS
@@ -135,6 +138,36 @@ def test_any_number_of_threads(engine, ids, expected_logits, threads, meet):
     assert logits.tobytes() == expected_logits.tobytes()
     last = other.forward(new_cache(other), [0], [ids[:400]])
     assert last.tobytes() == expected_logits[399].tobytes()
+
+
+@pytest.mark.threads
+def test_any_number_of_threads_on_a_busy_machine(engine, ids, expected_logits, monkeypatch):
+    """More threads than processors, other programs beside them, and workers that come late."""
+    call = team._call
+    naps = np.random.default_rng(3).exponential(3e-4, 1000).tolist()
+
+    def nap_and_call(function, member, *rest):
+        if member.rank and naps:
+            time.sleep(naps.pop())
+        call(function, member, *rest)
+
+    monkeypatch.setattr(team, "_call", nap_and_call)
+    monkeypatch.setattr("minigpt.model.engine.SHORT_PASS", 0)
+    command = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+    others = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for program in others:
+            program.stdout.readline()  # it has begun
+        for threads in (2, 4, 8):
+            other = Engine(CONFIG, engine.weights, threads)
+            cache = new_cache(other, 2)
+            for a, b in pairwise([0, 300, *range(301, 311), 650]):
+                logits = other.forward(cache, [1], [ids[a:b]])
+                assert logits.tobytes() == expected_logits[b - 1].tobytes()
+    finally:
+        for program in others:
+            program.kill()
+            program.communicate()
 
 
 def test_bfloat16_weights_give_what_their_float32_values_give(ids):
