@@ -113,8 +113,8 @@ def convert(
     elif dtype in QUANTIZED_DTYPES:
         row_importance = {}
         if calibration is not None:
-            tokenizer = tokenizer or GPTTokenizer.from_pretrained(opened)
-            row_importance = importance(opened, first_ids(calibration, tokenizer, allow_special))
+            encoder = tokenizer or GPTTokenizer.from_pretrained(opened)
+            row_importance = importance(opened, first_ids(calibration, encoder, allow_special))
         infos, read = _quantized(opened, dtype, Team(threads), row_importance)
     else:
         infos, read = _floats(opened, dtype)

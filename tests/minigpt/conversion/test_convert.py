@@ -410,3 +410,12 @@ def test_a_truncated_file(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="cut short"):
         GPTModel.from_pretrained(tmp_path / "new")
+
+
+def test_calibration_leaves_no_tokenizer_file_out(tmp_path: Path) -> None:
+    """Calibrating reads one form of a vocabulary; a folder with two keeps both."""
+    convert(BUNDLED_MODEL, tmp_path / "source", "f32")
+    (tmp_path / "source" / "vocab.json").write_text('{"a": 0}', encoding="utf-8")
+    (tmp_path / "source" / "merges.txt").write_text("", encoding="utf-8")
+    convert(tmp_path / "source", tmp_path / "new", "int4", calibration="Once upon a time " * 20)
+    assert names_in(tmp_path / "source") == names_in(tmp_path / "new")

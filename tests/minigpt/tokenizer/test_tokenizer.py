@@ -283,23 +283,23 @@ def test_null_means_absent(toy: GPTTokenizer, tmp_path: Path) -> None:
 def test_time_is_nearly_linear(gpt2: GPTTokenizer, unit: str) -> None:
     """50 thousand units take 0.1 to 0.2 seconds; quadratic time would be minutes."""
     text = unit * 50_000
-    began = time.perf_counter()
+    began = time.process_time()
     ids = gpt2.encode(text)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     assert gpt2.decode(ids) == text
 
 
 def test_time_of_a_long_random_pretoken(gpt2: GPTTokenizer) -> None:
     text = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=100_000))
-    began = time.perf_counter()
+    began = time.process_time()
     assert gpt2.decode(gpt2.encode(text)) == text
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_time_of_white_space_around_stripping_tokens(tmp_path: Path) -> None:
     decoder = {"261": {"content": "<m>", "lstrip": True, "rstrip": True}}
     write_toy(tmp_path, tokenizer_config={"added_tokens_decoder": decoder})
     tokenizer = GPTTokenizer.from_pretrained(tmp_path)
-    began = time.perf_counter()
+    began = time.process_time()
     assert tokenizer.encode((" " * 1000 + "<m>") * 100 + " " * 100_000 + "x")[:100] == [261] * 100
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
