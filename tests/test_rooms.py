@@ -25,14 +25,9 @@ BUNDLED = ROOT / "minigpt" / "tales-6m"
 # room, and so is a file that lies directly in minigpt/.
 ORDER = """
 kernels
-<<<<<<< HEAD
-errors bundled
+errors bundled processors
 arguments encodings
 texts
-=======
-errors bundled processors
-arguments texts
->>>>>>> 8aff2f0 (wip)
 checkpoint
 config
 weights
