@@ -71,7 +71,7 @@ def bench(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Measures how fast a model reads a prompt (prefill) and generates tokens (decode).
+    """Measure how fast a model reads a prompt (prefill) and generates tokens (decode).
 
     Decoding reads every weight once per token: memory bandwidth is its limit. The same threads
     also time a plain read of memory, and the report gives the fraction of it that decode reaches.

@@ -26,7 +26,7 @@ from .train_tokenizer import train_tokenizer
 @click.version_option(__version__, prog_name="minigpt", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Runs and trains GPT-2-architecture models such as Cerebras-GPT on the CPU."""
+    """Run and train GPT-2-architecture models such as Cerebras-GPT on the CPU."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 

@@ -14,7 +14,7 @@ from .terminal import end_at_once_on_interrupt, show_line, verbose_option, write
 )
 @verbose_option
 def compile_command(verbose: bool) -> None:
-    """Compiles all kernels, for all dtypes, into the cache, and prints its folder.
+    """Compile all kernels, for all dtypes, into the cache, and print its folder.
 
     The first use of each would compile it, too. A container image, or an installation that other
     users run, holds them from the beginning. They fit processors of the kind that compiled them.

@@ -68,7 +68,7 @@ def convert(
     tokenizer: str | None,
     threads: int | None,
 ) -> None:
-    """Writes the model of SOURCE, a folder, a GGUF file or a hub id, to the new FOLDER.
+    """Write the model of SOURCE, a folder, a GGUF file or a hub id, to the new FOLDER.
 
     Memory holds one tensor at a time. The folder appears once it is complete; an interrupted
     conversion leaves none. Folders of int8 and int4 are for minigpt alone, which maps them into
@@ -103,18 +103,18 @@ def convert(
     opened = open_source(source)
     if opened.quantized and opened.quantized != dtype:
         note(f"{source} is {opened.quantized}: {dtype} regains nothing of the original", False)
-    codec = chosen_tokenizer(tokenizer)
-    texts = _calibration(calibrate, special, codec, opened) if calibrate else None
+    chosen = chosen_tokenizer(tokenizer)
+    texts = _calibration(calibrate, special, chosen, opened) if calibrate else None
     line = progress_line(str(target), lambda rate: f"{rate / 1e6:.0f} MB/s")
 
     def show(progress: Progress) -> None:
         line(progress.nbytes, progress.all_nbytes)
 
     if to == "gguf":
-        save_gguf(source, target, dtype, show, tokenizer=codec)
+        save_gguf(source, target, dtype, show, tokenizer=chosen)
     else:
         write_folder(
-            opened, target, dtype, threads, texts, show, tokenizer=codec, allow_special=special
+            opened, target, dtype, threads, texts, show, tokenizer=chosen, allow_special=special
         )
     show_line("")
 

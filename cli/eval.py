@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from ..errors import InputError
+from ..texts import name_of
 from .terminal import (
-    STDIN,
     check_stdin,
     chosen_tokenizer,
     complete_source,
@@ -224,7 +224,7 @@ def tokens_per_s(rate: float) -> str:
 
 def label(file: str) -> str:
     """The name of a file as it can be printed, whatever bytes it consists of."""
-    return STDIN if file == "-" else click.format_filename(file)
+    return click.format_filename(name_of(file))
 
 
 # ---- the results ----

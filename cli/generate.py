@@ -125,7 +125,7 @@ def generate(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Continues PROMPT, or the text on standard input if PROMPT is - or absent.
+    """Continue PROMPT, or the text on standard input if PROMPT is - or absent.
 
     Standard output receives the continuation alone, token by token; a terminal also gets PROMPT
     before it and a newline at the end. The prompt is used unchanged, with any newline at its end;
@@ -134,10 +134,10 @@ def generate(
     prompt = _only(prompts)
     text = read_text(prompt, "PROMPT")
     started = perf_counter()
-    codec, model = _load(source, tokenizer or source, dtype, threads)
+    chosen, model = _load(source, tokenizer or source, dtype, threads)
     if not special:
-        PlainTokens(codec.all_special_tokens).warn_of(text, "the prompt")
-    ids = codec.encode(text, allow_special=special)
+        PlainTokens(chosen.all_special_tokens).warn_of(text, "the prompt")
+    ids = chosen.encode(text, allow_special=special)
     loaded = perf_counter()
     end_at_once_on_interrupt()
 
@@ -146,7 +146,7 @@ def generate(
     seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
     stream = TextStream(
         model,
-        codec,
+        chosen,
         ids,
         stop,
         max_tokens,

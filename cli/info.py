@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 @click.argument("source", default=str(BUNDLED_MODEL), shell_complete=complete_source)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(source: str, as_json: bool) -> None:
-    """Prints the sizes, dtype and memory needs of SOURCE.
+    """Print the sizes, dtype and memory needs of SOURCE.
 
     SOURCE is a folder, a GGUF file or a hub id; by default the bundled model.
 
-    Reads config.json and the headers of the weight files, not the weights.
+    Only config.json and the headers of the weight files are read, not the weights.
     """
     from ..description import describe
 

@@ -34,7 +34,6 @@ DTYPES = ("auto", "f32", "bf16", "int8", "int4")
 MAX_THREADS = 256
 
 MAX_INPUT_BYTES = 64 << 20  # far beyond any context; a read of /dev/zero ends here
-STDIN = "standard input"  # its name in messages and tables
 
 
 class Text(click.types.StringParamType):

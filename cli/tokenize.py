@@ -32,12 +32,12 @@ def tokenize(
 
     from .. import GPTTokenizer
 
-    codec = GPTTokenizer.from_pretrained(tokenizer or source)
+    chosen = GPTTokenizer.from_pretrained(tokenizer or source)
     if decode:
-        ids = _parse_ids(content, codec.vocab_size)
-        content = codec.decode(ids, skip_special_tokens=not special)
+        ids = _parse_ids(content, chosen.vocab_size)
+        content = chosen.decode(ids, skip_special_tokens=not special)
     else:
-        ids = codec.encode(content, allow_special=special)
+        ids = chosen.encode(content, allow_special=special)
     if as_json:
         write(json.dumps({"text": content, "ids": ids, "tokens": len(ids)}) + "\n")
     elif decode:

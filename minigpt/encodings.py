@@ -1,6 +1,6 @@
 """The bytes of text files: UTF-8, UTF-16, UTF-32 and gzip are read as UTF-8, other kinds refused.
 
-What a file is, its first bytes say and not its name. UTF-16 and UTF-32 begin with a byte order
+The first bytes of a file decide its kind, not its name. UTF-16 and UTF-32 begin with a byte order
 mark; a text without one is UTF-8.
 """
 
@@ -16,10 +16,10 @@ from .errors import InputError
 
 CHUNK_BYTES = 1 << 18
 # gzip shrinks texts to a fifth and, if they repeat themselves, to a fiftieth. A file that expands
-# by more is made to fill a memory or a disk; short ones may be as they like.
+# by more is made to fill a memory or a disk; short texts may expand by any factor.
 MAX_EXPANSION = 200
 FREE_EXPANSION_BYTES = 64 << 20
-_HEAD_BYTES = 4096  # of which the kind of a file is told
+_HEAD_BYTES = 4096  # read to detect the kind of a file
 
 _MARKS = (  # UTF-32's before UTF-16's, which it begins with
     (codecs.BOM_UTF8, "utf-8"),

@@ -51,7 +51,7 @@ class InputError(MinigptError, ValueError):
 
 
 class MinigptWarning(UserWarning):
-    """A text or an option was read in one of several ways, and another may be meant.
+    """The call goes on, but its result may not be what was meant.
 
     In Python the module `warnings` shows or ignores them; the command line writes each as a line,
     `Warning: …`, to stderr.

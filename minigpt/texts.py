@@ -1,9 +1,9 @@
-"""Texts from files: what a file is, every command learns here; errors name file and line.
+"""Texts from files, for every command; errors name file and line.
 
 The name says whether a file holds JSON: `.jsonl`, `.ndjson`, `.jsonlines` and `.json`, with or
 without `.gz` behind. Such a file holds a JSON object a line, an array of objects, or objects one
 after the other. Any other file, standard input too, is one text, character for character; a warning
-says so where it looks like JSON. encodings.py has what both may be encoded and compressed by.
+says so where it looks like JSON. encodings.py decodes and decompresses both.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def cut(text: str, end: str) -> Iterator[str]:
 
 
 class PlainTokens:
-    """Warns of special tokens that a text holds as plain text: of the first, and of no more."""
+    """Warns of the first special token that a text contains as plain text."""
 
     def __init__(self, tokens: Sequence[str]) -> None:
         pattern = "|".join(map(re.escape, filter(None, tokens)))
@@ -194,7 +194,7 @@ def read_text(source: str, max_bytes: int, is_prompt: bool = False) -> str:
 
 
 def _warn_of_form(text: str, source: str) -> None:
-    """Warn where a text is one of several, or of another form than plain text."""
+    """Warn of a text that looks like JSON, HTML or a table."""
     form = next((form for pattern, form in _LOOKS if pattern.match(text)), None)
     if not form and Path(source).suffix.lower() in _TABLES:
         form = "a table"

@@ -5,8 +5,9 @@ folder.py       the files of weights in a folder: single or in shards with an in
 safetensors.py  format: safetensors, read and written
 torch_bin.py    format: pytorch_model.bin, read; a ZIP archive (zip_entries.py) or an older form,
                 with a pickle that is read as data and never run (unpickle.py)
-gguf.py         format: GGUF, a whole model in one file; blocks.py its encodings of numbers,
-                gguf_writing.py its writer, gguf_gpt2.py its names in Hugging Face's terms
+gguf.py         format: GGUF, a whole model in one file or in parts (gguf_parts.py); blocks.py its
+                encodings of numbers, gguf_writing.py its writer, gguf_gpt2.py its names in Hugging
+                Face's terms
 tensors.py      a tensor in a file → an array; named.py: the tensors of a model by name
 files.py  strict_json.py  atomic.py  lock.py    safe opening, parsing, replacing and locking
 """

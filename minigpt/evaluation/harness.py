@@ -39,7 +39,7 @@ except ImportError as error:
 Pair = tuple[str, str]  # a context and its continuation, with the space between them
 T = TypeVar("T")
 
-_REQUESTS = 1024  # scored together; what is done is in the harness's cache then
+_REQUESTS = 1024  # scored together; after each such chunk its results are in the harness's cache
 _SLOTS = 16  # texts generated together
 _MAX_GEN_TOKS = 256  # the harness's default
 
