@@ -46,10 +46,21 @@ def _run(args: list[str]) -> int:
     """Run `args`, print the line of a failure, and return the exit code."""
     # Imported here for Ctrl-C during the imports to be handled in `main`.
     from ..errors import warnings_shown_by
-    from .terminal import compiling_noted, prepare, show_warning, signal_handlers_restored
+    from .terminal import (
+        compiling_noted,
+        prepare,
+        show_warning,
+        signal_handlers_restored,
+        warnings_on_one_line,
+    )
 
     prepare()
-    with signal_handlers_restored(), warnings_shown_by(show_warning), compiling_noted():
+    with (
+        signal_handlers_restored(),
+        warnings_shown_by(show_warning),
+        warnings_on_one_line(),
+        compiling_noted(),
+    ):
         return _invoke(args)
 
 

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
@@ -222,6 +223,19 @@ def show_warning(message: str) -> None:
     """Write `Warning: message` as one line on stderr, terminal or not."""
     show_line("")  # erases a progress line
     _write_error_line(f"Warning: {message}")
+
+
+@contextlib.contextmanager
+def warnings_on_one_line() -> Iterator[None]:
+    """Write the warnings of other packages as `show_warning` does: Numba's contain a traceback."""
+    original = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_args, **_kwargs: (
+        f"Warning: {next(iter(str(message).splitlines()), '')}\n"
+    )
+    try:
+        yield
+    finally:
+        warnings.formatwarning = original
 
 
 @contextlib.contextmanager

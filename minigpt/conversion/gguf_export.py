@@ -30,7 +30,7 @@ from ..checkpoint.gguf_gpt2 import (
 )
 from ..checkpoint.gguf_writing import NewTensor, WrittenValue, write_gguf
 from ..config import GPTConfig
-from ..errors import CheckpointError, ConfigError, TokenizerError
+from ..errors import CheckpointError, ConfigError, TokenizerError, short_repr, warn
 from ..kernels.layout import bf16_to_f32
 from ..source import ModelSource, open_source
 from ..tokenizer.files import read_vocabulary
@@ -76,6 +76,7 @@ def save_gguf(
     opened = open_source(source)
     _check_exportable(opened.config, opened.path)
     vocabulary = tokenizer.vocabulary if tokenizer else read_vocabulary(opened.files)
+    _warn_of_lost_flags(vocabulary, opened.path)
     tensors = {
         _new_tensor(name, shape, GGUF_DTYPES[dtype]): name for name, shape in opened.shapes.items()
     }
@@ -218,6 +219,19 @@ def _tokenizer_values(
     if template:
         values[CHAT_TEMPLATE] = template
     return values
+
+
+def _warn_of_lost_flags(vocabulary: Vocabulary, source: Path) -> None:
+    """Warn of the first added token with a flag that changes ids and has no key in GGUF."""
+    for token in vocabulary.added.values():
+        flags = [name for name in ("lstrip", "rstrip", "single_word") if getattr(token, name)]
+        if flags:
+            warn(
+                f"{source}: the added token {short_repr(token.content)} has "
+                f"{' and '.join(flags)}, which a GGUF file cannot hold: texts with this token "
+                "have other ids there"
+            )
+            return
 
 
 def _chat_template(files: dict[str, bytes]) -> str | None:

@@ -245,7 +245,10 @@ def write_run(
         tokens, names = written.tokens, [TEXT]
         if validation_texts is not None:
             file = temporary / VALIDATION
-            written = write_tokens(validation_texts, tokenizer, file, None, allow_special, end)
+            what = "the held-out texts"
+            written = write_tokens(
+                validation_texts, tokenizer, file, None, allow_special, end, what
+            )
             _check_known(written.vocab_size - 1, model)
             names.append(VALIDATION)
             training = replace(training, validation_tokens=0)

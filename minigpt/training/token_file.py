@@ -54,12 +54,14 @@ def write_tokens(
     progress: Progress | None = None,
     allow_special: bool = False,
     end: int | None = None,
+    what: str = "the texts",
 ) -> Header:
     """Write the ids of `documents` as a token file, each followed by the end-of-text token.
 
     progress       called with (bytes of text read, tokens written) after each chunk
     allow_special  as in `GPTTokenizer.encode`
     end            the end-of-text token. Default: the tokenizer's
+    what           the documents, in error messages
 
     Empty documents are left out. Memory holds one document and the ids of one chunk of it. The
     file is written whole or not at all. Raises InputError if there is no text, or no end-of-text
@@ -67,7 +69,10 @@ def write_tokens(
     """
     end = tokenizer.eos_token_id if end is None else end
     if end is None:
-        raise InputError("the tokenizer has no <|endoftext|>, which must separate the texts")
+        raise InputError(
+            "the tokenizer has no <|endoftext|>, which must separate the texts; take a tokenizer "
+            "that has one"
+        )
     all_ids = max(tokenizer.vocab_size, end + 1)
     dtype = _id_dtype(all_ids)
     tokens = text_bytes = largest = 0
@@ -81,7 +86,7 @@ def write_tokens(
             if progress:
                 progress(text_bytes, tokens)
         if not tokens:
-            raise InputError("the texts are empty; give at least one with a character")
+            raise InputError(f"{what} are empty; give at least one with a character")
         # A model has rows for the stored tokens: the other ids count if they occur.
         sizes = (tokenizer.stored_vocab_size, all_ids)
         vocab_size = next(size for size in sizes if size > largest and _id_dtype(size) == dtype)

@@ -60,6 +60,13 @@ def test_settings_of_what_minigpt_does_not_use_change_nothing(run, model, enviro
     assert b"compiling" not in done.stderr
 
 
+def test_a_setting_that_numba_cannot_read_is_a_warning_of_one_line(run, model):
+    done = run("generate", "-m", model, "-n", "1", "hello", env={"NUMBA_NUM_THREADS": "banana"})
+    assert done.returncode == 0
+    line, *others = done.stderr.decode().splitlines()
+    assert (line.startswith("Warning: "), "'NUMBA_NUM_THREADS'" in line, others) == (True, True, [])
+
+
 @pytest.mark.slow
 def test_settings_of_the_compiler_change_no_text(run, model, tmp_path):
     """Neither those that it takes nor those that it does not know."""

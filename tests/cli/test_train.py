@@ -34,6 +34,7 @@ NEW = ["text.txt", "--out", "run", "--tokenizer", "base", *OPTIONS]
 def texts(tmp_path: Path, model: Path) -> Path:
     """A folder with two texts, and the model `base`."""
     (tmp_path / "text.txt").write_text("hello world, hello all. " * 60)
+    (tmp_path / "empty.txt").write_text("")
     (tmp_path / "more.jsonl").write_text('{"text": "well, hell."}\n' * 9)
     (tmp_path / "base").symlink_to(model)
     return tmp_path
@@ -234,6 +235,7 @@ def test_a_wrong_command_line(fails: Fails, texts: Path, word: str, line: list[s
     [
         ("nowhere.txt", ["nowhere.txt", *NEW[1:]]),
         ("nowhere.txt", [*NEW, "--held-out", "nowhere.txt"]),
+        ("the held-out texts are empty", [*NEW, "--held-out", "empty.txt"]),
         ("nowhere", ["text.txt", "--out", "run", "--tokenizer", "nowhere"]),
         ("nowhere: holds no training run", ["--resume", "nowhere"]),
         ("base: holds no training run", ["--resume", "base"]),

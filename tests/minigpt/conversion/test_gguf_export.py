@@ -27,7 +27,14 @@ from minigpt.checkpoint import open_checkpoint, resolve, write_safetensors
 from minigpt.conversion.convert import Progress, convert
 from minigpt.conversion.gguf_export import save_gguf
 from minigpt.description import describe
-from minigpt.errors import CheckpointError, ConfigError, InputError, SourceError, TokenizerError
+from minigpt.errors import (
+    CheckpointError,
+    ConfigError,
+    InputError,
+    MinigptWarning,
+    SourceError,
+    TokenizerError,
+)
 from minigpt.kernels.layout import f32_to_bf16
 from minigpt.tokenizer.bpe import byte_symbols
 from minigpt.tokenizer.files import read_vocabulary
@@ -318,6 +325,15 @@ def test_added_tokens_and_prefix_space(tmp_path: Path) -> None:
     assert GPTConfig.from_source(path).eos_token_id == 263
     types = gguf.GGUFReader(path).fields["tokenizer.ggml.token_type"].contents()
     assert types[260:] == [1, 3, 4, 3, *[5] * 6]
+
+
+def test_flags_of_an_added_token_that_gguf_cannot_hold_are_warned_of(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    mask = {"content": "<mask>", "special": True, "lstrip": True, "single_word": True}
+    side = {"added_tokens_decoder": {"262": mask}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(side), encoding="utf-8")
+    with pytest.warns(MinigptWarning, match="'<mask>' has lstrip and single_word, which a GGUF"):
+        save_gguf(folder, tmp_path / "x.gguf")
 
 
 @pytest.mark.parametrize("ends", [[46], [260, 46], [260, 46, 7], [9, 8, 7, 6, 5]])
