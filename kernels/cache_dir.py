@@ -1,8 +1,8 @@
 """The user's cache folder: entries that are read whole, unchanged, and from nobody else.
 
-An entry is a file with a checksum of its name and its content. It is written beside its place and
-then moved there, so that a reader, or another process that writes the same entry, never meets half
-of one. A damaged entry counts as absent.
+An entry is a file with a checksum of its name and its content. It is written
+under a temporary name and then renamed, so that a reader, or another process that writes the same
+entry, never meets half of one. A damaged entry counts as absent.
 
 Machine code is loaded from the folder and run, so it must be safe: it belongs to this user, to root
 or to the owner of this package, nobody else can write to it, and nobody else can put another in its
@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 
 _DIGEST_BYTES = 32
-_STALE_SECONDS = 3600  # the age at which a file that was never moved to its place is removed
+_STALE_SECONDS = 3600  # the age at which a file that was never renamed is removed
 
 
 def cache_folder() -> Path | None:

@@ -13,8 +13,9 @@ waits at a barrier until all tasks are done:
 
 Which thread computes a task never changes the result, so results do not depend on the number of
 threads. Nobody waits for a thread that has taken no task of the phase: one that starts late, or
-that another process keeps from running, finds the phase done and passes on. So kernels do nothing
-outside of tasks that others could see, and what they read there decides about nothing but tasks.
+that another process keeps from running, finds the phase done and passes on. A kernel
+therefore writes shared memory in tasks only, and values that it reads outside of tasks affect tasks
+alone.
 
 A thread that is suspended in the middle of a task does keep the others waiting. team_limit.py
 decides how many threads take part when that happens.
@@ -134,7 +135,7 @@ def _join(sync, own):
         found = atomic_compare_exchange(sync, _STATE, state, state + _JOIN)
         if found == state:
             sync[own + _JOINED] = 1
-            sync[own + _TASKS] -= 1  # the one that it will find not to be there
+            sync[own + _TASKS] -= 1  # next_task counts once more, when no task is left
             return True
         state = found
     return False
@@ -193,7 +194,7 @@ _MAX_QUEUED = 4  # jobs for a worker that does not come to take them
 class _Worker:
     """What a team knows of a worker.
 
-    jobs     what it is to run; None ends it
+    jobs     the calls that it makes; None ends it
     ended    a lock that is free when it has ended
     started  whether it began
     """

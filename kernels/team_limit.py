@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-_WINDOW = 20e-3  # seconds of work after which
-_MAX_LOST = 0.1  # a lost part of this size begins a comparison
+_WINDOW = 20e-3  # seconds of work over which lost time is measured
+_MAX_LOST = 0.1  # the lost fraction that begins a comparison
 _SPELL = 40e-3  # seconds of work of each number in a comparison: ten time slices of the system
-_MARGIN = 1.1  # by so much more threads must be faster than fewer
+_MARGIN = 1.1  # the ratio by which more threads must be faster than fewer
 _MIN_REST, _MAX_REST = 80e-3, 1.0  # seconds, with fewer threads than there are
 _MAX_REST_ALL = 10.0  # seconds, with all threads
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from .jit import compile_for, compiler_lock
 
-_STACK = 8 << 20  # bytes, as main threads have; the system provides what is used of it
+_STACK = 8 << 20  # bytes, as main threads have; of which the system provides the used part
 _POLL = 0.2  # seconds after which a waiting thread sees a signal where nothing wakes it (Windows)
 
 
