@@ -45,8 +45,11 @@ def continuation(prompt: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    try:
+        port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except (OSError, OverflowError, ValueError) as error:
+        sys.exit(f"python examples/web_stream.py [PORT]: {error}")
     print(f"http://127.0.0.1:{server.server_port}/?prompt=Once+upon+a+time", flush=True)
     try:
         server.serve_forever()

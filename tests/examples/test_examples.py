@@ -54,6 +54,14 @@ def test_web_stream() -> None:
     assert len(text) > 100
 
 
+def test_a_wrong_port_of_web_stream_is_one_line() -> None:
+    command = [sys.executable, str(EXAMPLES / "web_stream.py"), "99999"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, check=False, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"python examples/web_stream.py [PORT]: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_score_texts_of_its_own() -> None:
     head, *lines = run("score_texts.py")
     assert head.split() == ["perplexity", "bits/byte", "text"]
