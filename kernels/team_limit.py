@@ -4,8 +4,9 @@ A thread that the system suspends in the middle of a task makes the others wait 
 milliseconds where a task takes microseconds. That hardly happens on a machine with a processor for
 each thread. Where other programs run, too, one thread can be faster than two; how many are best
 depends on what runs, and changes with it. So it is measured as soon as the caller loses part of its
-time: the present number of threads for a spell, then a smaller or larger one. The faster is kept
-for a rest, and each comparison that it wins again doubles the rest.
+time: the present number of threads for a spell, then a smaller or larger one, and both once more if
+the other seems faster, as a spell can have luck. The faster is kept for a rest, and each comparison
+that it wins again doubles the rest.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class TeamLimit:
         self._rest = _MIN_REST
         self._rest_ends = 0.0
         self._time = self._lost = 0.0  # of this window or spell
+        self._spell = 0  # of this comparison; the present number has the even ones
         self._spells: list[dict[Hashable, tuple[float, int]]] = []  # {kind: (seconds, runs)}
 
     def add(self, now: float, time: float, lost: float, kind: Hashable = None) -> None:
@@ -47,8 +49,9 @@ class TeamLimit:
         self._time += time
         self._lost += lost
         if self.comparing:
-            seconds, runs = self._spells[-1].get(kind, (0.0, 0))
-            self._spells[-1][kind] = seconds + time, runs + 1
+            times = self._spells[self._spell % 2]
+            seconds, runs = times.get(kind, (0.0, 0))
+            times[kind] = seconds + time, runs + 1
             if self._time > _SPELL:
                 self._end_spell(now)
         elif self._time > _WINDOW:
@@ -59,21 +62,25 @@ class TeamLimit:
         if now >= self._rest_ends:
             if self.threads < self.size or self._lost > _MAX_LOST * self._time:
                 self.comparing = True
-                self._spells = [{}]
+                self._present, self._spell, self._spells = self.threads, 0, [{}, {}]
             else:
-                self._rest = _MIN_REST
+                self._rest = max(_MIN_REST, self._rest / 2)
         self._time = self._lost = 0.0
 
     def _end_spell(self, now: float) -> None:
         """Go from the present number of threads to the other; after that keep the faster."""
         self._time = self._lost = 0.0
-        if len(self._spells) == 1:
-            self._spells.append({})
-            self._present, self.threads = self.threads, self._other()
+        self._spell += 1
+        if self._spell % 2:
+            self.threads = self._other()
+            return
+        ratio = _time_ratio(*self._spells)
+        is_faster = ratio > (_MARGIN if self.threads > self._present else 1 / _MARGIN)
+        if is_faster and self._spell == 2:
+            self.threads = self._present
             return
         self.comparing = False
-        ratio = _time_ratio(*self._spells)
-        if ratio > (_MARGIN if self.threads > self._present else 1 / _MARGIN):
+        if is_faster:
             self._rest = _MIN_REST
         else:
             longest = _MAX_REST_ALL if self._present == self.size else _MAX_REST

@@ -88,3 +88,33 @@ def test_only_runs_of_equal_work_are_compared():
         now += 1e-3
         limit.add(now, 1e-3, 0, "short")
     assert limit.threads == 2
+
+
+@pytest.mark.parametrize(("second", "kept"), [(80e-3, 2), (5e-3, 1)])
+def test_one_lucky_spell_changes_nothing(second, kept):
+    """One thread is faster in its first spell. That counts if it is so in both together."""
+    limit, now = TeamLimit(2), 0.0
+
+    def run(seconds):
+        nonlocal now
+        now += seconds
+        limit.add(now, seconds, seconds / 2, "kind" if limit.comparing else None)
+
+    while not limit.comparing:
+        run(10e-3)
+    spells = []
+    while limit.comparing:
+        if not spells or spells[-1] != limit.threads:
+            spells.append(limit.threads)
+        run(10e-3 if limit.threads == 2 else 5e-3 if len(spells) == 2 else second)
+    assert spells == [2, 1, 2, 1]
+    assert limit.threads == kept
+
+
+def test_a_quiet_moment_does_not_forget_all_comparisons():
+    """The rest between them shrinks step by step."""
+    machine = Machine(2)
+    machine.work(60, quiet, lost=0.5)
+    rest = machine.limit._rest
+    machine.work(machine.limit._rest_ends + 0.03, quiet, lost=0)
+    assert rest / 8 < machine.limit._rest < rest
