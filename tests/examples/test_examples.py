@@ -54,14 +54,6 @@ def test_web_stream() -> None:
     assert len(text) > 100
 
 
-def test_a_wrong_port_of_web_stream_is_one_line() -> None:
-    command = [sys.executable, str(EXAMPLES / "web_stream.py"), "99999"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, check=False, timeout=300)
-    assert done.returncode == 1
-    assert done.stderr.startswith(b"python examples/web_stream.py [PORT]: ")
-    assert len(done.stderr.splitlines()) == 1
-
-
 def test_score_texts_of_its_own() -> None:
     head, *lines = run("score_texts.py")
     assert head.split() == ["perplexity", "bits/byte", "text"]
@@ -101,6 +93,7 @@ def test_attention_weights_add_up_to_one() -> None:
         ("fine_tune.py", []),
         ("fine_tune.py", [__file__, "folder", "many"]),
         ("fine_tune.py", ["nowhere.txt", "folder"]),
+        ("web_stream.py", ["99999"]),
     ],
 )
 def test_a_wrong_argument_is_one_line_on_stderr(
