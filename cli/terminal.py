@@ -14,6 +14,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -132,9 +133,19 @@ threads_option = click.option(
     type=click.IntRange(1, MAX_THREADS),
     help="Number of threads that compute. Default: one per processor.",
 )
+# Whether --verbose is given, also to the thread that compiles: click's context is one thread's own.
+_is_verbose: ContextVar[bool] = ContextVar("is_verbose", default=False)
+
+
+def _remember_verbose(_context: click.Context, _parameter: click.Parameter, value: bool) -> bool:
+    _is_verbose.set(value)
+    return value
+
+
 verbose_option = click.option(
     "--verbose",
     is_flag=True,
+    callback=_remember_verbose,
     help="Write notes and timings to stderr even if stderr is not a terminal.",
 )
 
@@ -248,11 +259,10 @@ def compiling_noted() -> Iterator[None]:
         if noted:
             return
         noted = True
-        context = click.get_current_context(silent=True)
-        verbose = context is not None and context.params.get("verbose", False)
         show_line("")  # erases a progress line
-        note("compiling the kernels for this processor takes some ten seconds", verbose)
+        note("compiling the kernels for this processor takes some ten seconds", _is_verbose.get())
 
+    _is_verbose.set(False)  # of a command before this one
     token = events.on_compile.set(write_note)
     try:
         yield
