@@ -17,8 +17,8 @@ from .terminal import (
     complete_source,
     dtype_option,
     end_at_once_on_interrupt,
-    expand_wildcards,
     fail,
+    files_argument,
     model_option,
     progress_line,
     show_line,
@@ -54,13 +54,7 @@ stride_option = click.option(
     short_help="Measure a model: perplexity of texts, accuracy on task files.",
     epilog="Example: minigpt eval -m cerebras/Cerebras-GPT-111M --dtype bf16 book.txt piqa.jsonl",
 )
-@click.argument(
-    "files",
-    nargs=-1,
-    metavar="[FILE]...",
-    callback=expand_wildcards,
-    shell_complete=complete_source,
-)
+@files_argument("files", "[FILE]...")
 @model_option
 @window_option
 @stride_option

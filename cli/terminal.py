@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -29,6 +29,8 @@ from ..kernels import events
 
 if TYPE_CHECKING:
     from .. import GPTTokenizer
+
+Command = TypeVar("Command", bound=Callable[..., Any])  # or the function that becomes one
 
 # Copies of weights.table.DTYPES and arguments.MAX_THREADS, which a test compares: importing the
 # originals loads NumPy and Numba, and --help should not wait for these.
@@ -94,6 +96,18 @@ def expand_wildcards(
         found = glob.glob(pattern) if "*" in name or "?" in name else []  # noqa: PTH207
         names += sorted(found) or [name]
     return tuple(names)
+
+
+def files_argument(name: str, metavar: str, required: bool = False) -> Callable[[Command], Command]:
+    """The argument of a command that takes any number of files; see `expand_wildcards`."""
+    return click.argument(
+        name,
+        nargs=-1,
+        required=required,
+        metavar=metavar,
+        callback=expand_wildcards,
+        shell_complete=complete_source,
+    )
 
 
 model_option = click.option(

@@ -20,6 +20,7 @@ from .terminal import (
     clock,
     complete_source,
     expand_wildcards,
+    files_argument,
     in_main_thread,
     is_interactive,
     note,
@@ -54,13 +55,7 @@ _FIELDS = {"warmup": "warmup_steps", "clip": "max_grad_norm"}
     short_help="Train a model on texts, from random weights or from a model.",
     epilog="Example: minigpt train tales/*.txt --preset tiny --minutes 5 --out my-tales",
 )
-@click.argument(
-    "texts",
-    nargs=-1,
-    metavar="[TEXT]...",
-    callback=expand_wildcards,
-    shell_complete=complete_source,
-)
+@files_argument("texts", "[TEXT]...")
 @click.option("--out", type=NewPath(), metavar="FOLDER", help="New folder of a run.")
 @click.option(
     "--resume",

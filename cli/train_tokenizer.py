@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .terminal import NewPath, complete_source, expand_wildcards, show_line
+from .terminal import NewPath, files_argument, show_line
 
 # Those of tokenizer/training.py, which is too slow to import for --help.
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 0x110000
@@ -18,14 +18,7 @@ MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 0x110000
     short_help="Train a vocabulary on texts.",
     epilog="Example: minigpt train-tokenizer books/*.txt --vocab-size 8192 --out vocabulary",
 )
-@click.argument(
-    "sources",
-    nargs=-1,
-    required=True,
-    metavar="TEXT...",
-    callback=expand_wildcards,
-    shell_complete=complete_source,
-)
+@files_argument("sources", "TEXT...", required=True)
 @click.option(
     "--vocab-size",
     type=click.IntRange(MIN_VOCAB_SIZE, MAX_VOCAB_SIZE),

@@ -16,25 +16,6 @@ from minigpt.cli import main
 from .conftest import ENVIRONMENT
 
 
-class NotebookStream:
-    """What a notebook puts in the place of sys.stdout: no file, no buffer, no descriptor."""
-
-    encoding = "UTF-8"
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, text: str) -> int:
-        self.text += text
-        return len(text)
-
-    def flush(self) -> None:
-        pass
-
-    def isatty(self) -> bool:
-        return False
-
-
 class BareStream:
     """The least that print() needs."""
 
@@ -49,9 +30,18 @@ class BareStream:
         pass
 
 
+class NotebookStream(BareStream):
+    """What a notebook puts in the place of sys.stdout: no file, no buffer, no descriptor."""
+
+    encoding = "UTF-8"
+
+    def isatty(self) -> bool:
+        return False
+
+
 @pytest.mark.parametrize("stream", [NotebookStream(), BareStream()])
 def test_the_result_goes_to_a_stream_that_is_no_file(
-    stream: NotebookStream | BareStream, monkeypatch: pytest.MonkeyPatch
+    stream: BareStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdout", stream)
     assert main._run(["--version"]) == 0
