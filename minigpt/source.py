@@ -22,8 +22,8 @@ from .checkpoint import Checkpoint, open_checkpoint, resolve
 from .config import GPTConfig
 from .kernels.layout import QUANT_BLOCK, bf16_to_f32, padded
 from .weights.checks import checked_names, quantized_dtype
-from .weights.packed import unpacked_matrix
 from .weights.table import HEAD, SCALES, Shapes, all_shapes
+from .weights.unpack import unpacked_matrix
 
 if TYPE_CHECKING:
     from .checkpoint.gguf import GGUF

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..kernels.layout import bf16_to_f32, dequantize_panels, unpack_panels
-from .table import HEAD, SCALES, Shapes, is_packed, is_transposed, operand_shape
+from ..kernels.layout import bf16_to_f32
+from .table import HEAD, SCALES, Shapes, is_packed
+from .unpack import unpacked_matrix
 
 if TYPE_CHECKING:
     from ..source import ModelSource  # which imports weights/checks.py
@@ -61,21 +62,6 @@ class Weights:
             tensor = self.tensor(name)
             copies[name] = bf16_to_f32(tensor) if tensor.dtype == np.uint16 else tensor.copy()
         return copies
-
-
-def unpacked_matrix(
-    name: str, shape: tuple[int, ...], panels: np.ndarray, scales: np.ndarray | None
-) -> np.ndarray:
-    """A packed matrix in the table's `shape`, a copy; integer panels with their scales as float32.
-
-    panels, scales  flat; scales None for panels of floats
-    """
-    K, N = operand_shape(name, shape)
-    if scales is None:
-        matrix = unpack_panels(panels, K, N)
-    else:
-        matrix = dequantize_panels(panels, scales, K, N)
-    return np.ascontiguousarray(matrix.T if is_transposed(name) else matrix)
 
 
 def map_quantized(source: ModelSource, dtype: str) -> Weights:
