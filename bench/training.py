@@ -3,10 +3,12 @@
     python bench/training.py [--size 111M] [--batch 4] [--context 256] [--rounds 5]
                              [--dtypes f32 bf16] [--json FILE]
 
-Each runs in a process of its own, with random weights in the shape of Cerebras-GPT. Both train on
-the same random tokens, clip the gradient norm at 1 and step by AdamW. PyTorch runs transformers'
-GPT-2 with the fused AdamW, in bf16 under autocast. Prints the medians, the median of the rounds'
-ratios (above 1: minigpt is faster) and the peak memory of each process. Needs torch and
+Each engine runs in a process of its own, with random weights in the shape of Cerebras-GPT. All
+train on the same random tokens, clip the gradient norm at 1 and step by AdamW. PyTorch runs
+transformers' GPT-2 with the fused AdamW, in bf16 under autocast: as it is ("torch"), and with
+forward, loss and backward compiled by Inductor ("compiled"), which needs a C++ compiler. Prints the
+medians, the median of the rounds' ratios (above 1: minigpt is faster) and the peak memory of each
+process. An engine that cannot run is left out, and the reason printed. Needs torch and
 transformers.
 """
 
@@ -22,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from engines import hush_transformers
 from machine import machine
-from processes import Worker, ask, start, stop
+from processes import Worker, WorkerError, ask, start, stop
 
 from minigpt.training.presets import PRESETS
 
@@ -75,8 +78,21 @@ def make_ours(size: str, dtype: str, batch: int, context: int, threads: int) -> 
     _steps.append(step)
 
 
-def make_theirs(size: str, dtype: str, batch: int, context: int, threads: int) -> None:
+def make_torch(size: str, dtype: str, batch: int, context: int, threads: int) -> None:
     """In the worker: transformers' GPT-2 on PyTorch."""
+    make_theirs(size, dtype, batch, context, threads, compiled=False)
+
+
+def make_compiled(size: str, dtype: str, batch: int, context: int, threads: int) -> None:
+    """In the worker: the same, compiled by Inductor."""
+    make_theirs(size, dtype, batch, context, threads, compiled=True)
+
+
+def make_theirs(
+    size: str, dtype: str, batch: int, context: int, threads: int, compiled: bool
+) -> None:
+    """In the worker: transformers' GPT-2 on PyTorch, forward and loss perhaps compiled."""
+    hush_transformers()
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -88,11 +104,17 @@ def make_theirs(size: str, dtype: str, batch: int, context: int, threads: int) -
     )
     ids, targets = (torch.from_numpy(array) for array in tokens(batch, context))
 
+    def compute_loss() -> torch.Tensor:
+        logits = model(ids, use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    if compiled:
+        compute_loss = torch.compile(compute_loss)
+
     def step() -> float:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
-            logits = model(ids, use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            loss = compute_loss()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
@@ -115,42 +137,61 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+ENGINES = {"minigpt": make_ours, "torch": make_torch, "compiled": make_compiled}
+
+
+def start_engines(shape: tuple[Any, ...]) -> dict[str, Worker]:
+    """A worker for each engine that runs, after its first step: that one compiles."""
+    workers: dict[str, Worker] = {}
+    for name, make in ENGINES.items():
+        worker = start()
+        try:
+            ask(worker, make, *shape)
+            taken, loss = ask(worker, timed_step)
+            print(f"  {name}: first step {taken:.1f} s, loss {loss:.4f}", flush=True)
+            workers[name] = worker
+        except WorkerError as error:
+            print(f"  {name}: {error}", flush=True)
+            stop(worker)
+    return workers
+
+
 def compare(options: argparse.Namespace, dtype: str) -> dict[str, Any]:
-    """Both in turns. The first step of each does not count: it compiles."""
+    """All engines in turns; the first step of each does not count."""
+    print(dtype)
     shape = options.size, dtype, options.batch, options.context, options.threads
-    workers: dict[str, Worker] = {"minigpt": start(), "torch": start()}
+    workers = start_engines(shape)
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     try:
-        ask(workers["minigpt"], make_ours, *shape)
-        ask(workers["torch"], make_theirs, *shape)
-        for turn in range(options.rounds + 1):
+        for turn in range(options.rounds):
             for name, worker in workers.items():
                 taken, loss = ask(worker, timed_step)
-                print(f"  {dtype} {turn} {name:8} {taken:7.3f} s, loss {loss:.4f}", flush=True)
-                if turn:
-                    seconds[name].append(taken)
+                print(f"  {turn + 1} {name:8} {taken:7.3f} s, loss {loss:.4f}", flush=True)
+                seconds[name].append(taken)
         peaks = {name: ask(worker, peak_bytes) for name, worker in workers.items()}
     finally:
         for worker in workers.values():
             stop(worker)
     count = options.batch * options.context
-    ratios = [theirs / ours for ours, theirs in zip(*seconds.values(), strict=True)]
+    ours = seconds["minigpt"]
     return {
         "dtype": dtype,
         "tokens_per_s": {name: count / statistics.median(s) for name, s in seconds.items()},
-        "ratio": statistics.median(ratios),
+        "ratio": {
+            name: statistics.median(theirs / mine for mine, theirs in zip(ours, s, strict=True))
+            for name, s in seconds.items()
+            if name != "minigpt"
+        },
         "peak_bytes": peaks,
-        "memory_ratio": peaks["minigpt"] / peaks["torch"],
     }
 
 
-def line(result: dict[str, Any]) -> str:
-    """One row of the table."""
-    ours, theirs = result["tokens_per_s"].values()
-    peak, their_peak = (bytes_ / 1e9 for bytes_ in result["peak_bytes"].values())
+def line(result: dict[str, Any], name: str) -> str:
+    """The row of one engine."""
+    ratio = result["ratio"].get(name)
     return (
-        f"| {result['dtype']} | {ours:.0f} | {theirs:.0f} | {result['ratio']:.2f} "
-        f"| {peak:.2f} | {their_peak:.2f} | {result['memory_ratio']:.2f} |"
+        f"| {result['dtype']} | {name} | {result['tokens_per_s'][name]:.0f} "
+        f"| {'' if ratio is None else f'{ratio:.2f}'} | {result['peak_bytes'][name] / 1e9:.2f} |"
     )
 
 
@@ -166,9 +207,9 @@ def main() -> None:
     options = parser.parse_args()
     results = [compare(options, dtype) for dtype in options.dtypes]
     print(f"{options.size}, batch {options.batch} x {options.context}, {options.threads} threads")
-    print("| | minigpt, tokens/s | PyTorch | ratio | minigpt, peak GB | PyTorch | ratio |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    print("\n".join(map(line, results)))
+    print("| | | tokens/s | minigpt is faster by | peak GB |")
+    print("|---|---|---:|---:|---:|")
+    print("\n".join(line(result, name) for result in results for name in result["tokens_per_s"]))
     if options.json:
         shape = {"size": options.size, "batch": options.batch, "context": options.context}
         report = {"machine": machine(), **shape, "threads": options.threads, "results": results}

@@ -157,6 +157,15 @@ def activation_derivative(x, kind):
 
 
 @jit
+def activate_and_derivative(x, kind):
+    """activate(x, kind) and activation_derivative(x, kind)."""
+    if kind == GELU:
+        below, bell = _normal(x)
+        return x * below, fma(x, bell * splat(_DENSITY), below)
+    return activate(x, kind), activation_derivative(x, kind)
+
+
+@jit
 def _sigmoid_derivative(x, z, dz):
     """The derivative of x · σ(z): σ + x · σ (1 − σ) · z'"""
     s = splat(_ONE) / (splat(_ONE) + exp(splat(_ZERO) - z))
@@ -177,8 +186,9 @@ def activation_forward(team, y, x, kind):
 
 
 @jit
-def activation_backward(team, dx, dy, x, kind):
-    """dx = dy · activation_derivative(x), all View [M, N], each float32 or bfloat16.
+def activation_backward(team, dx, y, dy, x, kind):
+    """dx = dy · activation_derivative(x), and y = activate(x) once more; all View [M, N], each
+    float32 or bfloat16.
 
     dx and dy may be the same.
     """
@@ -186,7 +196,10 @@ def activation_backward(team, dx, dy, x, kind):
     while m < x.M:
         for n in range(0, x.N, LANES):
             lanes = min(LANES, x.N - n)
-            derivative = activation_derivative(load_first(x.data, m * x.ld + n, lanes), kind)
+            value, derivative = activate_and_derivative(
+                load_first(x.data, m * x.ld + n, lanes), kind
+            )
+            store_first(value, y.data, m * y.ld + n, lanes)
             d = load_first(dy.data, m * dy.ld + n, lanes) * derivative
             store_first(d, dx.data, m * dx.ld + n, lanes)
         m = next_task(team)

@@ -1,102 +1,205 @@
 """Cross-entropy of logits and target tokens, and its gradient.
 
-Training computes the logits of some hundred rows at a time and their gradient some thousand columns
-at a time: neither exists for a whole batch.
+The logits of a batch are its largest array. Training computes a block of columns at a time, and
+keeps e^(logits − max), rounded like an operand of products, with the maximum and the sum of each
+row in the block: a softmax state, as attention has it. The states of all blocks give the loss, and
+the factors that make probabilities of the exponentials. So logits are read while they are in the
+caches, and each exponential is computed once.
+
+    crossentropy_block     for each block of columns
+    crossentropy_forward   losses, from the states of all blocks
+    crossentropy_backward  the gradient of a block of columns
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from .activation import exp, exp_bounded
+from .activation import exp_bounded
 from .jit import jit
-from .layout import IGNORED, LANES, padded
-from .simd import lane_ids, load_first, reduce_max, reduce_sum, select_less, splat, store, vmax
+from .layout import IGNORED, K_ALIGN, LANES, padded
+from .simd import (
+    lane_ids,
+    load,
+    load_first,
+    put,
+    reduce_max,
+    reduce_sum,
+    select_less,
+    splat,
+    store,
+    store_first,
+    transpose_16x16,
+    vmax,
+)
 from .team import barrier, next_task
 
-_MINUS_INFINITY = np.float32(-np.inf)
+_MINUS_INFINITY, _ZERO = np.float32(-np.inf), np.float32(0)
+
+
+class SoftmaxStates(NamedTuple):
+    """What crossentropy_forward needs of the logits, float32, flat.
+
+    maxima, sums   [blocks, M]: max z and Σ e^(z − max) of each row of logits z in each block
+    target_logits  [M]: the logit of each row's target
+    lse            [M]: log Σ_v e^z_v of the row, by crossentropy_forward
+    """
+
+    maxima: np.ndarray
+    sums: np.ndarray
+    target_logits: np.ndarray
+    lse: np.ndarray
 
 
 @jit
-def crossentropy_forward(team, losses, lse, logits, targets):
-    """losses[m] = lse[m] − logits[m, targets[m]], in nats; 0 where targets[m] is IGNORED.
+def crossentropy_block(team, e, states, logits, targets, block, first):
+    """e[m, v] = e^(logits[m, v] − max), with the maximum of row m of the block; fills `states`.
+
+    e        View [M, n], float32 or bfloat16
+    states   SoftmaxStates
+    logits   View [M, n], float32: columns first … first + n − 1
+    targets  int64 [M]: 0 … V − 1, or IGNORED
+    block    the number of the block
+    """
+    M, n = logits.M, logits.N
+    m = next_task(team)
+    while m < M:
+        row, to = m * logits.ld, m * e.ld
+        maximum = _max(logits.data, row, n)
+        states.maxima[block * M + m] = maximum
+        states.sums[block * M + m] = _exp_and_sum(e.data, to, logits.data, row, n, maximum)
+        if first <= targets[m] < first + n:
+            states.target_logits[m] = logits.data[row + targets[m] - first]
+        m = next_task(team)
+    barrier(team)
+
+
+@jit
+def _max(x, i, n):
+    """The maximum of the n elements from i on."""
+    whole = n - n % LANES
+    lane_max = splat(_MINUS_INFINITY)
+    for v in range(0, whole, LANES):
+        lane_max = vmax(lane_max, load(x, i + v))
+    if whole < n:
+        lane_max = vmax(lane_max, _first_or_minus_infinity(x, i + whole, n - whole))
+    return reduce_max(lane_max)
+
+
+@jit
+def _exp_and_sum(e, to, x, i, n, maximum):
+    """e^(x − maximum) of the n elements from i on, to `to` of e; returns their sum."""
+    whole = n - n % LANES
+    total = splat(_ZERO)
+    for v in range(0, whole, LANES):
+        value = exp_bounded(load(x, i + v) - splat(maximum))
+        store(value, e, to + v)
+        total = total + value
+    if whole < n:
+        rest = n - whole
+        value = exp_bounded(_first_or_minus_infinity(x, i + whole, rest) - splat(maximum))
+        store_first(value, e, to + whole, rest)
+        total = total + value
+    return reduce_sum(total)
+
+
+@jit
+def _first_or_minus_infinity(x, i, count):
+    """The first `count` of the sixteen elements from i on, −∞ in the other lanes."""
+    values = load_first(x, i, count)
+    return select_less(lane_ids(), splat(np.float32(count)), values, splat(_MINUS_INFINITY))
+
+
+@jit
+def crossentropy_forward(team, losses, states, targets, M, blocks):
+    """losses[m] = lse[m] − the logit of targets[m], in nats; 0 where targets[m] is IGNORED.
 
     losses   float32 [M]
-    lse      float32 [M]: log Σ_v e^logits[m, v], which crossentropy_backward reads
-    logits   View [M, V], float32
-    targets  int64 [M]: 0 … V − 1, or IGNORED
+    states   SoftmaxStates, which crossentropy_block has filled for all `blocks`; lse is set here
+    targets  int64 [M]
     """
     m = next_task(team)
-    while m < logits.M:
-        row = m * logits.ld
-        lse[m] = _log_sum_exp(logits.data, row, logits.N)
+    while m < M:
+        lse = _log_sum_exp(states, m, M, blocks)
+        states.lse[m] = lse
         losses[m] = 0
         if targets[m] != IGNORED:
-            losses[m] = lse[m] - logits.data[row + targets[m]]
+            losses[m] = lse - states.target_logits[m]
         m = next_task(team)
     barrier(team)
 
 
 @jit
-def _log_sum_exp(x, i, n):
-    """log Σ e^x over the n elements from i on; subtracting the maximum keeps e^x finite."""
-    lane_max = splat(_MINUS_INFINITY)
-    for v in range(0, n, LANES):
-        lane_max = vmax(lane_max, _or_minus_infinity(x, i, v, n))
-    maximum = reduce_max(lane_max)
-    total = splat(np.float32(0))
-    for v in range(0, n, LANES):
-        total = total + exp_bounded(_or_minus_infinity(x, i, v, n) - splat(maximum))
-    return maximum + np.log(reduce_sum(total))
+def _log_sum_exp(states, m, M, blocks):
+    """log Σ_v e^z_v of row m, from its states; subtracting the maximum keeps e^z finite."""
+    maximum = _MINUS_INFINITY
+    for i in range(m, blocks * M, M):
+        maximum = max(maximum, states.maxima[i])
+    total = _ZERO
+    for i in range(m, blocks * M, M):
+        total += states.sums[i] * np.exp(states.maxima[i] - maximum)
+    return maximum + np.log(total)
 
 
 @jit
-def _or_minus_infinity(x, i, v, n):
-    """Elements v … v + 15 of the n from i on, and −∞ beyond the end."""
-    values = load_first(x, i + v, min(LANES, n - v))
-    return select_less(lane_ids(), splat(np.float32(n - v)), values, splat(_MINUS_INFINITY))
-
-
-@jit
-def crossentropy_backward(team, dlogits, logits, lse, targets, first, loss_scale):
+def crossentropy_backward(
+    team, dlogits, dlogits_t, e, states, losses, targets, block, first, loss_scale
+):
     """dlogits[m, v] = loss_scale · (p[m, first + v] − [first + v = targets[m]]),
-    with p = softmax(logits) = e^(logits − lse).
+    with p = softmax(logits) = e · e^(max − lse); and the same transposed.
 
-    dlogits     View [M, n]: the gradient of logits[:, first : first + n]; zeros are written after
-                each row up to a multiple of K_ALIGN; rows whose target is IGNORED are zero
-    logits      View [M, V], float32
-    lse         float32 [M], from crossentropy_forward
-    targets     int64 [M]
+    dlogits     View [M, n]: an A operand, with memory for M up to a multiple of K_ALIGN
+    dlogits_t   View [n, M]: an A operand, with memory for n up to a multiple of LANES
+    e           View [M, n]: what crossentropy_block left of the block `block`, whose columns begin
+                at `first`
+    states      SoftmaxStates
+    losses      float32 [M], from crossentropy_forward
+    targets     int64 [M]; rows whose target is IGNORED are zero
     loss_scale  the factor of each row's loss in the total loss
+
+    A task is K_ALIGN rows of dlogits, cache lines of dlogits_t.
     """
-    count = dlogits.N
-    m = next_task(team)
-    while m < logits.M:
-        scale = np.float32(0) if targets[m] == IGNORED else loss_scale
-        row, drow, target = m * logits.ld + first, m * dlogits.ld, targets[m] - first
-        for v in range(0, count, LANES):
-            p = _softmax(logits.data, row, v, count, lse[m])
-            store(p * splat(scale), dlogits.data, drow + v)
-        for v in range(padded(count, LANES), padded(count), LANES):
-            store(splat(np.float32(0)), dlogits.data, drow + v)
-        if 0 <= target < count:  # once more the vector with the target
-            v = target - target % LANES
-            p = _softmax(logits.data, row, v, count, lse[m])
-            p = _minus_one_at(p, np.float32(target - v))
-            store(p * splat(scale), dlogits.data, drow + v)
-        m = next_task(team)
+    M, n = e.M, e.N
+    task = next_task(team)
+    while task * K_ALIGN < M:
+        first_row = task * K_ALIGN
+        for m in range(first_row, first_row + K_ALIGN):
+            row = m * dlogits.ld
+            if m < M and targets[m] != IGNORED:
+                factor = np.exp(states.maxima[block * M + m] - states.lse[m]) * loss_scale
+                _scale_row(dlogits.data, row, e.data, m * e.ld, n, factor)
+                if first <= targets[m] < first + n:
+                    # p − 1 from the loss, −log p: e may be rounded
+                    value = (np.exp(-losses[m]) - np.float32(1)) * loss_scale
+                    put(value, dlogits.data, row + targets[m] - first)
+            else:
+                _clear_row(dlogits.data, row, n)
+        for m in range(first_row, first_row + K_ALIGN, LANES):
+            for v in range(0, n, LANES):
+                transpose_16x16(
+                    dlogits.data, m * dlogits.ld + v, dlogits.ld,
+                    dlogits_t.data, v * dlogits_t.ld + m, dlogits_t.ld,
+                )  # fmt: skip
+        task = next_task(team)
     barrier(team)
 
 
 @jit
-def _softmax(logits, i, v, n, lse):
-    """e^(logits − lse) of elements v … v + 15 of the n from i on, and 0 beyond the end."""
-    return exp(_or_minus_infinity(logits, i, v, n) - splat(lse))
+def _scale_row(d, to, e, i, n, factor):
+    """factor · the n elements of e from i on, to `to` of d; zeros after them up to K_ALIGN."""
+    whole = n - n % LANES
+    for v in range(0, whole, LANES):
+        store(load(e, i + v) * splat(factor), d, to + v)
+    if whole < n:
+        store(load_first(e, i + whole, n - whole) * splat(factor), d, to + whole)
+    for v in range(padded(n, LANES), padded(n), LANES):
+        store(splat(_ZERO), d, to + v)
 
 
 @jit
-def _minus_one_at(p, lane):
-    """p − 1 in one of the sixteen lanes, p in the others."""
-    lanes, zero, one = lane_ids(), splat(np.float32(0)), splat(np.float32(1))
-    at_lane = select_less(lanes, splat(lane), zero, one)
-    return p - select_less(lanes, splat(lane + np.float32(1)), at_lane, zero)
+def _clear_row(d, to, n):
+    """Zeros for n elements, up to a multiple of K_ALIGN."""
+    for v in range(0, padded(n), LANES):
+        store(splat(_ZERO), d, to + v)

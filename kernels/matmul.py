@@ -141,7 +141,7 @@ def linear_activation(team, y, pre, x, layer, activation, workspace):
 
 
 @expand
-def linear_backward(team, dx, dlayer, dy, x, layer, workspace):
+def linear_backward(team, dx, dlayer, dy, x, layer, mode, workspace):
     """The gradients of y = x · w + bias from dy = ∂loss/∂y.
 
         dbias += Σ_m dy[m]          dw += xᵀ · dy          dx = dy · wᵀ
@@ -150,21 +150,33 @@ def linear_backward(team, dx, dlayer, dy, x, layer, workspace):
     dlayer     PlainLinear: dw and dbias
     dy         View [M, N]
     layer      PlainLinear
+    mode       ADD; or SET, which overwrites dw
     workspace  LinearWorkspace
     """
-    M, K, N = x.M, layer.K, layer.N
-    no_bias, panels = layer.bias[:0], workspace.panels
+    linear_backward_input(team, dx, dy, layer, workspace)
+    linear_backward_weights(team, dlayer, dy, x, mode, workspace)
+
+
+@expand
+def linear_backward_input(team, dx, dy, layer, workspace):
+    """dx = dy · wᵀ, the first part of linear_backward."""
+    panels, no_bias = workspace.panels, layer.bias[:0]
+    pack_operand(team, panels, layer.w, I64_0, layer.N, layer.K, I64_1, layer.N)
+    dy = cast_activations(team, workspace.rows, dy)
+    matmul_forward(team, dx, dy, panels, no_bias, SET, NO_ACTIVATION, _UNSCALED)
+
+
+@expand
+def linear_backward_weights(team, dlayer, dy, x, mode, workspace):
+    """dbias += Σ_m dy[m] and dw += xᵀ · dy, the second part of linear_backward."""
+    M, K, N = x.M, dlayer.K, dlayer.N
+    panels, no_bias = workspace.panels, dlayer.bias[:0]
     bias_backward(team, dlayer.bias, dy)
-    # dw += xᵀ · dy
     x_t = view(workspace.rows, K, M)
     transpose_rows(team, x_t.data, x_t.ld, x.data, x.ld, M, K)
     pack_operand(team, panels, dy.data, I64_0, M, N, dy.ld, I64_1)
     dw = View(dlayer.w, K, N, N)
-    matmul_forward(team, dw, x_t, panels, no_bias, ADD, NO_ACTIVATION, _UNSCALED)
-    # dx = dy · wᵀ
-    pack_operand(team, panels, layer.w, I64_0, N, K, I64_1, N)
-    dy = cast_activations(team, workspace.rows, dy)
-    matmul_forward(team, dx, dy, panels, no_bias, SET, NO_ACTIVATION, _UNSCALED)
+    matmul_forward(team, dw, x_t, panels, no_bias, mode, NO_ACTIVATION, _UNSCALED)
 
 
 @jit

@@ -19,9 +19,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..kernels.crossentropy import crossentropy_backward, crossentropy_forward
+from ..kernels.crossentropy import (
+    SoftmaxStates,
+    crossentropy_backward,
+    crossentropy_block,
+    crossentropy_forward,
+)
 from ..kernels.embedding import embedding_backward, embedding_forward
-from ..kernels.gemm.packing import pack_operand, transpose_rows
+from ..kernels.gemm.packing import pack_operand
 from ..kernels.jit import I64_0, I64_1, entry, jit
 from ..kernels.kv_cache import LayerCache
 from ..kernels.layernorm import layernorm_backward, layernorm_forward
@@ -35,8 +40,10 @@ from ..kernels.matmul import (
 from ..kernels.view import View, clear_rows, columns_of, copy_rows, rows_of, view
 from .block import BlockBuffers, GradBuffers, block, block_backward
 
-HEAD_ROWS = np.int64(512)  # rows whose logits exist at a time
-HEAD_COLUMNS = np.int64(4096)  # rows of the head [V, C] that are packed at a time
+# Rows whose exponentials of logits exist at a time, by the bytes of each. These rows share one
+# packing of the head, and one addition to its gradient.
+HEAD_ROWS = {4: 512, 2: 1024}
+HEAD_COLUMNS = np.int64(2048)  # columns of a block of logits: rows of the head [V, C]
 _UNSCALED = np.float32(1)
 
 
@@ -65,11 +72,13 @@ class Workspace(NamedTuple):
     dx, dnormed     float32 [M, C]
     dqkv, dhidden   A operands [M, 3C], [M, H]
     norm_partials   float32, for layernorm_backward
-    logits          float32 [HEAD_ROWS, V]
-    dlogits         A operand [HEAD_ROWS, HEAD_COLUMNS]
+    logits          float32 [HEAD_ROWS, HEAD_COLUMNS]: a block of columns
+    exponentials    A operand [HEAD_ROWS, V]: e^(logits − max), max of each row in each block
+    states          SoftmaxStates of HEAD_ROWS rows
+    dlogits         A operand [HEAD_ROWS, HEAD_COLUMNS]: the gradient of a block
+    dlogits_t       A operand [HEAD_COLUMNS, HEAD_ROWS]: the same transposed
     head_panels     B operand [HEAD_ROWS, C]
     losses          float32 [M]: the cross-entropy of each row
-    head_lse        float32 [HEAD_ROWS]: log Σ e^logits of each row
     """
 
     normed: np.ndarray
@@ -83,10 +92,12 @@ class Workspace(NamedTuple):
     dhidden: np.ndarray
     norm_partials: np.ndarray
     logits: np.ndarray
+    exponentials: np.ndarray
+    states: SoftmaxStates
     dlogits: np.ndarray
+    dlogits_t: np.ndarray
     head_panels: np.ndarray
     losses: np.ndarray
-    head_lse: np.ndarray
 
 
 # ---- the embedding --------------------------------------------------------------------------
@@ -123,10 +134,11 @@ def forward_layer(team, x_next, x, layer, heads, tokens, saved, work, dims):
 
 
 @entry
-def backward_layer(team, x, layer, dlayer, heads, tokens, T, saved, work, dims):
+def backward_layer(team, x, layer, dlayer, heads, tokens, T, saved, work, dims, mode):
     """Undoes forward_layer: work.dx from ∂loss/∂x_next to ∂loss/∂x; adds to the gradients dlayer.
 
-    T  the length of each sequence
+    T     the length of each sequence
+    mode  ADD; or SET, which overwrites the gradients of matrices
     """
     M, C = tokens.ids.size, dims.C
     grads = GradBuffers(
@@ -137,7 +149,7 @@ def backward_layer(team, x, layer, dlayer, heads, tokens, T, saved, work, dims):
         partials=work.norm_partials,
     )
     buffers = _block_buffers(saved, work, M, dims)
-    block_backward(team, view(x, M, C), layer, dlayer, heads, T, buffers, grads, dims)
+    block_backward(team, view(x, M, C), layer, dlayer, heads, T, buffers, grads, dims, mode)
 
 
 @jit
@@ -161,61 +173,65 @@ def _block_buffers(saved, work, M, dims):
 
 
 @entry
-def forward_head(team, x, first, weights, targets, work, dims):
-    """work.losses of at most HEAD_ROWS rows from `first` on, and their work.logits and head_lse.
+def forward_head(team, x, first, rows, weights, targets, work, dims):
+    """work.losses of `rows` rows from `first` on, at most HEAD_ROWS, and their work.exponentials
+    and work.states.
 
     x        float32 [M, C]: x[L]
     weights  NonLayerWeights
     targets  int64 [M]
     """
     C, V = dims.C, dims.V
-    rows = min(HEAD_ROWS, targets.size - first)
-    normed, logits = view(work.normed, rows, C), view(work.logits, rows, V)
+    normed, exponentials = view(work.normed, rows, C), view(work.exponentials, rows, V)
     panels, no_bias = work.linear.panels, weights.ln_f.bias[:0]
     x_rows = rows_of(view(x, targets.size, C), first, rows)
     layernorm_forward(team, normed, x_rows, weights.ln_f, dims.eps)
     for v in range(0, V, HEAD_COLUMNS):
         columns = min(HEAD_COLUMNS, V - v)
-        # logits[:, v : v + columns] = normed · head[v : v + columns]ᵀ · scale
+        # logits = normed · head[v : v + columns]ᵀ · scale
+        logits = columns_of(view(work.logits, rows, HEAD_COLUMNS), I64_0, columns)
         pack_operand(team, panels, weights.head, v * C, C, columns, I64_1, C)
         matmul_forward(
-            team, columns_of(logits, v, columns), normed, panels, no_bias, SET, NO_ACTIVATION,
-            dims.logit_scale,
+            team, logits, normed, panels, no_bias, SET, NO_ACTIVATION, dims.logit_scale
         )  # fmt: skip
-    crossentropy_forward(team, work.losses[first:], work.head_lse, logits, targets[first:])
+        crossentropy_block(
+            team, columns_of(exponentials, v, columns), work.states, logits, targets[first:],
+            v // HEAD_COLUMNS, v,
+        )  # fmt: skip
+    blocks = (V + HEAD_COLUMNS - 1) // HEAD_COLUMNS
+    crossentropy_forward(team, work.losses[first:], work.states, targets[first:], rows, blocks)
 
 
 @entry
-def backward_head(team, x, first, weights, grads, targets, work, dims, loss_scale):
+def backward_head(team, x, first, rows, weights, grads, targets, work, dims, loss_scale, mode):
     """Undoes forward_head, which has just run: work.dx = ∂loss/∂x of its rows; adds to the
     gradients.
 
     loss_scale  the factor of each row's cross-entropy in the loss
+    mode        ADD; or SET, which overwrites the gradient of the head
     """
     C, V = dims.C, dims.V
-    rows = min(HEAD_ROWS, targets.size - first)
-    normed, logits = view(work.normed, rows, C), view(work.logits, rows, V)
+    normed, exponentials = view(work.normed, rows, C), view(work.exponentials, rows, V)
     dnormed, dlogits = view(work.dnormed, rows, C), view(work.dlogits, rows, HEAD_COLUMNS)
     panels, no_bias = work.linear.panels, weights.ln_f.bias[:0]
     pack_operand(team, work.head_panels, normed.data, I64_0, rows, C, normed.ld, I64_1)
-    mode = SET
     for v in range(0, V, HEAD_COLUMNS):
         columns = min(HEAD_COLUMNS, V - v)
-        d = columns_of(dlogits, I64_0, columns)
+        d, d_t = columns_of(dlogits, I64_0, columns), view(work.dlogits_t, columns, rows)
         crossentropy_backward(
-            team, d, logits, work.head_lse, targets[first:], v, loss_scale * dims.logit_scale
-        )
+            team, d, d_t, columns_of(exponentials, v, columns), work.states, work.losses[first:],
+            targets[first:], v // HEAD_COLUMNS, v, loss_scale * dims.logit_scale,
+        )  # fmt: skip
         # dhead[v : v + columns] += dᵀ · normed
-        d_t = view(work.linear.rows, columns, rows)
-        transpose_rows(team, d_t.data, d_t.ld, d.data, d.ld, rows, columns)
         dhead = View(grads.head[v * C :], columns, C, C)
         matmul_forward(
-            team, dhead, d_t, work.head_panels, no_bias, ADD, NO_ACTIVATION, _UNSCALED
+            team, dhead, d_t, work.head_panels, no_bias, mode, NO_ACTIVATION, _UNSCALED
         )  # fmt: skip
         # dnormed += d · head[v : v + columns], from 0
         pack_operand(team, panels, weights.head, v * C, columns, C, C, I64_1)
-        matmul_forward(team, dnormed, d, panels, no_bias, mode, NO_ACTIVATION, _UNSCALED)
-        mode = ADD
+        matmul_forward(
+            team, dnormed, d, panels, no_bias, SET if v == 0 else ADD, NO_ACTIVATION, _UNSCALED
+        )  # fmt: skip
     x_rows = rows_of(view(x, targets.size, C), first, rows)
     dx = rows_of(view(work.dx, targets.size, C), first, rows)
     clear_rows(team, dx)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import GPTConfig
-from ..kernels.activation import activation_backward, activation_forward
+from ..kernels.activation import activation_backward
 from ..kernels.attention import attention_backward, attention_forward
 from ..kernels.gemm.quantized import QuantizedActivations, QuantizedMatrix
 from ..kernels.jit import dispatch_on_types, expand, is_instance
@@ -36,6 +36,8 @@ from ..kernels.matmul import (
     linear,
     linear_activation,
     linear_backward,
+    linear_backward_input,
+    linear_backward_weights,
 )
 from ..kernels.view import View, copy_rows
 from ..weights.table import layer_shapes
@@ -168,7 +170,7 @@ def block(team, x, layer, cache, heads, tokens, buffers, dims):
 
 
 @expand
-def block_backward(team, x, layer, dlayer, heads, T, buffers, grads, dims):
+def block_backward(team, x, layer, dlayer, heads, T, buffers, grads, dims, mode):
     """grads.dx from ∂loss/∂x after the block to ∂loss/∂x before it; adds to the gradients dlayer.
 
     x        View [M, C], float32: the block's input
@@ -179,29 +181,37 @@ def block_backward(team, x, layer, dlayer, heads, T, buffers, grads, dims):
     buffers  BlockBuffers, as `block` filled them
     grads    GradBuffers
     dims     Dims
+    mode     ADD; or SET, which overwrites the gradients of matrices
 
     Each line undoes the line of `block` beside it, from the last to the first. dx passes every
     `x +=` unchanged, and each half adds its own gradient to it. Layernorms and activations are
-    computed again, as they are cheaper than the memory to save them.
+    computed again, as they are cheaper than the memory to save them: activations together with
+    their derivatives, between the two parts of linear_backward.
     """
     b, g, eps = buffers, grads, dims.eps
     fc, x_mid, work = b.fc, b.x_mid, b.workspace
 
     # x += c_proj(activation(c_fc(ln_2(x))))
-    activation_forward(team, b.hidden, fc, dims.activation)
-    linear_backward(team, g.dhidden, dlayer.mlp_c_proj, g.dx, b.hidden, layer.mlp_c_proj, work)
-    activation_backward(team, g.dhidden, g.dhidden, fc, dims.activation)
+    linear_backward_input(team, g.dhidden, g.dx, layer.mlp_c_proj, work)
+    activation_backward(team, g.dhidden, b.hidden, g.dhidden, fc, dims.activation)
+    linear_backward_weights(team, dlayer.mlp_c_proj, g.dx, b.hidden, mode, work)
     layernorm_forward(team, b.normed, x_mid, layer.ln_2, eps)
-    linear_backward(team, g.dnormed, dlayer.mlp_c_fc, g.dhidden, b.normed, layer.mlp_c_fc, work)
+    linear_backward(
+        team, g.dnormed, dlayer.mlp_c_fc, g.dhidden, b.normed, layer.mlp_c_fc, mode, work
+    )  # fmt: skip
     layernorm_backward(team, g.dx, dlayer.ln_2, g.dnormed, x_mid, layer.ln_2, g.partials, eps)
 
     # x += c_proj(attention(c_attn(ln_1(x))))
-    linear_backward(team, g.dnormed, dlayer.attn_c_proj, g.dx, b.attn, layer.attn_c_proj, work)
+    linear_backward(
+        team, g.dnormed, dlayer.attn_c_proj, g.dx, b.attn, layer.attn_c_proj, mode, work
+    )  # fmt: skip
     attention_backward(
         team, g.dqkv, g.dnormed, b.qkv, b.attn, b.lse, heads, T, work.panels
     )  # fmt: skip
     layernorm_forward(team, b.normed, x, layer.ln_1, eps)
-    linear_backward(team, g.dnormed, dlayer.attn_c_attn, g.dqkv, b.normed, layer.attn_c_attn, work)
+    linear_backward(
+        team, g.dnormed, dlayer.attn_c_attn, g.dqkv, b.normed, layer.attn_c_attn, mode, work
+    )  # fmt: skip
     layernorm_backward(team, g.dx, dlayer.ln_1, g.dnormed, x, layer.ln_1, g.partials, eps)
 
 

@@ -19,9 +19,11 @@ import numpy as np
 from ..config import GPTConfig
 from ..kernels.adamw import BLOCK_SIZE, AdamWFactors, adamw, sum_squares, zero
 from ..kernels.attention import attention_backward_scratch, attention_scratch, partials_size
+from ..kernels.crossentropy import SoftmaxStates
 from ..kernels.kv_cache import Heads, LayerCache
 from ..kernels.layernorm import LayerNorm, layernorm_partials
 from ..kernels.layout import (
+    K_ALIGN,
     KEY_BLOCK,
     LANES,
     STORAGE_DTYPE,
@@ -32,7 +34,7 @@ from ..kernels.layout import (
     row_stride,
     thread_scratch,
 )
-from ..kernels.matmul import MATMUL_SCRATCH, LinearWorkspace, PlainLinear
+from ..kernels.matmul import ADD, MATMUL_SCRATCH, SET, LinearWorkspace, PlainLinear
 from ..kernels.simd import BF16_PRODUCTS
 from ..kernels.team import Team
 from ..weights.table import HEAD
@@ -62,7 +64,6 @@ class Learner:
     """A GPT in training.
 
     tensors         {name: float32 array}, names and shapes as in weights/table.py
-    grads           the gradients, by the same names; `backward` adds to them
     first_moments   AdamW's moments, by the same names; empty before the first step
     second_moments
     """
@@ -89,7 +90,8 @@ class Learner:
         """
         self.config = config
         self.tensors = tensors
-        self._grad_memory, self.grads = _zeros_like(tensors)
+        self._grad_memory, self._grads = _zeros_like(tensors)
+        self._grads_are_stale = False  # zero_grad sets it: they stand for zeros
         self.first_moments: Tensors = {}
         self.second_moments: Tensors = {}
         self._team = Team(threads, owner=tensors)
@@ -97,6 +99,9 @@ class Learner:
         # the dtypes of the B and A operands of products
         self._b_dtype = STORAGE_DTYPE[dtype]
         self._a_dtype = STORAGE_DTYPE["bf16" if dtype == "bf16" and BF16_PRODUCTS else "f32"]
+        self._head_rows = HEAD_ROWS[self._a_dtype.itemsize]
+        # the embeddings whose gradient is no product's: wte's is if the head is tied
+        self._tables = {"wpe.weight", "wte.weight"} if HEAD in tensors else {"wpe.weight"}
         self._scales = attention_scales(config)
         self._dims = make_dims(config)
         self._no_scratch = np.empty((threads, 0), np.float32)
@@ -117,43 +122,72 @@ class Learner:
         """
         total = 0.0
         for chunk in _chunks(ids, targets):
-            total += self._forward(*chunk, loss_scale)
-            self._backward()
+            mode = SET if self._grads_are_stale else ADD
+            if self._grads_are_stale:
+                self._clear_sums()
+            total += self._forward(*chunk, loss_scale, mode)
+            self._backward(mode)
+            self._grads_are_stale = False
         return total
 
+    @property
+    def grads(self) -> Tensors:
+        """The gradients, by the names of the tensors; `backward` adds to them."""
+        if self._grads_are_stale:
+            self._team.run(zero, self._no_scratch, self._grad_memory)
+            self._grads_are_stale = False
+        return self._grads
+
     def zero_grad(self) -> None:
-        """Set all gradients to zero."""
-        self._team.run(zero, self._no_scratch, self._grad_memory)
+        """Set all gradients to zero: the next `backward` overwrites most of them instead."""
+        self._grads_are_stale = True
+
+    def _clear_sums(self) -> None:
+        """Zero the gradients that backward adds to in any mode: all but those of products."""
+        for name, grad in self._grads.items():
+            if name in self._tables:
+                self._team.run(zero, self._no_scratch, grad.reshape(-1))
+            elif grad.ndim == 1:
+                grad[:] = 0
 
     def pop_grads(self) -> Tensors:
         """The gradients, which the caller may keep; the Learner's begin at zero again."""
         popped = self.grads
-        self._grad_memory, self.grads = _zeros_like(self.tensors)
+        self._grad_memory, self._grads = _zeros_like(self.tensors)
         return popped
 
     # ---- one pass ----
 
     def _forward(
-        self, ids: np.ndarray, targets: np.ndarray, loss_scale: float | None = None
+        self,
+        ids: np.ndarray,
+        targets: np.ndarray,
+        loss_scale: float | None = None,
+        mode: np.int64 = ADD,
     ) -> float:
-        """The sum of nats of one chunk; with a loss_scale also the head's backward, to work.dx."""
+        """The sum of nats of one chunk; with a loss_scale also the head's backward, to work.dx.
+
+        mode  of the head's gradient, ADD or SET
+        """
         B, T = ids.shape
         self._allocate(B, T)
         self._tokens, self._T = _token_batch(ids), T
         targets = targets.reshape(-1)
         dims, work = self._dims, self._work
-        weights, grads = _non_layer_weights(self.tensors), _non_layer_weights(self.grads)
+        weights, grads = _non_layer_weights(self.tensors), _non_layer_weights(self._grads)
         self._run(forward_embedding, self._x[0], weights, self._tokens, dims)
         for n in range(self.config.n_layer):
             self._forward_layer(n)
         x = self._x[-1]
-        for first in range(0, B * T, HEAD_ROWS):
-            self._run(forward_head, x, first, weights, targets, work, dims)
+        for first in range(0, B * T, self._head_rows):
+            rows = min(self._head_rows, B * T - first)
+            self._run(forward_head, x, first, rows, weights, targets, work, dims)
             if loss_scale is not None:
                 self._run(
-                    backward_head, x, first, weights, grads, targets, work, dims,
-                    np.float32(loss_scale),
+                    backward_head, x, first, rows, weights, grads, targets, work, dims,
+                    np.float32(loss_scale), mode,
                 )  # fmt: skip
+                mode = ADD
         return float(work.losses[: B * T].sum(dtype=np.float64))
 
     def _forward_layer(self, n: int) -> None:
@@ -163,17 +197,20 @@ class Learner:
             self._dims,
         )  # fmt: skip
 
-    def _backward(self) -> None:
-        """The gradients of layers and embedding for the chunk that _forward has processed."""
+    def _backward(self, mode: np.int64) -> None:
+        """The gradients of layers and embedding for the chunk that _forward has processed.
+
+        mode  of the gradients of the layers' matrices, ADD or SET
+        """
         for n in reversed(range(self.config.n_layer)):
             if self._recompute and n < self.config.n_layer - 1:
                 self._forward_layer(n)
             self._run(
                 backward_layer, self._x[n], _layer(self.tensors, self.config, n),
-                _layer(self.grads, self.config, n), self._heads(n), self._tokens, self._T,
-                self._saved[n % len(self._saved)], self._work, self._dims,
+                _layer(self._grads, self.config, n), self._heads(n), self._tokens, self._T,
+                self._saved[n % len(self._saved)], self._work, self._dims, mode,
             )  # fmt: skip
-        grads = _non_layer_weights(self.grads)
+        grads = _non_layer_weights(self._grads)
         self._run(backward_embedding, grads, self._tokens, self._work, self._dims)
 
     def _heads(self, n: int) -> Heads:
@@ -203,7 +240,7 @@ class Learner:
         if not self.first_moments:
             for moments in (self.first_moments, self.second_moments):
                 moments.update(_zeros_like(self.tensors)[1])
-        norm = self._grad_norm()
+        grads, norm = self.grads, self._grad_norm()
         step, lr, beta_1, beta_2, eps, weight_decay, max_grad_norm = settings
         factors = AdamWFactors(
             clip=np.float32(max_grad_norm / norm if max_grad_norm and norm > max_grad_norm else 1),
@@ -219,7 +256,7 @@ class Learner:
         )
         decaying = factors._replace(decay=np.float32(1 - lr * weight_decay))
         for name, w in self.tensors.items():
-            arrays = w, self.grads[name], self.first_moments[name], self.second_moments[name]
+            arrays = w, grads[name], self.first_moments[name], self.second_moments[name]
             flat = [array.reshape(-1) for array in arrays]
             self._team.run(adamw, self._no_scratch, *flat, decaying if w.ndim == 2 else factors)
         return norm
@@ -300,7 +337,9 @@ def _make_workspace(
         config.n_embd, config.n_inner, config.vocab_size, config.n_head, config.head_size
     )  # fmt: skip
     rows, capacity = padded(B * T, LANES), padded(T, KEY_BLOCK)
-    head_rows = min(int(HEAD_ROWS), rows)
+    head_rows = min(HEAD_ROWS[a_dtype.itemsize], padded(rows, K_ALIGN))
+    columns = min(int(HEAD_COLUMNS), padded(V, LANES))
+    states = -(-V // int(HEAD_COLUMNS)) * head_rows
     cache_size = B * NH * capacity * padded(HS)
     keys, values = aligned_zeros(cache_size, b_dtype), aligned_zeros(cache_size, b_dtype)
     single_queries = B if T == 1 else 0  # attention_forward needs partials for these alone
@@ -309,27 +348,34 @@ def _make_workspace(
         hidden=_rows(rows, H, a_dtype),
         cache=LayerCache(keys, values, capacity),
         partials=aligned_zeros(partials_size(single_queries, NH, HS, capacity), np.float32),
-        linear=_make_linear_workspace(config, B * T, head_rows, b_dtype, a_dtype),
+        linear=_make_linear_workspace(config, B * T, b_dtype, a_dtype),
         dx=_rows(rows, C),
         dnormed=_rows(rows, C),
         dqkv=_rows(rows, 3 * C, a_dtype),
         dhidden=_rows(rows, H, a_dtype),
         norm_partials=aligned_zeros(layernorm_partials(rows, C), np.float32),
-        logits=_rows(head_rows, V),
+        logits=_rows(head_rows, int(HEAD_COLUMNS)),
+        exponentials=_rows(head_rows, V, a_dtype),
+        states=SoftmaxStates(
+            maxima=np.zeros(states, np.float32),
+            sums=np.zeros(states, np.float32),
+            target_logits=np.zeros(head_rows, np.float32),
+            lse=np.zeros(head_rows, np.float32),
+        ),
         dlogits=_rows(head_rows, int(HEAD_COLUMNS), a_dtype),
+        dlogits_t=_rows(columns, head_rows, a_dtype),
         head_panels=aligned_zeros(panels_size(head_rows, C), b_dtype),
         losses=aligned_zeros(rows, np.float32),
-        head_lse=aligned_zeros(head_rows, np.float32),
     )
 
 
 def _make_linear_workspace(
-    config: GPTConfig, M: int, head_rows: int, b_dtype: np.dtype, a_dtype: np.dtype
+    config: GPTConfig, M: int, b_dtype: np.dtype, a_dtype: np.dtype
 ) -> LinearWorkspace:
-    """For the largest operands of all products: M rows in the layers, `head_rows` in the head."""
+    """For the largest operands of all products with M rows; of the head a block of columns."""
     C, V = config.n_embd, min(config.vocab_size, int(HEAD_COLUMNS))
     b_shapes = [(V, C), (C, V)]
-    a_shapes = [(V, head_rows)]
+    a_shapes = []
     for shape in layer_modules(config).values():
         if len(shape) == 2:
             K, N = shape

@@ -88,8 +88,10 @@ def test_infinite_and_huge_inputs(run, kind, values, derivatives):
     run(_apply, y, kind)
     np.testing.assert_array_equal(y, np.array(values, np.float32))
     x, dx, dy = np.array(HUGE, np.float32), np.empty(2, np.float32), np.ones(2, np.float32)
-    run(activation.activation_backward, *(View(array, 1, 2, 2) for array in (dx, dy, x)), kind)
+    y = np.empty(2, np.float32)
+    run(activation.activation_backward, *(View(array, 1, 2, 2) for array in (dx, y, dy, x)), kind)
     np.testing.assert_array_equal(dx, np.array(derivatives, np.float32))
+    np.testing.assert_array_equal(y, np.array(values[:2], np.float32))
 
 
 def test_reference_silu_far_below_zero_is_zero_without_a_warning():
@@ -109,17 +111,22 @@ BACKWARD = {
 
 @pytest.mark.parametrize("kind", BACKWARD)
 def test_backward_is_reference(run, kind):
-    """dx = dy · f′(x), in rows that are ld apart; also with dx and dy the same array."""
+    """dx = dy · f′(x) and y = f(x), in rows that are ld apart; also with dx and dy the same array.
+
+    y has the bits of the forward pass.
+    """
     M, C, ld = 30, GRID.size // 30 - 3, GRID.size // 30
     dy = np.linspace(-2, 2, GRID.size, dtype=np.float32)
-    dx = np.full_like(dy, np.nan)
-    dx_view, dy_view, x_view = (View(array, M, C, ld) for array in (dx, dy, GRID))
-    run(activation.activation_backward, dx_view, dy_view, x_view, kind)
+    dx, y, forward = (np.full_like(dy, np.nan) for _ in range(3))
+    dx_view, y_view, dy_view, x_view = (View(array, M, C, ld) for array in (dx, y, dy, GRID))
+    run(activation.activation_backward, dx_view, y_view, dy_view, x_view, kind)
+    run(activation.activation_forward, View(forward, M, C, ld), x_view, kind)
+    np.testing.assert_array_equal(y, forward)
     expected = BACKWARD[kind](dy.astype(np.float64), GRID.astype(np.float64))
     inside = np.arange(GRID.size) % ld < C
     np.testing.assert_allclose(dx[inside], expected[inside], rtol=2e-6, atol=1e-6)
     assert np.isnan(dx[~inside]).all()
-    run(activation.activation_backward, dy_view, dy_view, x_view, kind)
+    run(activation.activation_backward, dy_view, y_view, dy_view, x_view, kind)
     np.testing.assert_array_equal(dy[inside], dx[inside])
 
 

@@ -159,8 +159,8 @@ def run_linear(team, y, x, layer, mode, workspace):
 
 
 @jit
-def run_linear_backward(team, dx, dlayer, dy, x, layer, workspace):
-    linear_backward(team, dx, dlayer, dy, x, layer, workspace)
+def run_linear_backward(team, dx, dlayer, dy, x, layer, mode, workspace):
+    linear_backward(team, dx, dlayer, dy, x, layer, mode, workspace)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.uint16, marks=pytest.mark.amx)])
@@ -206,9 +206,12 @@ WORKSPACES = [
 
 
 @pytest.mark.parametrize(("a_dtype", "b_dtype"), WORKSPACES)
-@pytest.mark.parametrize(("M", "K", "N"), [(1, 1, 1), (5, 3, 2), (33, 17, 70), (100, 65, 33)])
-def test_backward_is_reference(run, rng, M, K, N, a_dtype, b_dtype):
-    """dx is set; dw and dbias are added to."""
+@pytest.mark.parametrize(
+    ("M", "K", "N", "mode"),
+    [(1, 1, 1, ADD), (5, 3, 2, SET), (33, 17, 70, ADD), (33, 17, 70, SET), (100, 65, 33, ADD)],
+)
+def test_backward_is_reference(run, rng, M, K, N, mode, a_dtype, b_dtype):
+    """dx is set; dw is set or added to; dbias is added to."""
     ldx, ldy = row_stride(K), row_stride(N)
     x, dy = (
         np.zeros((padded(M, LANES), ldx), np.float32),
@@ -217,7 +220,7 @@ def test_backward_is_reference(run, rng, M, K, N, a_dtype, b_dtype):
     x[:M, :K], dy[:M, :N] = rng.standard_normal((M, K)), rng.standard_normal((M, N))
     w, dw = rng.standard_normal((2, K, N)).astype(np.float32)
     dbias, dx = rng.standard_normal(N).astype(np.float32), np.full_like(x, np.nan)
-    before = dw.copy(), dbias.copy()
+    before = dw * np.float32(mode == ADD), dbias.copy()
     rows = max(padded(K, LANES) * row_stride(M), padded(M, LANES) * ldy)
     workspace = LinearWorkspace(
         np.full(max(panels_size(M, N), panels_size(N, K)), 1, b_dtype), np.full(rows, 1, a_dtype)
@@ -227,7 +230,7 @@ def test_backward_is_reference(run, rng, M, K, N, a_dtype, b_dtype):
         run_linear_backward, View(dx.reshape(-1), M, K, ldx),
         PlainLinear(dw.reshape(-1), dbias, K, N),
         View(dy.ravel(), M, N, ldy), View(stored_x.ravel(), M, K, ldx),
-        PlainLinear(w.ravel(), dbias, K, N), workspace,
+        PlainLinear(w.ravel(), dbias, K, N), mode, workspace,
     )  # fmt: skip
     arguments = (a.astype(np.float64) for a in (dy[:M, :N], x[:M, :K], w))
     expected = reference.matmul_backward(*arguments)

@@ -151,6 +151,23 @@ def test_large_batches_are_processed_in_chunks(rng, monkeypatch):
         np.testing.assert_array_equal(grad, fresh.grads[name])
 
 
+def test_gradients_begin_anew_after_zero_grad(rng):
+    """zero_grad leaves them in memory, and backward overwrites or clears every one of them."""
+    for head in ({}, {"tie_word_embeddings": False}):
+        config = small_config(**head)
+        tensors = random_tensors(config, 5)
+        used, fresh = (Learner(config, tensors, threads=2) for _ in range(2))
+        used.backward(*batch(rng, config, 3, 40), 1.0)
+        used.zero_grad()
+        ids, targets = batch(rng, config, 2, 9)
+        assert used.backward(ids, targets, 0.1) == fresh.backward(ids, targets, 0.1)
+        for name, grad in used.grads.items():
+            np.testing.assert_array_equal(grad, fresh.grads[name], name)
+        used.zero_grad()
+        assert not any(grad.any() for grad in used.grads.values())
+        assert used.step(AdamW(1, lr=1e-3)) == 0
+
+
 # ---- learning
 
 
