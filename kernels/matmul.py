@@ -57,8 +57,11 @@ SET, ADD = np.int64(0), np.int64(1)  # matmul_forward's modes: y = …, y += …
 _N_BLOCK, _PANELS = np.array([N_BLOCK, N_BLOCK // LANES])
 _UNSCALED = np.float32(1)
 
-_ROW_UNIT = 96  # a multiple of the rows of every tile
-_ROWS = 2 * _ROW_UNIT  # rows of x that pass each block of a panel
+_ROW_UNIT = 32 if AMX else 96  # a multiple of the rows of the largest tile
+# Rows of x that pass each block of a panel. Every so many rows the weights come from memory once
+# more. With AMX, which waits for them most, two passes do for a prompt of 512, and the rows of the
+# widest product of 111M, 1.5 MiB of bfloat16, still stay in L2.
+_ROWS = 256 if AMX else 192
 
 _SUMS = _ROWS * N_BLOCK
 # float32 elements of scratch that a thread needs here: the sums of one task, and AMX's own

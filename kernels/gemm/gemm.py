@@ -36,6 +36,7 @@ from ..simd import (
     amx_configure_tiles,
     amx_microkernel_16,
     amx_microkernel_32,
+    amx_microkernel_32_prefetch,
     amx_release_tiles,
     microkernel,
 )
@@ -84,6 +85,11 @@ def _accumulate_amx(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K):
     depth = padded(K)
     for p in range(0, panels, 2):
         row = 0
+        if rows > AMX_ROWS:
+            amx_microkernel_32_prefetch(
+                c, ic + p * LANES, ldc, a, ia, lda, b, ib + p * panel, panel, depth
+            )  # fmt: skip
+            row = 2 * AMX_ROWS
         while row + AMX_ROWS < rows:
             amx_microkernel_32(
                 c, ic + row * ldc + p * LANES, ldc, a, ia + row * lda, lda,

@@ -105,41 +105,45 @@ def _amx_multiply(typingctx, row, column):
     return types.void(row, column), codegen
 
 
-@jit
-def amx_microkernel_32(c, ic, ldc, a, ia, lda, b, ib, panel, K):
-    """`microkernel` for 32 rows × 2 panels of bfloat16; K is a multiple of 32."""
-    _check_amx(c, ic, ldc, a, ia, lda, b, ib, panel, K, 2 * AMX_ROWS)
-    below_a, below_c = AMX_ROWS * lda, AMX_ROWS * ldc
-    _amx_load_c(0, c, ic, ldc)
-    _amx_load_c(1, c, ic + LANES, ldc)
-    _amx_load_c(2, c, ic + below_c, ldc)
-    _amx_load_c(3, c, ic + below_c + LANES, ldc)
-    for k in range(0, K, AMX_K):
-        _amx_load_b(0, b, ib + k * LANES, AMX_K)
-        _amx_load_a(0, a, ia + k, lda)
-        _amx_load_b(1, b, ib + panel + k * LANES, AMX_K)
-        _amx_multiply(0, 0)
-        _amx_load_a(1, a, ia + below_a + k, lda)
-        _amx_multiply(0, 1)
-        _amx_multiply(1, 0)
-        _amx_multiply(1, 1)
-    _amx_store_c(0, c, ic, ldc)
-    _amx_store_c(1, c, ic + LANES, ldc)
-    _amx_store_c(2, c, ic + below_c, ldc)
-    _amx_store_c(3, c, ic + below_c + LANES, ldc)
+def _amx_microkernel_32(prefetch_next: bool) -> Any:
+    """Make `microkernel` for 32 rows × 2 panels of bfloat16; K is a multiple of 32."""
+
+    @jit
+    def gemm_accumulate(c, ic, ldc, a, ia, lda, b, ib, panel, K):
+        _check_amx(c, ic, ldc, a, ia, lda, b, ib, panel, K, 2 * AMX_ROWS)
+        below_a, below_c = AMX_ROWS * lda, AMX_ROWS * ldc
+        _amx_load_c(0, c, ic, ldc)
+        _amx_load_c(1, c, ic + LANES, ldc)
+        _amx_load_c(2, c, ic + below_c, ldc)
+        _amx_load_c(3, c, ic + below_c + LANES, ldc)
+        for k in range(0, K, AMX_K):
+            if prefetch_next:
+                _prefetch_step(b, ib, panel, k)
+            _amx_load_b(0, b, ib + k * LANES, AMX_K)
+            _amx_load_a(0, a, ia + k, lda)
+            _amx_load_b(1, b, ib + panel + k * LANES, AMX_K)
+            _amx_multiply(0, 0)
+            _amx_load_a(1, a, ia + below_a + k, lda)
+            _amx_multiply(0, 1)
+            _amx_multiply(1, 0)
+            _amx_multiply(1, 1)
+        _amx_store_c(0, c, ic, ldc)
+        _amx_store_c(1, c, ic + LANES, ldc)
+        _amx_store_c(2, c, ic + below_c, ldc)
+        _amx_store_c(3, c, ic + below_c + LANES, ldc)
+
+    return gemm_accumulate
 
 
 @jit
 def amx_microkernel_16(c, ic, ldc, a, ia, lda, b, ib, panel, K):
-    """As amx_microkernel_32 for 16 rows × 2 panels; prefetches the rows of b that follow."""
+    """As amx_microkernel_32_prefetch for 16 rows × 2 panels."""
     _check_amx(c, ic, ldc, a, ia, lda, b, ib, panel, K, AMX_ROWS)
     _amx_load_c(0, c, ic, ldc)
     _amx_load_c(1, c, ic + LANES, ldc)
     for k in range(0, K, AMX_K):
         _amx_load_a(0, a, ia + k, lda)
-        for line in range(0, AMX_K * LANES, AMX_K):
-            prefetch(b, ib + k * LANES + _PREFETCH_DISTANCE + line)
-            prefetch(b, ib + panel + k * LANES + _PREFETCH_DISTANCE + line)
+        _prefetch_step(b, ib, panel, k)
         _amx_load_b(0, b, ib + k * LANES, AMX_K)
         _amx_multiply(0, 0)
         _amx_load_b(1, b, ib + panel + k * LANES, AMX_K)
@@ -148,7 +152,18 @@ def amx_microkernel_16(c, ic, ldc, a, ia, lda, b, ib, panel, K):
     _amx_store_c(1, c, ic + LANES, ldc)
 
 
+# The first rows that pass a block of a panel prefetch it: the others find it in L1.
+amx_microkernel_32 = _amx_microkernel_32(prefetch_next=False)
+amx_microkernel_32_prefetch = _amx_microkernel_32(prefetch_next=True)
 _PREFETCH_DISTANCE = 4 * AMX_K * LANES  # elements: 4 KiB
+
+
+@inline
+def _prefetch_step(b, ib, panel, k):
+    """Prefetch the tiles of both panels that are multiplied _PREFETCH_DISTANCE after row k."""
+    for line in range(0, AMX_K * LANES, AMX_K):
+        prefetch(b, ib + k * LANES + _PREFETCH_DISTANCE + line)
+        prefetch(b, ib + panel + k * LANES + _PREFETCH_DISTANCE + line)
 
 
 @inline
