@@ -4,6 +4,7 @@
     jit                 a function that only compiled code calls: a part of the entries that call it
     inline              as jit, but LLVM always inlines it
     expand              as jit, but Numba copies its body into the caller
+    python_too          as jit, for a function that Python calls, too
     dispatch_on_types   a function whose implementation is chosen by the types of its arguments
 
 The flags:
@@ -13,8 +14,14 @@ The flags:
                        a batch, and with any number of threads; a compiler that may reassociate
                        would choose another order in every function
   no_rewrites=True     skips Numba's rewriting of array expressions: kernels contain none
-  no_…_wrapper=True    no wrapper for calls from Python or C: only compiled code calls this function
+  no_…_wrapper=True    no wrapper for calls from C, or from Python: only compiled code calls it
+  no references        to arrays are counted: the caller keeps their memory alive, and no kernel
+                       allocates an array
 NUMBA_BOUNDSCHECK=1 turns bounds checks on, for arrays and for the vectors of simd/.
+
+LLVM optimizes an entry once, together with all functions that it calls. Numba would optimize each
+function with all that it calls, again in each of its callers, and generate machine code for all of
+them: four times the work.
 
 The machine code of an entry is cached, a file for each signature (cache_dir.py). Numba's own cache
 would not do: its key has the source of the entry alone, not of the functions that it calls, nor the
@@ -48,14 +55,17 @@ try:
     import numba
 except Exception as error:
     raise import_failure(error) from error
-from numba.core import types
+from numba.core import llvm_bindings, types
 from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import NullCache
-from numba.core.compiler import CompileResult
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler, CompileResult
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.compiler_machinery import register_pass
 from numba.core.registry import cpu_target
 from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
+from numba.core.typed_passes import NativeLowering
 from numba.extending import overload
 from numba.np.numpy_support import as_dtype
 
@@ -78,9 +88,117 @@ FunctionIdentity._unique_ids = itertools.count(int.from_bytes(os.urandom(7), "li
 # Held by a thread while it compiles, or loads machine code; it can take it again.
 compiler_lock = global_compiler_lock
 
+
+# ---- how Numba compiles ----------------------------------------------------------------------
+
+
+class _EntryLibrary(JITCodeLibrary):
+    """The LLVM module of an entry, and those of all functions that it calls."""
+
+    def add_linking_library(self, library: Any) -> None:
+        """Link the module of a function that this one calls, and those of its own callees."""
+        if not isinstance(library, _PartLibrary):
+            super().add_linking_library(library)
+            return
+        libraries = [*self._linking_libraries, library, *library._linking_libraries]
+        self._linking_libraries = list(dict.fromkeys(libraries))
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        """Leave a function as it is: it is optimized with its callees."""
+        ll_module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self) -> None:
+        """Optimize all functions. Kernels are vectorized, and unrolled as far as registers go,
+        by hand; what LLVM would unroll further spills registers."""
+        level: int = numba.config.OPT  # type: ignore[attr-defined]  # not in the stubs
+        llvm: Any = llvm_bindings.llvm  # type: ignore[attr-defined]  # llvmlite.binding
+        tuning = llvm.create_pipeline_tuning_options(speed_level=level)
+        tuning.loop_vectorization = tuning.slp_vectorization = tuning.loop_unrolling = False
+        passes = llvm.create_pass_builder(self._codegen._tm, tuning)
+        passes.getModulePassManager().run(self._final_module, passes)
+
+
+class _PartLibrary(_EntryLibrary):
+    """The LLVM module of a function that only compiled code calls: a part of entries."""
+
+    def get_pointer_to_function(self, name: str) -> int:
+        """0, for none: a part has no machine code of its own."""
+        return 0
+
+    @property
+    def codegen(self) -> Any:
+        """What Numba would have set the address of the function's environment; parts need none."""
+        return _NO_ENVIRONMENT
+
+    def _get_module_for_linking(self) -> Any:
+        if self._shared_module is None:
+            for function in self._final_module.functions:
+                if not function.is_declaration:
+                    function.linkage = "linkonce_odr"  # several libraries may contain it
+            self._shared_module = self._final_module
+        return self._shared_module
+
+    def finalize(self) -> None:
+        """Numba's own functions count references and call no kernels, which do not."""
+        raise TypeError(f"{self.name} is a part of entries; a function of numba.njit calls it")
+
+
+class _NoEnvironment:
+    def set_env(self, name: str, environment: object) -> None:
+        """Do nothing."""
+
+
+_NO_ENVIRONMENT = _NoEnvironment()
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _Lowering(NativeLowering):
+    """Generates a function's LLVM module, without instructions that count references."""
+
+    _name = "lowering_without_references"
+
+    def run_pass(self, state: Any) -> bool:
+        if not BOUNDS_CHECK:  # to raise an exception, Numba counts
+            state.targetctx = state.targetctx.subtarget(enable_nrt=False)
+            vars(state.targetctx).pop("nrt", None)  # what counts in the context copied here
+        return bool(super().run_pass(state))
+
+
+class _EntryCompiler(Compiler):
+    """Numba's compiler, for entries."""
+
+    _library: type[_EntryLibrary] = _EntryLibrary
+
+    def define_pipelines(self) -> list[Any]:
+        state = self.state
+        state.library = self._library(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()
+        pipelines: list[Any] = super().define_pipelines()
+        for pipeline in pipelines:
+            pipeline.passes = [
+                (_Lowering if kind is NativeLowering else kind, description)
+                for kind, description in pipeline.passes
+            ]
+            pipeline.finalize()
+        return pipelines
+
+
+class _PartCompiler(_EntryCompiler):
+    """Numba's compiler, for parts."""
+
+    _library = _PartLibrary
+
+
 _FLAGS = {"nogil": True, "error_model": "numpy", "fastmath": False, "no_rewrites": True}
-_PART_FLAGS = {**_FLAGS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_ENTRY_FLAGS = {**_FLAGS, "no_cfunc_wrapper": True, "pipeline_class": _EntryCompiler}
+_PART_FLAGS = {
+    **_FLAGS,
+    "no_cfunc_wrapper": True,
+    "no_cpython_wrapper": True,
+    "pipeline_class": _PartCompiler,
+}
 _njit: Any = numba.njit  # Any: the stubs do not list all of these flags
+_overload: Any = overload
 _DISABLED: int = numba.config.DISABLE_JIT  # type: ignore[attr-defined]  # then _njit does nothing
 
 
@@ -95,17 +213,19 @@ def inline(function: _Function) -> _Function:
 
 
 def expand(function: _Function) -> _Function:
-    """As `jit`, for functions that do little but call large ones: that compiles a fifth faster.
-
-    LLVM optimizes a function of its own together with all that it calls, and once more in its
-    caller. A function that is copied into its caller is optimized there alone.
-    """
+    """As `jit`, for functions that do little but call large ones: Numba has one function less."""
     return cast(_Function, _njit(inline="always", **_PART_FLAGS)(function))
+
+
+def python_too(function: _Function) -> _Function:
+    """`function` itself, which compiled code can call, too."""
+    _overload(function, jit_options=_PART_FLAGS, strict=False)(lambda *_, **__: function)
+    return function
 
 
 def entry(function: _Function) -> _Function:
     """Compile `function` for calls from Python, without the GIL, and cache its machine code."""
-    dispatcher = _njit(**_FLAGS)(function)
+    dispatcher = _njit(**_ENTRY_FLAGS)(function)
     if function.__closure__ is None:  # the key of an entry does not cover what is enclosed
         dispatcher._cache = _KernelCache(function)
     return cast(_Function, dispatcher)
@@ -129,7 +249,7 @@ def dispatch_on_types(choose: Callable[_Parameters, Any]) -> Callable[_Parameter
     def stub(*_: _Parameters.args, **__: _Parameters.kwargs) -> Any:
         raise TypeError(f"{choose.__name__} is called by compiled code only")
 
-    overload(stub)(choose)
+    _overload(stub, jit_options=_PART_FLAGS)(choose)
     return stub
 
 

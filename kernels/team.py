@@ -32,14 +32,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .jit import inline, jit
+from .jit import jit
 from .simd import (
     CLOCK_UNIT,
     SLEEP_TIME,
     atomic_add,
     atomic_compare_exchange,
     atomic_load,
-    borrowed,
     clock,
     pause,
     sleep,
@@ -85,12 +84,6 @@ class Member(NamedTuple):
     size: int
     sync: np.ndarray
     scratch: np.ndarray
-
-
-@inline
-def borrowed_member(team):
-    """The member with borrowed arrays, for an entry that hands it to many kernels."""
-    return Member(team.rank, team.size, borrowed(team.sync), borrowed(team.scratch))
 
 
 @jit

@@ -39,6 +39,7 @@ from ..simd import (
     amx_microkernel_32_prefetch,
     amx_release_tiles,
     microkernel,
+    reinterpret,
 )
 from .quantized import QuantizedActivations
 
@@ -146,7 +147,7 @@ def as_a_operand(scratch, b):
     bfloat16 where b is bfloat16 and the processor multiplies bfloat16 itself, else float32.
     """
     if BF16_PRODUCTS and dtype_of(b) == np.uint16:
-        return lambda scratch, b: scratch.view(np.uint16)
+        return lambda scratch, b: reinterpret(scratch, b)
     return lambda scratch, b: scratch
 
 
@@ -154,5 +155,5 @@ def as_a_operand(scratch, b):
 def as_b_operand(scratch, like):
     """float32 scratch viewed in the dtype of the panels `like`."""
     if dtype_of(like) == np.uint16:
-        return lambda scratch, like: scratch.view(np.uint16)
+        return lambda scratch, like: reinterpret(scratch, like)
     return lambda scratch, like: scratch

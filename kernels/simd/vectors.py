@@ -7,7 +7,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.core.extending import overload
+from numba.core.extending import lower_builtin, type_callable
 
 from ..layout import LANES
 from .llvm import (
@@ -176,18 +176,16 @@ def reduce_max(typingctx, a):
 def _arithmetic(operation: Any, method: str) -> None:
     """Define the operator `operation` for vectors in compiled code, by a method of the builder."""
 
-    @intrinsic
-    def compute(typingctx, a, b):
-        def codegen(context, builder, signature, arguments):
-            return getattr(builder, method)(*arguments)
+    @type_callable(operation)
+    def typing(context):
+        def typed(a, b):
+            return vector_type if a == vector_type and b == vector_type else None
 
-        return vector_type(a, b), codegen
+        return typed
 
-    @overload(operation)
-    def typed(a, b):
-        if a == vector_type and b == vector_type:
-            return lambda a, b: compute(a, b)
-        return None
+    @lower_builtin(operation, vector_type, vector_type)
+    def codegen(context, builder, signature, arguments):
+        return getattr(builder, method)(*arguments)
 
 
 for _operation, _method in (

@@ -45,7 +45,6 @@ from ..kernels.matmul import (
     prepare_activations,
 )
 from ..kernels.simd import BF16_PRODUCTS, array_at
-from ..kernels.team import borrowed_member
 from ..kernels.view import View, gather_rows, view
 from ..weights.packed import Weights
 from ..weights.table import HEAD, QUANTIZED_DTYPES, operand_shape
@@ -120,7 +119,6 @@ def forward_layers(
     logit_rows  int64 [n]: the tokens after which logits are computed
     logits      float32 [n · V], written after the last layer
     """
-    team = borrowed_member(team)
     M = tokens.ids.size
     x = view(buffers.x, M, dims.C)
     weights = non_layer_weights(table)

@@ -10,11 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 
-from minigpt.kernels.jit import jit
+from minigpt.kernels.jit import entry, jit
 from minigpt.kernels.simd import atomic_load, pause
 from minigpt.kernels.team import _STATE, _TASK_MASK, Team, barrier, next_task
 
@@ -56,7 +55,7 @@ def _as_entry(kernel: Any) -> Any:
     A kernel on a small test would be over before the workers begin.
     """
 
-    @numba.njit(nogil=True)  # not `entry`: tests leave nothing in the cache
+    @entry  # its closure keeps it out of the cache
     def call(member, arguments):
         meet(member)
         kernel(member, *arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import pytest
 import regex
@@ -10,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.kernels.bpe.pretokenize import CODE_POINTS, DIGIT, LETTER, OTHER, WHITE, pretoken_end
+from minigpt.kernels.jit import entry
 from minigpt.tokenizer.compiled import character_kinds
 
 # As OpenAI publishes it.
@@ -23,7 +23,7 @@ ALPHABET = [
 ]
 
 
-@numba.njit  # not `entry`: tests leave nothing in the cache
+@entry
 def all_ends(ends, text, kinds):
     start = count = 0
     while start < text.size:
