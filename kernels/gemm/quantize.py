@@ -35,6 +35,7 @@ from ..simd import (
     splat,
     store,
     store_bytes,
+    store_exact,
     vabs,
     vmax,
     vmin,
@@ -131,7 +132,7 @@ def _quantize_int8(qweight, i, scales, isc, block, rows):
     for r in range(rows):
         absmax = vmax(absmax, vabs(load(block, r * LANES)))
     scale = as_bfloat16(absmax / splat(_MAX_INT8) + _nan_if_not_finite(block, rows))
-    store(scale, scales, isc)
+    store_exact(scale, scales, isc)
     for r in range(0, QUANT_BLOCK, 4):
         store_bytes(
             _int8(block, r, scale), _int8(block, r + 1, scale),
@@ -174,8 +175,8 @@ def _quantize_int4(qweight, i, scales, isc, block, rows, importance, k):
         best_error = select_less(error, best_error, error, best_error)
 
     # pass 3: the integers, two rows in a byte
-    store(scale + nan_if_not_finite, scales, isc)
-    store(offset, scales, isc + LANES)
+    store_exact(scale + nan_if_not_finite, scales, isc)
+    store_exact(offset, scales, isc + LANES)
     for r in range(0, QUANT_BLOCK, 8):
         store_bytes(
             _int4_pair(block, r, scale, offset), _int4_pair(block, r + 1, scale, offset),

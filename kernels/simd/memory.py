@@ -24,6 +24,7 @@ from .llvm import (
     load_scalar,
     load_vector,
     narrow,
+    narrow_pair,
     store_vector,
     vector_type,
 )
@@ -68,6 +69,19 @@ def _store(typingctx, vector, array, index):
 
 
 @intrinsic
+def _store_exact(typingctx, vector, array, index):
+    def codegen(context, builder, signature, arguments):
+        value, target, offset = arguments
+        address = element(context, builder, signature.args[1], target, offset)
+        if array.dtype == types.uint16:
+            value = narrow(builder, value)
+        align = 2 if array.dtype == types.uint16 else 4
+        builder.store(value, builder.bitcast(address, value.type.as_pointer()), align=align)
+
+    return types.void(vector, array, types.intp), codegen
+
+
+@intrinsic
 def _load_first(typingctx, array, index, count):
     def codegen(context, builder, signature, arguments):
         source, offset, count = arguments
@@ -104,6 +118,13 @@ def store(vector, array, index):
     """Store the lanes to elements index … index + 15."""
     check(array, index, index + LANES - 1)
     _store(vector, array, index)
+
+
+@inline
+def store_exact(vector, array, index):
+    """As `store`, with the same bits on every processor: for files."""
+    check(array, index, index + LANES - 1)
+    _store_exact(vector, array, index)
 
 
 @inline
@@ -168,8 +189,7 @@ def emit_store_row_pair(
     begins at `start`."""
     address = element(context, builder, kind, panel, start)
     if kind.dtype == types.uint16:
-        low, high = (builder.zext(narrow(builder, v), V16I) for v in (first, second))
-        pairs = builder.or_(low, builder.shl(high, ir.Constant(V16I, [16] * LANES)))
+        pairs = narrow_pair(builder, first, second)
         builder.store(pairs, builder.bitcast(address, V16I.as_pointer()), align=2)
         return
     store_vector(builder, kind, first, address)

@@ -14,6 +14,7 @@ from .llvm import (
     F32,
     V16F,
     V16I,
+    V32BF,
     at,
     broadcast,
     call,
@@ -124,16 +125,6 @@ def _compiler_barrier(builder: Any) -> None:
     builder.asm(no_result, "", "~{memory}", [], side_effect=True)
 
 
-class _BFloat(ir.Type):  # type: ignore[misc]  # llvmlite has no types
-    """LLVM's type bfloat, which llvmlite does not offer."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-
-_V32B = ir.VectorType(_BFloat(), 2 * LANES)
-
-
 def _add_pairs(context: Any, builder: Any, tile: Any, kinds: Any, values: Any) -> Any:
     """acc[r, v] += a[r, k] · b[k, v] + a[r, k + 1] · b[k + 1, v] in bfloat16, by AVX-512 BF16."""
     acc, a, ia, lda, b, ib, panel = values
@@ -143,12 +134,12 @@ def _add_pairs(context: Any, builder: Any, tile: Any, kinds: Any, values: Any) -
         return builder.load(builder.bitcast(address, to.as_pointer()), align=2)
 
     rows = [
-        builder.bitcast(pairs(kinds[4], b, at(builder, ib, panel, v), V16I), _V32B)
+        builder.bitcast(pairs(kinds[4], b, at(builder, ib, panel, v), V16I), V32BF)
         for v in range(tile.vectors)
     ]
     for r in range(tile.rows):
         pair = pairs(kinds[1], a, at(builder, ia, lda, r), F32)
-        a_rk = builder.bitcast(broadcast(builder, pair), _V32B)
+        a_rk = builder.bitcast(broadcast(builder, pair), V32BF)
         for v, row in enumerate(rows):
             cell = r * tile.vectors + v
             name = "llvm.x86.avx512bf16.dpbf16ps.512"
