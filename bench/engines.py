@@ -1,6 +1,6 @@
-"""The engines that models.py compares: minigpt, transformers, CTranslate2 and llama.cpp.
+"""The engines that models.py compares: minigpt, transformers, OpenVINO, CTranslate2 and llama.cpp.
 
-Each function loads a random checkpoint (random_checkpoint.py) and returns an Engine: the same two
+Each function loads a random checkpoint (random_checkpoint.py) and returns an Engine: the same
 tasks, done as well as that engine can, and timed. Two engines read files of their own format, which
 the functions in PREPARE write beside the checkpoint. All of this runs in processes that models.py
 starts; an engine that is not installed raises ImportError there.
@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,16 +23,22 @@ from random_checkpoint import N_POSITIONS, VOCAB, config_of, random_tensors, sha
 
 
 class Engine(NamedTuple):
-    """The two tasks of an engine.
+    """The tasks of an engine; the last two are None where they are not measured.
 
     prefill(ids)        process a prompt, int64 [T], with an empty cache; returns
                         (seconds, float32 [V]: the logits after its last token)
     decode(ids, count)  process a prompt, then generate `count` tokens after a first one, greedily;
                         returns the seconds of these `count` steps
+    batch(ids, count)   the same for many prompts of one length, int64 [B, T], together
+    passes(ids, drafts) process a prompt, then the rows of `drafts`, int64 [count, k], one after the
+                        other, each in one pass up to the logits after all its k tokens; returns
+                        the seconds of these `count` passes
     """
 
     prefill: Callable[[np.ndarray], tuple[float, np.ndarray]]
     decode: Callable[[np.ndarray, int], float]
+    batch: Callable[[np.ndarray, int], float] | None = None
+    passes: Callable[[np.ndarray, np.ndarray], float] | None = None
 
 
 # ---- minigpt --------------------------------------------------------------------------------
@@ -39,7 +46,7 @@ class Engine(NamedTuple):
 
 def load_minigpt(folder: Path, size: str, dtype: str, threads: int) -> Engine:
     """Load minigpt through its Python interface."""
-    from minigpt import GPTModel
+    from minigpt import GPTModel, Scheduler
 
     model = GPTModel.from_pretrained(folder, dtype=dtype, threads=threads)
 
@@ -57,7 +64,30 @@ def load_minigpt(folder: Path, size: str, dtype: str, threads: int) -> Engine:
             pass
         return time.perf_counter() - start
 
-    return Engine(prefill, decode)
+    def batch(ids: np.ndarray, count: int) -> float:
+        B, T = ids.shape
+        scheduler = Scheduler(model, slots=B, capacity=T + B + count)
+        requests = [
+            scheduler.add(prompt, max_new_tokens=B + count, eos_token_id=None) for prompt in ids
+        ]
+        waiting = {id(request) for request in requests}
+        while waiting:  # the first prompts generate while the last are read, B tokens at most
+            waiting -= {id(event.request) for event in scheduler.step()}
+        start = time.perf_counter()
+        for _ in range(count):
+            scheduler.step()
+        return time.perf_counter() - start
+
+    def passes(ids: np.ndarray, drafts: np.ndarray) -> float:
+        cache = model.engine.new_cache(1, len(ids) + drafts.size)
+        slot = cache.allocate()
+        model.engine.forward(cache, [slot], [ids])
+        start = time.perf_counter()
+        for draft in drafts:
+            model.engine.forward(cache, [slot], [draft], last=None)
+        return time.perf_counter() - start
+
+    return Engine(prefill, decode, batch, passes)
 
 
 # ---- transformers ---------------------------------------------------------------------------
@@ -126,7 +156,86 @@ def load_transformers(folder: Path, size: str, dtype: str, threads: int) -> Engi
         model.set_attn_implementation(for_decode)
         return decode(ids, count)
 
-    return Engine(prefill_best, decode_best)
+    @torch.inference_mode()
+    def batch(ids: np.ndarray, count: int) -> float:
+        model.set_attn_implementation(for_decode)
+
+        def step(ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+            output = model(ids, use_cache=True, logits_to_keep=1, **{cache_name: cache})
+            return output.logits[:, -1].argmax(-1, keepdim=True), output[cache_name]
+
+        tokens, cache = step(torch.from_numpy(ids), None)
+        start = time.perf_counter()
+        for _ in range(count):
+            tokens, cache = step(tokens, cache)
+        return time.perf_counter() - start
+
+    @torch.inference_mode()
+    def passes(ids: np.ndarray, drafts: np.ndarray) -> float:
+        model.set_attn_implementation(for_decode)
+        cache = step(torch.from_numpy(ids), None)[1]
+        start = time.perf_counter()
+        for draft in torch.from_numpy(drafts):
+            output = model(draft[None], use_cache=True, **{cache_name: cache})
+            cache = output[cache_name]
+        return time.perf_counter() - start
+
+    return Engine(prefill_best, decode_best, batch, passes)
+
+
+# ---- OpenVINO -------------------------------------------------------------------------------
+
+
+def load_openvino(folder: Path, size: str, dtype: str, threads: int) -> Engine:
+    """Load OpenVINO, with a graph for each of: the last logits, all logits, many sequences.
+
+    The latter two are compiled when they are first used, after the peak of memory is taken.
+    """
+    import openvino_graph as graph
+
+    sequence = graph.Sequence(folder, dtype, threads, last_only=True)
+
+    @cache
+    def with_all_logits() -> graph.Sequence:
+        return graph.Sequence(folder, dtype, threads, last_only=False)
+
+    @cache
+    def pipeline(sequences: int) -> graph.Batch:
+        target = folder / f"openvino-{dtype}"
+        if not target.exists():
+            hush_transformers()
+            graph.save_for_genai(folder, dtype, target)
+        return graph.Batch(target, dtype, threads, sequences)
+
+    def prefill(ids: np.ndarray) -> tuple[float, np.ndarray]:
+        sequence.clear()
+        start = time.perf_counter()
+        last = sequence.step(ids)
+        return time.perf_counter() - start, last[-1].copy()
+
+    def decode(ids: np.ndarray, count: int) -> float:
+        sequence.clear()
+        last = sequence.step(ids)
+        start = time.perf_counter()
+        for _ in range(count):
+            last = sequence.step(np.array([last.argmax()]))
+        return time.perf_counter() - start
+
+    def batch(ids: np.ndarray, count: int) -> float:
+        pipeline(len(ids)).start(ids, count + 1)
+        start = time.perf_counter()
+        pipeline(len(ids)).finish()
+        return time.perf_counter() - start
+
+    def passes(ids: np.ndarray, drafts: np.ndarray) -> float:
+        with_all_logits().clear()
+        with_all_logits().step(ids)
+        start = time.perf_counter()
+        for draft in drafts:
+            with_all_logits().step(draft)
+        return time.perf_counter() - start
+
+    return Engine(prefill, decode, batch, passes)
 
 
 # ---- CTranslate2 ----------------------------------------------------------------------------
@@ -330,10 +439,14 @@ def silent(level: int, text: bytes, data: Any) -> None:
 LOAD = {
     "minigpt": load_minigpt,
     "transformers": load_transformers,
+    "openvino": load_openvino,
     "ctranslate2": load_ctranslate2,
     "llama.cpp": load_llama_cpp,
 }
-PREPARE = {"ctranslate2": prepare_ctranslate2, "llama.cpp": prepare_llama_cpp}
+PREPARE = {
+    "ctranslate2": prepare_ctranslate2,
+    "llama.cpp": prepare_llama_cpp,
+}
 loaded: list[Engine] = []  # this process's engine
 
 
@@ -350,6 +463,21 @@ def prefill(ids: np.ndarray) -> tuple[float, np.ndarray]:
 def decode(ids: np.ndarray, count: int) -> float:
     """Call decode of this process's engine."""
     return loaded[0].decode(ids, count)
+
+
+def does(task: str) -> bool:
+    """Whether this process's engine has a task: a field of Engine."""
+    return getattr(loaded[0], task) is not None
+
+
+def batch(ids: np.ndarray, count: int) -> float:
+    """Call batch of this process's engine, which has it."""
+    return loaded[0].batch(ids, count)  # type: ignore[misc]
+
+
+def passes(ids: np.ndarray, drafts: np.ndarray) -> float:
+    """Call passes of this process's engine, which has it."""
+    return loaded[0].passes(ids, drafts)  # type: ignore[misc]
 
 
 def peak_rss() -> int | None:

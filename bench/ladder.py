@@ -27,16 +27,27 @@ from machine import machine
 
 from minigpt.kernels import reference
 from minigpt.kernels.activation import GELU, activate
+from minigpt.kernels.gemm.quantized import QuantizedMatrix, make_quantized_activations
 from minigpt.kernels.jit import I64_1, entry, jit
-from minigpt.kernels.layout import LANES, N_BLOCK, padded, thread_scratch
+from minigpt.kernels.layout import (
+    LANES,
+    N_BLOCK,
+    aligned_zeros,
+    f32_to_bf16,
+    padded,
+    thread_scratch,
+)
 from minigpt.kernels.matmul import (
     MATMUL_SCRATCH,
     NO_ACTIVATION,
     SET,
+    PackedLinear,
+    linear,
     matmul_forward,
 )
 from minigpt.kernels.memory_read import CHUNK, read_forward
 from minigpt.kernels.simd import (
+    AMX,
     TILE_ROWS,
     TILE_VECTORS,
     fma,
@@ -46,15 +57,27 @@ from minigpt.kernels.simd import (
     splat,
     store,
 )
+from minigpt.kernels.simd.amx import (
+    AMX_K,
+    AMX_ROWS,
+    _amx_load_a,
+    _amx_load_b,
+    _amx_multiply,
+    _amx_store_c,
+    _amx_zero,
+    amx_configure_tiles,
+    amx_release_tiles,
+)
 from minigpt.kernels.team import Team, barrier, next_task
 from minigpt.kernels.view import View
 
 PROMPT = 512, 768, 3072  # M, K, N: a prompt through the first matrix of the MLP, in the 111M model
 TOKEN = 1, 768, 50304  # a token through the head: 155 MB, more than any cache holds
-ROW_UNIT = 12  # a multiple of every tile's rows
+ROW_UNIT = 96  # a multiple of every tile's rows
 ROWS = 192  # rows of a task
 K_BLOCK = 384  # rows of a panel that fit into an L1 cache of 32 KiB
 ZERO, ONE = np.float32([0, 1])  # in compiled code a Python 0.0 would be float64
+MAX_THREADS = 64
 SLOW = 0.5  # seconds: a step that takes longer is measured once
 PAUSE = 0.02  # seconds between measurements
 REGISTERS, READ = "multiply-adds on registers", "a plain read"
@@ -188,6 +211,37 @@ def many_rows(team, y, x, w, M, K, N):
     )  # fmt: skip
 
 
+@entry
+def amx_tiles(y, x, w, M, K, N):
+    amx_configure_tiles()
+    depth = padded(K)  # of rows of x, too: both are bfloat16
+    for n in range(0, N, 2 * LANES):
+        for m in range(0, M, 2 * AMX_ROWS):
+            _amx_zero(0)
+            _amx_zero(1)
+            _amx_zero(2)
+            _amx_zero(3)
+            for k in range(0, depth, AMX_K):
+                _amx_load_a(0, x, m * depth + k, depth)
+                _amx_load_a(1, x, (m + AMX_ROWS) * depth + k, depth)
+                _amx_load_b(0, w, n * depth + k * LANES, AMX_K)
+                _amx_load_b(1, w, (n + LANES) * depth + k * LANES, AMX_K)
+                _amx_multiply(0, 0)
+                _amx_multiply(0, 1)
+                _amx_multiply(1, 0)
+                _amx_multiply(1, 1)
+            _amx_store_c(0, y, m * N + n, N)
+            _amx_store_c(1, y, m * N + n + LANES, N)
+            _amx_store_c(2, y, (m + AMX_ROWS) * N + n, N)
+            _amx_store_c(3, y, (m + AMX_ROWS) * N + n + LANES, N)
+    amx_release_tiles()
+
+
+@entry
+def quantized_weights(team, y, x, w, buffer, M, K, N):
+    linear(team, View(y, M, N, N), View(x, M, K, K), PackedLinear(w, y[:0], K, N), SET, buffer)
+
+
 # ---- bias and activation --------------------------------------------------------------------
 
 
@@ -284,7 +338,7 @@ def registers_only(team, start, turns):
 class Step(NamedTuple):
     """A step of a ladder.
 
-    w     the layout of w that the kernel takes: `rows`, `panels`, or `bf16` panels
+    w     the layout of w that the kernel takes: `rows`, `panels`, `bf16` panels, `int8` or `int4`
     team  whether a team of threads runs the kernel
     """
 
@@ -306,6 +360,9 @@ MANY_ROWS = [
     Step("dynamic tasks", dynamic_tasks, "panels", team=True),
     Step("the kernel", many_rows, "panels", team=True),
     Step("the kernel, bf16", many_rows, "bf16", team=True),
+    Step("the kernel, int8", quantized_weights, "int8", team=True),
+    Step("the kernel, int4", quantized_weights, "int4", team=True),
+    Step("tiles of AMX", amx_tiles, "bf16"),
     Step("and GELU, two passes", two_passes, "panels", team=True),
     Step("and GELU, one pass", one_pass, "panels", team=True),
 ]
@@ -316,6 +373,8 @@ ONE_ROW = [
     Step("four panels", four_panels, "panels"),
     Step("the kernel", one_row, "panels", team=True),
     Step("the kernel, bf16", one_row, "bf16", team=True),
+    Step("the kernel, int8, one row", quantized_weights, "int8", team=True),
+    Step("the kernel, int4, one row", quantized_weights, "int4", team=True),
 ]
 
 
@@ -329,19 +388,47 @@ class Problem:
         x[:M] = rng.standard_normal((M, K), np.float32)
         w[:, :N] = rng.standard_normal((K, N), np.float32)
         self.M, self.K, self.N = M, K, columns
+        self.x_bf16 = aligned_zeros(rows * padded(K), np.uint16)
+        self.x_bf16.reshape(rows, -1)[:, :K] = f32_to_bf16(x)
+        self.buffer = make_quantized_activations(max(M, MAX_THREADS), K)
         self.x, self.y = x.ravel(), np.zeros(rows * columns, np.float32)
         self.bias = rng.standard_normal(columns, np.float32)
         self.w = {
             "rows": w.ravel(),
             "panels": reference.pack_panels(w, np.float32),
-            "bf16": reference.pack_panels(w, np.uint16),
+            "bf16": aligned(reference.pack_panels(w, np.uint16)),
+            "int8": quantized(w, "int8"),
+            "int4": quantized(w, "int4"),
         }
 
     def arguments(self, step: Step) -> tuple[Any, ...]:
         """The arguments of the step's kernel, without the team."""
-        bias = [self.bias] if step.kernel in (two_passes, one_pass) else []
+        x = self.x_bf16 if step.kernel is amx_tiles else self.x
+        extra: list[Any] = [self.bias] if step.kernel in (two_passes, one_pass) else []
+        if step.kernel is quantized_weights:
+            extra = [self.buffer]
         M = [self.M] if step in MANY_ROWS else []
-        return self.y, self.x, self.w[step.w], *bias, *M, self.K, self.N
+        if step in ONE_ROW and step.kernel is quantized_weights:
+            M = [I64_1]
+        return self.y, x, self.w[step.w], *extra, *M, self.K, self.N
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """Return a copy that begins with a cache line, as all memory of a model does."""
+    copy = aligned_zeros(array.size, array.dtype)
+    copy[:] = array
+    return copy
+
+
+def quantized(w: np.ndarray, dtype: str) -> QuantizedMatrix:
+    """Return w, [K, N], in 8 or 4 bits, as the kernels read it."""
+    packed = reference.pack_quantized(*reference.quantize(w, dtype))
+    return QuantizedMatrix(*map(aligned, packed))
+
+
+def runs_here(step: Step) -> bool:
+    """Whether the processor has the instructions of a step."""
+    return AMX or step.kernel is not amx_tiles
 
 
 # ---- measuring ------------------------------------------------------------------------------
@@ -374,11 +461,11 @@ Rates = dict[str, dict[int, float]]  # flops or bytes per second, by name and nu
 def runs(steps: list[Step], problem: Problem, runners: Runners) -> list[Run]:
     """A Run of each step; one for each runner if a team runs it, else one with one thread."""
     runs = []
-    for step in steps:
+    for step in filter(runs_here, steps):
         arguments = problem.arguments(step)
         work = 2.0 * problem.M * problem.K * problem.N
         if step in ONE_ROW:
-            work = float(problem.w[step.w].nbytes)
+            work = weights_bytes(problem.w[step.w])
         if not step.team:
             runs.append(Run(step.name, 1, partial(step.kernel, *arguments), work))
             continue
@@ -386,6 +473,12 @@ def runs(steps: list[Step], problem: Problem, runners: Runners) -> list[Run]:
             call = partial(runner.run, step.kernel, *arguments)
             runs.append(Run(step.name, threads, call, work))
     return runs
+
+
+def weights_bytes(w: np.ndarray | QuantizedMatrix) -> float:
+    """Return the bytes of all arrays of a matrix."""
+    arrays = w if isinstance(w, tuple) else [w]
+    return float(sum(array.nbytes for array in arrays))
 
 
 def arithmetic_limit(runners: Runners) -> list[Run]:

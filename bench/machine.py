@@ -12,17 +12,28 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
+# from the narrowest to the widest, of each family
 FEATURES = ("avx2", "avx512f", "avx512vnni", "avx512bf16", "amx-bf16", "amx-int8", "neon", "bf16")
-PACKAGES = ("numpy", "numba", "torch", "transformers", "ctranslate2", "llama-cpp-python")
+PACKAGES = (
+    "numpy",
+    "numba",
+    "torch",
+    "transformers",
+    "openvino",
+    "openvino-genai",
+    "ctranslate2",
+    "llama-cpp-python",
+    "tiktoken",
+    "gigatoken",
+)
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def machine() -> dict[str, Any]:
     """Return the description as values for JSON."""
-    features = llvm.get_host_cpu_features()
     return {
         "cpu": cpu_model(),
-        "features": [name for name in FEATURES if features.get(name)],
+        "features": features(),
         "cores": os.cpu_count(),
         "memory_bytes": memory_bytes(),
         "system": platform.platform(),
@@ -31,6 +42,12 @@ def machine() -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
     }
+
+
+def features() -> list[str]:
+    """Return those of FEATURES that the processor has, from the narrowest to the widest."""
+    found = llvm.get_host_cpu_features()
+    return [name for name in FEATURES if found.get(name)]
 
 
 def cpu_model() -> str:

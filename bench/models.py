@@ -1,14 +1,18 @@
 """Whole models against other engines, on the true shapes of Cerebras-GPT with random weights.
 
     python bench/models.py [--sizes 111M 590M] [--threads 2] [--rounds 5] [--json FILE]
-                           [--without "transformers bf16"]
+                           [--without "transformers bf16"] [--tasks prefill decode]
 
-compares minigpt with the installed engines among transformers (on PyTorch), CTranslate2 and
-llama.cpp, in float32, 16, 8 and 4 bits, and names the missing ones. Exits with 1 if minigpt's
+compares minigpt with the installed engines among transformers (on PyTorch), OpenVINO, CTranslate2
+and llama.cpp, in float32, 16, 8 and 4 bits, and names the missing ones. Exits with 1 if minigpt's
 logits are wrong.
 
 Speed: prefill of 512 tokens, up to the logits after the last one, and greedy decode of 64 tokens
-after 1 token and after 1900. Each engine runs in its own process, which sleeps while another is
+after 1 token and after 1900. For minigpt, transformers and OpenVINO, also: 32 sequences that decode
+together, after prompts of 128; and passes of 1, 8 and 16 tokens of one sequence, with the logits
+after each, as speculative decoding needs them.
+
+Each engine runs in its own process, which sleeps while another is
 measured. Engines take turns, in another order each round: a machine that slows down slows down all.
 The report has medians over the rounds, and medians of the ratios within a round, minigpt ÷ other
 engine of the same width. If memory does not hold all engines at once, minigpt is measured against
@@ -41,6 +45,7 @@ from processes import Worker, WorkerError, ask, run, start, stop
 from random_checkpoint import SIZES, VOCAB, shapes_of, write_checkpoint
 
 PROMPT, WRITTEN, DEPTH = 512, 64, 1900
+SEQUENCES, SHORT, BATCH_WRITTEN, PASSES = 32, 128, 16, 8
 ACCURACY_PROMPTS = (7, 100, PROMPT)
 TOLERANCE = {"f32": 2e-5, "bf16": 2e-2}
 
@@ -50,18 +55,25 @@ WIDTHS = {
     "f32": [
         ("minigpt", "f32"),
         ("transformers", "f32"),
+        ("openvino", "f32"),
         ("ctranslate2", "f32"),
         ("llama.cpp", "f32"),
     ],
     "bf16": [
         ("minigpt", "bf16"),
         ("transformers", "bf16"),
+        ("openvino", "bf16"),
         ("ctranslate2", "bf16"),
         ("llama.cpp", "f16"),
         ("llama.cpp", "bf16"),
     ],
-    "int8": [("minigpt", "int8"), ("ctranslate2", "int8"), ("llama.cpp", "q8_0")],
-    "int4": [("minigpt", "int4"), ("llama.cpp", "q4_0")],
+    "int8": [
+        ("minigpt", "int8"),
+        ("openvino", "int8"),
+        ("ctranslate2", "int8"),
+        ("llama.cpp", "q8_0"),
+    ],
+    "int4": [("minigpt", "int4"), ("openvino", "int4"), ("llama.cpp", "q4_0")],
 }
 # including a weight's share of the scales
 BITS_PER_WEIGHT = {
@@ -78,18 +90,40 @@ BITS_PER_WEIGHT = {
 class Task(NamedTuple):
     """A measurement.
 
-    depth    length of the prompt
-    written  number of tokens to generate after it, which are timed; 0: the prefill is timed
+    depth      length of the prompt
+    written    number of tokens to generate after it, which are timed; 0: the prefill is timed
+    sequences  how many sequences do this together
+    draft      tokens of each of PASSES passes, which are timed in place of generated tokens; or 0
     """
 
     depth: int
     written: int
+    sequences: int = 1
+    draft: int = 0
+
+    @property
+    def kind(self) -> str:
+        """The field of engines.Engine that does it."""
+        if self.draft:
+            return "passes"
+        if self.sequences > 1:
+            return "batch"
+        return "decode" if self.written else "prefill"
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are timed."""
+        return self.draft * PASSES or self.sequences * (self.written or self.depth)
 
 
 TASKS = {
     "prefill": Task(PROMPT, 0),
     "decode": Task(1, WRITTEN),
     "decode_deep": Task(DEPTH, WRITTEN),
+    "batch": Task(SHORT, BATCH_WRITTEN, sequences=SEQUENCES),
+    "pass_1": Task(SHORT, 0, draft=1),
+    "pass_8": Task(SHORT, 0, draft=8),
+    "pass_16": Task(SHORT, 0, draft=16),
 }
 
 
@@ -97,6 +131,7 @@ class Setting(NamedTuple):
     """The arguments common to all measurements of one size.
 
     without  engines to leave out, such as "transformers bf16"
+    tasks    names of TASKS
     """
 
     folder: Path
@@ -104,6 +139,7 @@ class Setting(NamedTuple):
     threads: int
     rounds: int
     without: list[str]
+    tasks: list[str]
 
 
 def random_ids(count: int) -> np.ndarray:
@@ -143,7 +179,13 @@ def meet(setting: Setting, engine: str, dtype: str) -> tuple[Worker, dict[str, A
 def seconds_for(worker: Worker, task: Task) -> float:
     """Measure one engine once."""
     ids = random_ids(task.depth)
-    if task.written:
+    if task.kind == "passes":
+        drafts = random_ids(PASSES * task.draft).reshape(PASSES, task.draft)
+        return ask(worker, engines.passes, ids, drafts)
+    if task.kind == "batch":
+        prompts = random_ids(task.sequences * task.depth).reshape(task.sequences, task.depth)
+        return ask(worker, engines.batch, prompts, task.written)
+    if task.kind == "decode":
         return ask(worker, engines.decode, ids, task.written)
     return ask(worker, engines.prefill, ids)[0]
 
@@ -174,20 +216,29 @@ def compare(setting: Setting, width: str, result: dict[str, Any]) -> None:
                 continue
             facts["weights_bytes"] = weights_bytes(setting.size, dtype)
             result["engines"].setdefault(name, facts | {"seconds": {}, "ratios": {}})
-        for task in TASKS:
+        for task in setting.tasks:
             log(f"{setting.size}: {task}, rounds: {setting.rounds}")
-            take_turns(setting, task, workers, result)
+            kind = TASKS[task].kind
+            able = {name: worker for name, worker in workers.items() if does(worker, kind)}
+            for name in take_turns(setting, task, able, result):
+                stop(workers.pop(name))
         for worker in workers.values():
             stop(worker)
 
 
+def does(worker: Worker, kind: str) -> bool:
+    """Whether an engine has a kind of task."""
+    return ask(worker, engines.does, kind)
+
+
 def take_turns(
     setting: Setting, task: str, workers: dict[str, Worker], result: dict[str, Any]
-) -> None:
-    """Measure one task; adds to the engines' `seconds` and `ratios`. Drops an engine that fails."""
+) -> list[str]:
+    """Measure one task; adds to the engines' `seconds` and `ratios`. Returns those that failed."""
     rounds: list[dict[str, float]] = []
-    for turn in range(setting.rounds):
-        order = list(workers)
+    failed: list[str] = []
+    for turn in range(-1, setting.rounds):  # round -1 is a warm-up
+        order = [name for name in workers if name not in failed]
         shift = turn % max(1, len(order))
         times = {}
         for name in order[shift:] + order[:shift]:
@@ -195,15 +246,18 @@ def take_turns(
                 times[name] = seconds_for(workers[name], TASKS[task])
             except WorkerError as reason:
                 give_up(name, reason, result)
-                stop(workers.pop(name))
-        rounds.append(times)
-    ours = next((name for name in workers if name.startswith("minigpt")), None)
-    for name in workers:
+                failed.append(name)
+        if turn >= 0:
+            rounds.append(times)
+    measured = [name for name in workers if name not in failed]
+    ours = next((name for name in measured if name.startswith("minigpt")), None)
+    for name in measured:
         figures = result["engines"][name]
         figures["seconds"].setdefault(task, []).extend(times[name] for times in rounds)
         if ours and name != ours:
             ratios = [times[name] / times[ours] for times in rounds]
             figures["ratios"][task] = statistics.median(ratios)
+    return failed
 
 
 def give_up(name: str, reason: WorkerError, result: dict[str, Any]) -> None:
@@ -254,7 +308,7 @@ def own_bench(setting: Setting, dtype: str, depth: int) -> dict[str, Any]:
     """Return the result of `minigpt bench --json`, run in this process."""
     from minigpt.benchmark import measure
 
-    folder, size, threads, rounds, _ = setting
+    folder, size, threads, rounds = setting[:4]
     found = measure(folder, PROMPT, WRITTEN, depth=depth, reps=rounds, dtype=dtype, threads=threads)
     return asdict(found) | {"model": size}
 
@@ -293,17 +347,25 @@ def log(line: str) -> None:
 
 def rate(figures: dict[str, Any], task: str) -> float:
     """Return tokens per second, the median."""
-    depth, written = TASKS[task]
-    return (written or depth) / statistics.median(figures["seconds"][task])
+    return TASKS[task].tokens / statistics.median(figures["seconds"][task])
+
+
+def has(result: dict[str, Any], task: str) -> bool:
+    """Whether any engine was measured in a task."""
+    return any(task in figures["seconds"] for figures in result["engines"].values())
 
 
 def show(results: list[dict[str, Any]]) -> None:
     """Print tokens per second and ratios as text."""
     for result in results:
-        print(f"\n{result['size']:20}" + "".join(f"{task:>20}" for task in TASKS))
+        tasks = [task for task in TASKS if has(result, task)]
+        print(f"\n{result['size']:20}" + "".join(f"{task:>20}" for task in tasks))
         for name, figures in result["engines"].items():
             cells = ""
-            for task in TASKS:
+            for task in tasks:
+                if task not in figures["seconds"]:
+                    cells += " " * 20
+                    continue
                 ratio = figures["ratios"].get(task)
                 cells += f"{rate(figures, task):12.1f}" + (f" ({ratio:.2f})" if ratio else " " * 7)
             print(f"{name:20}{cells}")
@@ -322,13 +384,16 @@ def main() -> None:
     parser.add_argument(
         "--without", nargs="+", default=[], metavar="ENGINE", help='such as "transformers bf16"'
     )
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, for page.py")
     options = parser.parse_args()
     results: list[dict[str, Any]] = []
     report = {"machine": machine(), "threads": options.threads, "results": results}
     for size in options.sizes:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            setting = Setting(Path(folder), size, options.threads, options.rounds, options.without)
+            setting = Setting(
+                Path(folder), size, options.threads, options.rounds, options.without, options.tasks
+            )
             results.append(measure(setting))
         if options.json:  # after each size: a later failure loses nothing
             options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

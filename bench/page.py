@@ -1,14 +1,17 @@
-"""Write the measured part of docs/benchmarks.md, and its charts, from bench/results/*.json.
+"""Write the measured parts of docs/benchmarks.md and README.md, and the charts, from bench/results.
 
     python bench/page.py
 
 Each of these files holds the results of bench/all.py on one machine. The text outside the page's
-two markers is written by hand and stays unchanged. Needs matplotlib.
+two markers is written by hand and stays unchanged. In README the tables between
+`<!-- speeds: NAME SIZE -->` and `<!-- end of speeds -->` are of results/NAME.json; the others are
+written by hand. Needs matplotlib.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,21 +20,30 @@ import matplotlib as mpl
 import numpy as np
 from chart import STYLE
 from machine import ROOT
-from models import DEPTH, PROMPT, rate
+from models import DEPTH, PASSES, PROMPT, SEQUENCES, has, rate
 
 mpl.use("svg")
 import matplotlib.pyplot as plt
 
 RESULTS = ROOT / "bench" / "results"
 DOCS = ROOT / "docs"
+README = ROOT / "README.md"
 BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
+SPEEDS = re.compile(r"(<!-- speeds: (\S+) (\S+) -->\n).*?(<!-- end of speeds -->)", re.DOTALL)
 HEADS = {
     "prefill": f"prefill {PROMPT}",
     "decode": "decode",
     "decode_deep": f"decode after {DEPTH}",
 }
 BLUE, GREY, INK = "#2563a8", "#a9b1bb", "#333333"
-CHARTED = {"prefill": f"prefill of {PROMPT} tokens", "decode": "decode, one sequence"}
+DRAFTS = {"pass_1": "1 token", "pass_8": "8 tokens", "pass_16": "16 tokens"}
+CHARTED = {
+    "prefill": f"prefill of {PROMPT} tokens",
+    "decode": "decode, one sequence",
+    "decode_deep": f"decode after {DEPTH}",
+    "batch": f"decode, {SEQUENCES} sequences",
+}
+COLUMNS = 2  # of the chart
 
 Report = dict[str, Any]  # a file of bench/results
 Result = dict[str, Any]  # one model size in a report
@@ -73,6 +85,23 @@ def speed_table(result: Result) -> str:
     return table(head, rows)
 
 
+def together_table(result: Result) -> str:
+    """Format the speed of many sequences together, and the time of passes of several tokens."""
+    head = ["", f"{SEQUENCES} sequences, tokens/s", *(f"{what}, ms" for what in DRAFTS.values())]
+    rows = [
+        [label(name), speed_cell(figures, "batch"), *(pass_cell(figures, task) for task in DRAFTS)]
+        for name, figures in result["engines"].items()
+        if "batch" in figures["seconds"]
+    ]
+    return table(head, rows)
+
+
+def pass_cell(figures: dict[str, Any], task: str) -> str:
+    """Format `9.21 (1.35)`: milliseconds of a pass, and how many passes of one token that is."""
+    one, this = (np.median(figures["seconds"][t]) / PASSES for t in ("pass_1", task))
+    return number(1e3 * this) + (f" ({this / one:.2f})" if task != "pass_1" else "")
+
+
 def label(name: str) -> str:
     """Format an engine's name: minigpt's in bold."""
     return f"**{name}**" if name.startswith("minigpt") else name
@@ -80,6 +109,8 @@ def label(name: str) -> str:
 
 def speed_cell(figures: dict[str, Any], task: str) -> str:
     """Format `46.3 (1.76)`; minigpt's own cell has no ratio."""
+    if task not in figures["seconds"]:
+        return ""
     ratio = figures["ratios"].get(task)
     return number(rate(figures, task)) + (f" ({ratio:.2f})" if ratio else "")
 
@@ -141,12 +172,22 @@ def training_table(training: Report) -> str:
 
 
 def encoding_table(encoding: Report) -> str:
-    """Format the speed of encoding against tiktoken's."""
+    """Format the speed of encoding, and the ratio of minigpt's to each other encoder's."""
+    names = list(dict.fromkeys(name for r in encoding["results"] for name in r["mb_per_s"]))
     rows = [
-        [result["what"], *map(number, result["mb_per_s"].values()), f"{result['ratio']:.2f}"]
+        [result["what"], *(encoding_cell(result, name) for name in names)]
         for result in encoding["results"]
     ]
-    return table(["", "minigpt, MB/s", "tiktoken, MB/s", "ratio"], rows)
+    return table(["", *(f"{name}, MB/s" for name in names)], rows)
+
+
+def encoding_cell(result: Result, name: str) -> str:
+    """Format `15.4 (5.04)`; minigpt's own cell has no ratio."""
+    if name not in result["mb_per_s"]:
+        return ""
+    ratios = result["ratio"]
+    ratio = ratios.get(name) if isinstance(ratios, dict) else {"tiktoken": ratios}.get(name)
+    return number(result["mb_per_s"][name]) + (f" ({ratio:.2f})" if ratio else "")
 
 
 def missing_line(results: list[Result]) -> str:
@@ -161,21 +202,22 @@ def missing_line(results: list[Result]) -> str:
 
 
 def chart(report: Report, path: Path) -> None:
-    """Draw bars: a row per size with columns for prefill and decode, then training and encoding."""
-    rows = [
-        [
+    """Draw bars: two panels a row, first those of each size, then training and encoding."""
+    rows = []
+    for result in report["results"]:
+        panels = [
             (f"{result['size']}: {title}, tokens/s", speeds_of(result, task))
             for task, title in CHARTED.items()
+            if has(result, task)
         ]
-        for result in report["results"]
-    ]
+        rows += [panels[i : i + COLUMNS] for i in range(0, len(panels), COLUMNS)]
     if last := list(panels_of_training(report)):
         rows.append(last)
     heights = [0.22 * max(len(speeds) for _, speeds in row) + 0.7 for row in rows]
     with mpl.rc_context({**STYLE, "text.color": INK, "ytick.color": INK}):
         figure, grid = plt.subplots(
             len(rows),
-            len(CHARTED),
+            COLUMNS,
             figsize=(9, sum(heights)),
             height_ratios=heights,
             squeeze=False,
@@ -194,7 +236,11 @@ def chart(report: Report, path: Path) -> None:
 
 def speeds_of(result: Result, task: str) -> dict[str, float]:
     """Return tokens per second by engine."""
-    return {name: rate(figures, task) for name, figures in result["engines"].items()}
+    return {
+        name: rate(figures, task)
+        for name, figures in result["engines"].items()
+        if task in figures["seconds"]
+    }
 
 
 def panels_of_training(report: Report) -> Iterator[tuple[str, dict[str, float]]]:
@@ -240,10 +286,16 @@ def section(report: Report, name: str) -> str:
     image = f"benchmarks-{name}.svg"
     chart(report, DOCS / image)
     parts = [
-        f"## {report['machine']['cpu']}\n",
+        f"## {report['machine']['cpu']}, {report['machine']['features'][-1]}\n",
         machine_table(report),
         f"![Tokens per second of each engine on {sizes}]({image})\n",
         *(f"### {result['size']}\n\n{speed_table(result)}" for result in results),
+        *(
+            f"### {result['size']}: {SEQUENCES} sequences, and passes of several tokens\n\n"
+            f"{together_table(result)}"
+            for result in results
+            if has(result, "batch")
+        ),
         f"### Accuracy and memory\n\n{accuracy_table(results)}",
         f"### Against the limit of memory\n\n{limits_table(results)}",
         missing_line(results),
@@ -257,16 +309,33 @@ def section(report: Report, name: str) -> str:
     return "\n".join(part for part in parts if part)
 
 
+def with_speeds(text: str, reports: dict[str, Report]) -> str:
+    """Return a text with the tables between its markers made anew.
+
+    reports  the files of bench/results, by name
+    """
+
+    def block(match: re.Match[str]) -> str:
+        begin, name, size, end = match.groups()
+        result = next(found for found in reports[name]["results"] if found["size"] == size)
+        return f"{begin}{speed_table(result)}{end}"
+
+    return SPEEDS.sub(block, text)
+
+
 def main() -> None:
     files = sorted(RESULTS.glob("*.json"))
     if not files:
         raise SystemExit(f"{RESULTS}: no results; bench/all.py measures them")
-    sections = [section(json.loads(file.read_text(encoding="utf-8")), file.stem) for file in files]
+    reports = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    sections = [section(report, name) for name, report in reports.items()]
     page = DOCS / "benchmarks.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     text = f"{before}{BEGIN}\n\n" + "\n".join(sections) + f"\n{END}{after}"
     page.write_text(text, encoding="utf-8", newline="\n")
+    readme = with_speeds(README.read_text(encoding="utf-8"), reports)
+    README.write_text(readme, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from minigpt.kernels import reference
-from minigpt.kernels.layout import unpack_panels
+from minigpt.kernels.layout import QUANT_BLOCK, bf16_to_f32, f32_to_bf16, unpack_panels
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "bench" / "ladder.py"
@@ -47,14 +47,27 @@ def runners(request):
 
 
 def product(problem, step):
-    """The product in float64, of the w that this step takes; [M or 1, N]."""
+    """The product in float64, of the x and w that this step multiplies; [M or 1, N]."""
     K, N = problem.K, problem.N
     w = problem.w["rows"].reshape(K, N)
+    x = problem.x.reshape(-1, K)[: problem.M if step in ladder.MANY_ROWS else 1]
     if step.w == "bf16":
-        w = (unpack_panels(problem.w["bf16"], K, N).astype(np.uint32) << 16).view(np.float32)
-    rows = problem.M if step in ladder.MANY_ROWS else 1
-    y = problem.x.reshape(-1, K)[:rows].astype(np.float64) @ w
+        w = bf16_to_f32(unpack_panels(problem.w["bf16"], K, N))
+    elif step.w in ("int8", "int4"):
+        q, *scales = reference.quantize(w, step.w)
+        scale, *offset = (repeat(blocks, 0, K) for blocks in scales)
+        w = q * scale + sum(offset)
+        q, scale = reference.quantize_activations(x)
+        x = q * repeat(scale, 1, K)
+    if step.kernel is ladder.amx_tiles:
+        x = bf16_to_f32(f32_to_bf16(x))
+    y = x.astype(np.float64) @ w
     return reference.gelu_forward(y + problem.bias) if "GELU" in step.name else y
+
+
+def repeat(blocks, axis, K):
+    """A value of each QUANT_BLOCK of K, repeated for each of its elements, in float64."""
+    return np.repeat(blocks.astype(np.float64), QUANT_BLOCK, axis).take(range(K), axis)
 
 
 @pytest.mark.slow
@@ -62,6 +75,8 @@ def product(problem, step):
     "step", [step for _, step in STEPS], ids=[f"{name}: {step.name}" for name, step in STEPS]
 )
 def test_every_step_computes_the_product(step, problem, runners):
+    if not ladder.runs_here(step):
+        pytest.skip("needs AMX; tests/kernels/simd/test_amx.py runs it in an emulator")
     for run in ladder.runs([step], problem, runners):
         problem.y[:] = np.nan
         run.call()
@@ -83,6 +98,13 @@ def test_a_row_has_the_same_bits_for_any_number_of_threads_and_rows(problem):
             results.append(problem.y[: problem.N].copy())
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
+
+
+def test_a_step_for_amx_runs_where_amx_is(problem, monkeypatch):
+    step = next(step for step in ladder.MANY_ROWS if step.kernel is ladder.amx_tiles)
+    for amx in (True, False):
+        monkeypatch.setattr(ladder, "AMX", amx)
+        assert len(ladder.runs([step], problem, {})) == amx
 
 
 def test_rates_are_the_best_round_and_slow_runs_are_not_repeated(monkeypatch):

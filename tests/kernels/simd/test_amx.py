@@ -32,7 +32,7 @@ from minigpt.kernels.amx_permission import amx_allowed
 HERE = Path(__file__).resolve()
 ROOT = HERE.parents[3]
 TINY = np.finfo(np.float32).smallest_normal
-CHECKS = 28  # check_… functions with their parameters, at least
+CHECKS = 29  # check_… functions with their parameters, at least
 
 
 @pytest.mark.skipif(
@@ -480,3 +480,26 @@ def check_invalid_instructions(tiles):
     assert death(lambda: bf16_product(0 * FULL, a, a, c)) == signal.SIGILL
     assert death(lambda: bf16_product(wrong, a, a, c)) == signal.SIGILL
     assert death(lambda: bf16_product(FULL, a, a, c)) == 0
+
+
+# ---- the ladder -----------------------------------------------------------------------------
+
+
+def check_the_ladders_step(tiles, monkeypatch):
+    """`amx_tiles` of bench/ladder.py computes the product of bfloat16; tiles end beyond M and K."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import ladder
+
+    from minigpt.kernels.layout import bf16_to_f32, unpack_panels
+
+    monkeypatch.setattr(ladder, "AMX", True)
+    problem = ladder.Problem(33, 70, 70)
+    step = next(step for step in ladder.MANY_ROWS if step.kernel is ladder.amx_tiles)
+    (run,) = ladder.runs([step], problem, {})
+    run.call()
+    K, N = problem.K, problem.N
+    x = bf16_to_f32(problem.x_bf16).reshape(len(problem.x) // K, -1)[:33, :K]
+    w = bf16_to_f32(unpack_panels(problem.w["bf16"], K, N))
+    expected = x.astype(np.float64) @ w
+    y = problem.y.reshape(-1, N)[:33]
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
