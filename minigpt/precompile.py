@@ -24,7 +24,7 @@ from .kernels.team import Team
 from .model.learner import Learner
 from .model.optimizer import AdamW
 from .tokenizer.bpe import Merges
-from .tokenizer.compiled import encode, make_tables
+from .tokenizer.compiled import CompiledBPE
 from .training.initial import random_tensors
 from .weights.table import DTYPES
 
@@ -60,7 +60,7 @@ def _use_kernels(config: GPTConfig, folder: Path) -> Iterator[str]:
     """
     yield "tokenizer"
     merges = Merges({0: 2}, [2])
-    encode("aa", make_tables([0] * 256, merges), merges)
+    CompiledBPE([0] * 256, merges).encode("aa")
     tensors = random_tensors(config, seed=0)
     for stored in ("f32", "bf16"):
         (folder / stored).mkdir()

@@ -21,6 +21,7 @@ not know the dtype of weights and activations. layout.py describes panels and qu
     tiles.py      register tiles of float products
     int_tiles.py  register tiles of quantized products
     amx.py        both in AMX's tiles
+    bytes.py      text: 64 bytes compared at once, words, bits
 
 The instructions are chosen when the folder is imported, by `cpu_features()`.
 """
@@ -48,6 +49,14 @@ from .atomics import (
     clock,
     pause,
     sleep,
+)
+from .bytes import (
+    BLOCK,
+    bytes_between,
+    folded_product,
+    load_word,
+    prefetch_word,
+    trailing_zeros,
 )
 from .int_tiles import (
     INT_TILE_ROWS,
@@ -97,6 +106,7 @@ __all__ = [
     "AMX_INT_SCRATCH",
     "AMX_ROWS",
     "BF16_PRODUCTS",
+    "BLOCK",
     "CLOCK_UNIT",
     "INT_TILE_ROWS",
     "INT_TILE_VECTORS",
@@ -117,8 +127,10 @@ __all__ = [
     "atomic_compare_exchange",
     "atomic_load",
     "atomic_store",
+    "bytes_between",
     "clock",
     "fma",
+    "folded_product",
     "get",
     "int_microkernel",
     "k_per_line",
@@ -126,10 +138,12 @@ __all__ = [
     "load",
     "load_first",
     "load_strided",
+    "load_word",
     "microkernel",
     "panel_offset",
     "pause",
     "power_of_two",
+    "prefetch_word",
     "put",
     "reduce_max",
     "reduce_sum",
@@ -144,6 +158,7 @@ __all__ = [
     "store_first",
     "store_int8",
     "store_row_pair",
+    "trailing_zeros",
     "transpose_16x16",
     "transpose_16x16_to_panel",
     "vabs",

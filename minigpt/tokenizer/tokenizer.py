@@ -10,15 +10,24 @@ from __future__ import annotations
 import codecs
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property, partial
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import chain, compress
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import checked_bool, checked_choice, checked_folder, checked_ids, checked_text
+from ..arguments import (
+    MAX_THREADS,
+    checked_bool,
+    checked_choice,
+    checked_folder,
+    checked_ids,
+    checked_integer,
+    checked_text,
+    checked_threads,
+)
 from ..bundled import BUNDLED_MODEL
 from ..checkpoint import resolve
 from ..errors import InputError
@@ -30,8 +39,15 @@ from .bpe import BOUNDARY, PretokenIds, chunks, pretokenize, token_bytes
 from .files import read_vocabulary, write_vocabulary
 from .vocabulary import NO_ID, AddedToken, Vocabulary
 
+if TYPE_CHECKING:
+    from .compiled import CompiledBPE
+
 # Characters after which compiled code is loaded, which takes as long as encoding about so many.
 COMPILED_FROM = 1 << 18
+# Characters up to which a call takes less time in Python, even then.
+SHORT = 200
+
+Ids = list[int] | npt.NDArray[np.int64]
 
 
 class GPTTokenizer:
@@ -54,7 +70,12 @@ class GPTTokenizer:
         has_id = [token_id != NO_ID for token_id in vocabulary.byte_ids]
         self._known_bytes = None if all(has_id) else bytes(compress(range(256), has_id))
         added = vocabulary.added.values()
-        self._special_ids = frozenset(token.id for token in added if token.special)
+        special_ids = frozenset(token.id for token in added if token.special)
+        # Indexed by skip_special_tokens.
+        self._token_bytes = (
+            _TokenBytes(vocabulary, frozenset()),
+            _TokenBytes(vocabulary, special_ids),
+        )
         self._added = AddedTokens(added)
 
     @classmethod
@@ -146,14 +167,58 @@ class GPTTokenizer:
         not a str, holds a lone surrogate, or has a character of whose bytes the vocabulary lacks
         one, and for other options.
         """
-        checked_text("text", text)
         if return_tensors is not None:
             checked_choice("return_tensors", return_tensors, ["np"])
         allow_special = checked_bool("allow_special", allow_special)
-        self._encoded += len(text)
-        segments = map(self._segment_ids, self._added.split(text, allow_special))
-        ids = np.concatenate([np.empty(0, np.int64), *segments])
-        return ids.tolist() if return_tensors is None else ids[np.newaxis]
+        ids = self._encoded_texts([text], allow_special, 1, "text")[0]
+        if return_tensors is None:
+            return ids if isinstance(ids, list) else ids.tolist()
+        return np.asarray(ids, np.int64)[np.newaxis]
+
+    @overload
+    def encode_batch(
+        self,
+        texts: Iterable[str],
+        return_tensors: None = None,
+        allow_special: bool = False,
+        threads: int | None = None,
+    ) -> list[list[int]]: ...
+    @overload
+    def encode_batch(
+        self,
+        texts: Iterable[str],
+        return_tensors: Literal["np"],
+        allow_special: bool = False,
+        threads: int | None = None,
+    ) -> list[npt.NDArray[np.int64]]: ...
+    def encode_batch(
+        self,
+        texts: Iterable[str],
+        return_tensors: Literal["np"] | None = None,
+        allow_special: bool = False,
+        threads: int | None = None,
+    ) -> list[list[int]] | list[npt.NDArray[np.int64]]:
+        """The token ids of each of many texts, as `encode` gives them, in their order.
+
+        texts           a list or any other iterable of str
+        return_tensors  None for a list[int] for each text, "np" for an int64 array [T], which is
+                        faster; the arrays may be parts of one. Default: None
+        allow_special   as in `encode`
+        threads         how many to use at most. Default: one for each processor. Few texts take one
+
+        Raises InputError as `encode` does, for a `texts` that is a str, and for other options.
+        """
+        if isinstance(texts, str) or not isinstance(texts, Iterable):
+            raise InputError(f"texts: {type(texts).__name__}; must be a list of str", "texts")
+        if return_tensors is not None:
+            checked_choice("return_tensors", return_tensors, ["np"])
+        allow_special = checked_bool("allow_special", allow_special)
+        if threads is not None:
+            threads = checked_integer("threads", threads, 1, MAX_THREADS)
+        batch = self._encoded_texts(list(texts), allow_special, threads, "texts")
+        if return_tensors is None:
+            return [ids if isinstance(ids, list) else ids.tolist() for ids in batch]
+        return [np.asarray(ids, np.int64) for ids in batch]
 
     def chunks(self, text: str, size: int, allow_special: bool = False) -> Iterator[str]:
         """Yield `text` in chunks whose ids, concatenated, are the ids of the text.
@@ -199,47 +264,90 @@ class GPTTokenizer:
         """
         write_vocabulary(self._vocabulary, checked_folder(folder))
 
-    def _segment_ids(self, segment: str | AddedToken) -> list[int] | npt.NDArray[np.int32]:
-        """The ids of an added token, or of text without added tokens."""
-        if isinstance(segment, AddedToken):
-            return [segment.id]
-        if self._vocabulary.add_prefix_space and not segment.startswith(" "):
-            segment = " " + segment
+    def _encoded_texts(
+        self, texts: list[str], allow_special: bool, threads: int | None, name: str
+    ) -> list[Ids]:
+        """The ids of each text; `name` is that of the argument, for errors."""
+        for text in texts:
+            if not isinstance(text, str):
+                checked_text(name, text)
+            self._encoded += len(text)
+        try:
+            if not (allow_special or self._added.any_plain):
+                return self._encoded_segments(texts, threads)
+            segments = [list(self._added.split(text, allow_special)) for text in texts]
+            between = [s for each in segments for s in each if not isinstance(s, AddedToken)]
+            encoded = iter(self._encoded_segments(between, threads))
+            return [
+                _concatenated(
+                    [[s.id] if isinstance(s, AddedToken) else next(encoded) for s in each]
+                )
+                for each in segments
+            ]
+        except UnicodeEncodeError:
+            for text in texts:
+                checked_text(name, text)  # raises an InputError that says where
+            raise
+
+    def _encoded_segments(self, segments: list[str], threads: int | None) -> list[Ids]:
+        """The ids of texts that hold no added tokens."""
+        if self._vocabulary.add_prefix_space:
+            segments = [s if s.startswith(" ") or not s else " " + s for s in segments]
         if self._known_bytes is not None:
-            _check_bytes(segment, self._known_bytes)
-        if self._encoded > COMPILED_FROM and self._encode_compiled is not None:
-            return self._encode_compiled(segment)
-        return list(chain.from_iterable(map(self._pretoken_ids.__getitem__, pretokenize(segment))))
+            for segment in segments:
+                _check_bytes(segment, self._known_bytes)
+        characters = sum(map(len, segments))
+        if self._encoded > COMPILED_FROM and characters > SHORT and self._compiled is not None:
+            if len(segments) == 1:
+                return [self._compiled.encode(segments[0])]
+            return list(self._compiled.encode_batch(segments, threads or checked_threads(None)))
+        return [
+            list(chain.from_iterable(map(self._pretoken_ids.__getitem__, pretokenize(segment))))
+            for segment in segments
+        ]
 
     @cached_property
-    def _encode_compiled(self) -> Callable[[str], npt.NDArray[np.int32]] | None:
-        """`compiled.encode` with this vocabulary; None where Numba compiles nothing.
+    def _compiled(self) -> CompiledBPE | None:
+        """This vocabulary for compiled code; None where Numba compiles nothing.
 
         Imported here, as Numba is slow to load.
         """
         try:
             from ..kernels.jit import check_compiler
-            from .compiled import encode, make_tables
+            from .compiled import CompiledBPE
 
             check_compiler()
         except CompilerError:
             return None
-        merges = self._vocabulary.merges
-        tables = make_tables(self._vocabulary.byte_ids, merges)
-        return partial(encode, tables=tables, merges=merges)
+        return CompiledBPE(self._vocabulary.byte_ids, self._vocabulary.merges)
 
     def _bytes_of(
         self, ids: Iterable[int] | npt.NDArray[np.integer], skip_special_tokens: bool
     ) -> bytes:
         checked = checked_ids(ids, None)
         token_ids: list[int] = checked[checked < self.vocab_size].tolist()
-        if skip_special_tokens:
-            token_ids = [i for i in token_ids if i not in self._special_ids]
-        return b"".join(map(self._token_bytes, token_ids))
+        return b"".join(map(self._token_bytes[skip_special_tokens].__getitem__, token_ids))
 
-    def _token_bytes(self, token_id: int) -> bytes:
+
+class _TokenBytes(dict[int, bytes]):
+    """A memo {id: the bytes of its token}."""
+
+    def __init__(self, vocabulary: Vocabulary, skipped: frozenset[int]) -> None:
+        """skipped  ids of no bytes"""
+        super().__init__()
+        self._vocabulary = vocabulary
+        self._skipped = skipped
+
+    def __missing__(self, token_id: int) -> bytes:
         token = self._vocabulary.tokens[token_id]
-        return token.encode("utf-8") if token in self._vocabulary.added else token_bytes(token)
+        if token_id in self._skipped:
+            data = b""
+        elif token in self._vocabulary.added:
+            data = token.encode("utf-8")
+        else:
+            data = token_bytes(token)
+        self[token_id] = data
+        return data
 
 
 class StreamDecoder:
@@ -261,6 +369,15 @@ class StreamDecoder:
     def flush(self) -> str:
         """An incomplete character as U+FFFD, else ""; the decoder can then take another text."""
         return self._utf8.decode(b"", final=True)
+
+
+def _concatenated(parts: list[Ids]) -> Ids:
+    """The ids of a text, from those of its parts."""
+    if len(parts) == 1:
+        return parts[0]
+    if all(isinstance(part, list) for part in parts):
+        return list(chain.from_iterable(parts))
+    return np.concatenate([np.asarray(part, np.int64) for part in parts])
 
 
 # Where a text can be cut that is encoded with add_prefix_space: a chunk that began with a newline

@@ -27,7 +27,7 @@ from ..checkpoint.files import map_file
 from ..errors import CheckpointError, InputError
 from ..tokenizer.tokenizer import GPTTokenizer
 
-_CHUNK = 1 << 20  # characters that are tokenized at once
+_CHUNK = 1 << 20  # characters, at least, that are tokenized at once
 _MAGIC = b"minigpt\x01"
 _HEADER = struct.Struct("<8s3Q")
 
@@ -63,7 +63,8 @@ def write_tokens(
     end            the end-of-text token. Default: the tokenizer's
     what           the documents, in error messages
 
-    Empty documents are left out. Memory holds one document and the ids of one chunk of it. The
+    Empty documents are left out. Memory holds one document, and the ids of a chunk of it
+    or of several short ones. The
     file is written whole or not at all. Raises InputError if there is no text, or no end-of-text
     token, CheckpointError if the file cannot be written.
     """
@@ -100,11 +101,32 @@ def _tokenized(
     documents: Iterable[str], tokenizer: GPTTokenizer, end: int, allow_special: bool
 ) -> Iterator[tuple[np.ndarray, int]]:
     """(ids, bytes in UTF-8) of each chunk of the documents; ids int64 [n]."""
-    for document in filter(None, documents):
-        for chunk in tokenizer.chunks(document, _CHUNK, allow_special):
-            ids = tokenizer.encode(chunk, "np", allow_special)[0]
+    for batch in _batches(documents, tokenizer, allow_special):
+        encoded = tokenizer.encode_batch([chunk for chunk, _ in batch], "np", allow_special)
+        for (chunk, ends), ids in zip(batch, encoded, strict=True):
             yield ids, len(chunk.encode("utf-8"))
-        yield np.array([end]), 0
+            if ends:
+                yield np.array([end]), 0
+
+
+def _batches(
+    documents: Iterable[str], tokenizer: GPTTokenizer, allow_special: bool
+) -> Iterator[list[tuple[str, bool]]]:
+    """Chunks of the documents, with whether each ends its document, in batches of some _CHUNK
+    characters."""
+    batch: list[tuple[str, bool]] = []
+    characters = 0
+    for document in filter(None, documents):
+        rest = len(document)
+        for chunk in tokenizer.chunks(document, _CHUNK, allow_special):
+            rest -= len(chunk)
+            batch.append((chunk, rest == 0))
+            characters += len(chunk)
+            if characters >= _CHUNK:
+                yield batch
+                batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def read_tokens(file: Path, vocab_size: int | None = None) -> np.ndarray:

@@ -8,7 +8,15 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.kernels.bpe.pretokenize import CODE_POINTS, DIGIT, LETTER, OTHER, WHITE, pretoken_end
+from minigpt.kernels.bpe.pretokenize import (
+    CODE_POINTS,
+    DIGIT,
+    LETTER,
+    OTHER,
+    READ_AHEAD,
+    WHITE,
+    mark_boundaries,
+)
 from minigpt.kernels.jit import entry
 from minigpt.tokenizer.compiled import character_kinds
 
@@ -24,13 +32,8 @@ ALPHABET = [
 
 
 @entry
-def all_ends(ends, text, kinds):
-    start = count = 0
-    while start < text.size:
-        start = pretoken_end(text, start, kinds)
-        ends[count] = start
-        count += 1
-    return count
+def marked(boundaries, text, start, size, kinds):
+    mark_boundaries(boundaries, text, start, size, kinds)
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +41,16 @@ def kinds() -> np.ndarray:
     return character_kinds()
 
 
-def pretokens(text: str, kinds: np.ndarray) -> list[str]:
+def pretokens(text: str, kinds: np.ndarray, before: str = "") -> list[str]:
+    """The pre-tokens of `text`, which stands behind other bytes and before some that are wrong."""
+    start = len(before.encode("utf-8"))
     data = text.encode("utf-8")
-    ends = np.zeros(len(data), np.int64)
-    count = all_ends(ends, np.frombuffer(data, np.uint8), kinds)
-    starts = [0, *ends[: count - 1]]
-    return [data[a:b].decode("utf-8") for a, b in zip(starts, ends[:count], strict=True)]
+    padded = b"".join((before.encode("utf-8"), data, bytes(1), b"\xf0 a'" * READ_AHEAD))
+    boundaries = np.full(len(data) // 64 + 1, 0xA5A5, np.uint64)
+    marked(boundaries, np.frombuffer(padded, np.uint8), start, len(data), kinds)
+    bits = np.unpackbits(boundaries.view(np.uint8), bitorder="little")
+    ends = np.flatnonzero(bits).tolist()
+    return [data[a:b].decode("utf-8") for a, b in zip([0, *ends], ends, strict=False)]
 
 
 @pytest.mark.parametrize(

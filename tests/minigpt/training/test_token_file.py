@@ -76,9 +76,10 @@ def test_a_document_of_several_chunks_has_the_ids_of_the_whole(
 
 
 def test_memory_does_not_grow_with_the_number_of_documents(
-    toy: GPTTokenizer, tmp_path: Path
+    toy: GPTTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """500 documents of 1 KB, whose ids as a list would take 4 MB."""
+    """500 documents of 1 KB, whose ids as a list would take 4 MB, ten at once."""
+    monkeypatch.setattr(token_files, "_CHUNK", 10_000)
 
     def stream() -> Iterator[str]:
         for i in range(500):
