@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..jit import dispatch_on_types, dtype_of, jit
+from ..jit import I64_0, dispatch_on_types, dtype_of, inline, jit
 from ..layout import (
     LANES,
     N_BLOCK,
@@ -32,6 +32,8 @@ from ..layout import (
 from ..simd import (
     AMX_INT8,
     AMX_ROWS,
+    INT_FEW_ROWS,
+    INT_ROW_VECTORS,
     INT_TILE_ROWS,
     INT_TILE_VECTORS,
     MANY_ROWS,
@@ -42,15 +44,15 @@ from ..simd import (
     get,
     int_microkernel,
     k_per_line,
+    load,
     load_first,
     reduce_max,
     reduce_sum,
     scales_per_block,
+    select_less,
     splat,
     store_int8,
     vabs,
-    vmax,
-    vmin,
     vround,
 )
 from ..team import barrier, join, next_task
@@ -146,25 +148,52 @@ def quantize_activations(team, buffer, x, ldx, M, K):
 def _quantize_row(buffer, i, i_scales, x, ix, K):
     """Quantize the row of x at ix: integers to element i of qx, scales and sums to i_scales."""
     zero, max_int8 = splat(np.float32(0)), splat(_MAX_INT8)
+    min_int8 = zero - max_int8
+    not_finite = zero
     for k in range(0, K, QUANT_BLOCK):
-        end = min(K, k + QUANT_BLOCK)
         maxima = zero
-        for c in range(k, end, LANES):
-            maxima = vmax(maxima, vabs(load_first(x, ix + c, min(LANES, end - c))))
+        for c in range(k, k + QUANT_BLOCK, LANES):
+            value = _load_padded(x, ix, c, K)
+            maxima = _maximum(maxima, vabs(value))
+            not_finite = fma(value, zero, not_finite)  # 0; NaN after NaN or ±∞
         absmax = reduce_max(maxima)
         inverse_scale = splat(_MAX_INT8 / absmax if absmax > 0 else np.float32(0))
-        total = not_finite = zero
+        total = zero
         for c in range(k, k + QUANT_BLOCK, LANES):
-            value = zero
-            if c < end:
-                value = load_first(x, ix + c, min(LANES, end - c))
-            p = vmax(vmin(vround(value * inverse_scale), max_int8), zero - max_int8)
+            p = vround(_load_padded(x, ix, c, K) * inverse_scale)
+            p = _maximum(min_int8, select_less(p, max_int8, p, max_int8))
             store_int8(p, buffer.qx, i + c)
             total = total + p
-            not_finite = fma(value, zero, not_finite)  # 0; NaN after NaN or ±∞, as is the scale
-        scale = absmax / _MAX_INT8 + reduce_sum(not_finite)
-        buffer.scales_and_sums[i_scales + 2 * (k // QUANT_BLOCK)] = scale
+        buffer.scales_and_sums[i_scales + 2 * (k // QUANT_BLOCK)] = absmax / _MAX_INT8
         buffer.scales_and_sums[i_scales + 2 * (k // QUANT_BLOCK) + 1] = reduce_sum(total)
+    if reduce_sum(not_finite) != 0:
+        _mark_not_finite(buffer, i_scales, x, ix, K)
+
+
+@jit
+def _mark_not_finite(buffer, i_scales, x, ix, K):
+    """NaN for the scales of the blocks with NaN or ±∞."""
+    for k in range(0, K, QUANT_BLOCK):
+        not_finite = splat(np.float32(0))
+        for c in range(k, k + QUANT_BLOCK, LANES):
+            not_finite = fma(_load_padded(x, ix, c, K), splat(np.float32(0)), not_finite)
+        buffer.scales_and_sums[i_scales + 2 * (k // QUANT_BLOCK)] += reduce_sum(not_finite)
+
+
+@inline
+def _load_padded(x, ix, c, K):
+    """Elements c … c + 15 of the row of x at ix; 0 from K on."""
+    if c + LANES <= K:
+        return load(x, ix + c)
+    if c < K:
+        return load_first(x, ix + c, K - c)
+    return splat(np.float32(0))
+
+
+@inline
+def _maximum(a, b):
+    """The maximum, lane by lane; a where b is NaN."""
+    return select_less(a, b, b, a)
 
 
 # ---- products -------------------------------------------------------------------------------
@@ -172,29 +201,42 @@ def _quantize_row(buffer, i, i_scales, x, ix, K):
 _PANELS = N_BLOCK // LANES
 _MIN_AMX_ROWS = 8  # from here on AMX's tiles of 16 rows are faster than vectors, even half empty
 _tile = int_microkernel(INT_TILE_ROWS, INT_TILE_VECTORS, prefetch_next=False)
-_tile_4 = int_microkernel(4, INT_TILE_VECTORS, prefetch_next=True)
-_tile_2 = int_microkernel(2, INT_TILE_VECTORS, prefetch_next=True)
-_tile_1 = int_microkernel(1, INT_TILE_VECTORS, prefetch_next=True)
-_tile_1x4 = int_microkernel(1, 4, prefetch_next=False)
+_tile_4 = int_microkernel(4, 1, prefetch_next=True)
+_tile_2 = int_microkernel(2, 1, prefetch_next=True)
+_tile_1 = int_microkernel(1, 1, prefetch_next=False)
+_tile_row = (
+    int_microkernel(1, INT_ROW_VECTORS, prefetch_next=False) if INT_ROW_VECTORS > 1 else _tile_1
+)
+_tile_few = int_microkernel(INT_FEW_ROWS, 1, True) if INT_FEW_ROWS > 4 else _tile_4
 
 
 @jit
 def _accumulate_vectors(c, ic, ldc, x, m, w, panel, rows, K):
     """gemm_accumulate_int by vector instructions, for the N_BLOCK columns from `panel` on."""
     if rows == 1:
-        _tile_1x4(c, ic, ldc, x, m, w, panel, K)
+        for p in range(0, _PANELS, INT_ROW_VECTORS):
+            _tile_row(c, ic + p * LANES, ldc, x, m, w, panel + p, K)
         return
+    rest = rows
+    if rows > MANY_ROWS:
+        rest = rows % INT_TILE_ROWS
+        if rest + INT_TILE_ROWS == INT_FEW_ROWS:  # one tile, rather than a full one and a small one
+            rest = INT_FEW_ROWS
+    full = rows - rest
     for p in range(0, _PANELS, INT_TILE_VECTORS):
-        _accumulate_tiles(c, ic + p * LANES, ldc, x, m, w, panel + p, rows, K)
+        for row in range(0, full, INT_TILE_ROWS):
+            _tile(c, ic + row * ldc + p * LANES, ldc, x, m + row, w, panel + p, K)
+    for p in range(_PANELS):
+        _accumulate_few(c, ic + full * ldc + p * LANES, ldc, x, m + full, w, panel + p, rest, K)
 
 
 @jit
-def _accumulate_tiles(c, ic, ldc, x, m, w, panel, rows, K):
-    """All rows with INT_TILE_VECTORS panels: full tiles first, smaller ones for the rest."""
-    row = 0
-    while row + INT_TILE_ROWS <= rows and rows > MANY_ROWS:
-        _tile(c, ic + row * ldc, ldc, x, m + row, w, panel, K)
-        row += INT_TILE_ROWS
+def _accumulate_few(c, ic, ldc, x, m, w, panel, rows, K):
+    """All rows with a panel, which is read from front to back."""
+    row = I64_0
+    while row + INT_FEW_ROWS <= rows:
+        _tile_few(c, ic + row * ldc, ldc, x, m + row, w, panel, K)
+        row += INT_FEW_ROWS
     while row + 4 <= rows:
         _tile_4(c, ic + row * ldc, ldc, x, m + row, w, panel, K)
         row += 4

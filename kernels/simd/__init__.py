@@ -59,6 +59,8 @@ from .bytes import (
     trailing_zeros,
 )
 from .int_tiles import (
+    INT_FEW_ROWS,
+    INT_ROW_VECTORS,
     INT_TILE_ROWS,
     INT_TILE_VECTORS,
     int_microkernel,
@@ -108,6 +110,8 @@ __all__ = [
     "BF16_PRODUCTS",
     "BLOCK",
     "CLOCK_UNIT",
+    "INT_FEW_ROWS",
+    "INT_ROW_VECTORS",
     "INT_TILE_ROWS",
     "INT_TILE_VECTORS",
     "MANY_ROWS",

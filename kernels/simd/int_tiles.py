@@ -6,10 +6,12 @@ bytes, or plain multiplications. (AMX has its own tiles: amx.py.)
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from llvmlite import ir
 from numba.core import types
+from numba.core.extending import models, register_model
 
 from ..jit import jit
 from ..layout import LANES, QUANT_BLOCK, activation_scales_stride, qx_stride
@@ -25,35 +27,75 @@ from .llvm import (
     cpu_features,
     element,
     intrinsic,
+    literal_intrinsic,
     load_vector,
     multiply_add,
     store_vector,
 )
 from .memory import check, prefetch
-from .tiles import make_tile_zeros
+from .tiles import TileType, tile_address, tile_load, tile_store
 
 LINE = 4 * LANES  # bytes of a panel that are loaded together: 4 rows of int8, 8 of int4
 
 _VNNI = "avx512vnni" in cpu_features()
 _AVX2 = "avx2" in cpu_features()
 # Lines of int4 whose products AVX2 adds up in 16 bits: 4 lines · 2 halves · 2 · 15 · 127 fit.
-_INT4_LINES = 4
+_INT4_LINES_AVX2 = 4
+# VNNI's instruction takes four or five cycles, and a core starts one or two in each. Tiles of one
+# or two vectors sum in several chains, which are added at the end of a block.
+_MIN_CHAINS = 4
 # VNNI multiplies unsigned by signed bytes, so this is added to weights of int8, and its product
 # with the sum of the activations subtracted at the end.
 _VNNI_OFFSET = 128 if _VNNI else 0
 
 
 def _int_tile_shape() -> tuple[int, int]:
-    """(rows, vectors) of the largest tile of integer sums that fits into registers."""
+    """(rows, vectors) of the tile for many rows. With VNNI its sums fit into registers both as
+    integers and as float32, else as integers."""
     if _VNNI:
-        return 12, 2
+        return 6, 2
     return (4, 1) if _AVX2 else (2, 1)
 
 
 INT_TILE_ROWS, INT_TILE_VECTORS = _int_tile_shape()
+_FLOAT_SUMS_IN_REGISTERS = _VNNI  # from block to block; else they lie in C
+# Rows of the largest tile of one vector, for few rows: it reads a panel once for all of them.
+INT_FEW_ROWS = 8 if _VNNI else 4
+# Vectors of the tile of a single row. One panel after the other is the longest stream of memory;
+# four share the vectors of x, where registers are narrow.
+INT_ROW_VECTORS = 1 if _VNNI else 4
 
 
-_int_tile_zeros = make_tile_zeros(V16I)
+class IntTileType(TileType):
+    """A tile of `rows` × `vectors` vectors of int32, each a sum in `chains` parts."""
+
+    def __init__(self, rows: int, vectors: int) -> None:
+        self.chains = max(1, _MIN_CHAINS // (rows * vectors)) if _VNNI else 1
+        super().__init__(rows, vectors, V16I)
+
+    def lines_per_step(self, int4: bool) -> int:
+        """The lines of each panel that _int_tile_add_lines multiplies."""
+        if not int4:
+            return self.chains
+        return max(1, self.chains // 2) if _VNNI else _INT4_LINES_AVX2
+
+
+@register_model(IntTileType)
+class _IntTileModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, tile: Any) -> None:
+        super().__init__(
+            manager, tile, ir.ArrayType(tile.vector, tile.rows * tile.vectors * tile.chains)
+        )
+
+
+@literal_intrinsic
+def _int_tile_zeros(typingctx, rows, vectors):
+    tile = IntTileType(rows.literal_value, vectors.literal_value)
+
+    def codegen(context, builder, signature, arguments):
+        return ir.Constant(context.get_value_type(tile), None)
+
+    return tile(rows, vectors), codegen
 
 
 def all_lanes(kind: Any, number: int) -> Any:
@@ -119,23 +161,27 @@ def _unpack_line(builder: Any, line: Any, int4: bool) -> list[Any]:
     return [builder.and_(half, all_lanes(V64B, 15)) for half in halves]
 
 
-def _dot_product(builder: Any, total: Any, ws: list[Any], xs: list[Any], signed: bool) -> Any:
-    """total + the sums of four neighbouring products, over all vectors w of ws and x of xs."""
+def _dot_product(
+    builder: Any, chains: list[Any], ws: list[Any], xs: list[Any], signed: bool
+) -> list[Any]:
+    """The chains + the sums of four neighbouring products, over all vectors w of ws and x of xs."""
     if _VNNI:
-        for w, x in zip(ws, xs, strict=True):
-            total = call(builder, "llvm.x86.avx512.vpdpbusd.512", V16I, total, w, x)
-        return total
+        for n, (w, x) in enumerate(zip(ws, xs, strict=True)):
+            i = n % len(chains)
+            chains[i] = call(builder, "llvm.x86.avx512.vpdpbusd.512", V16I, chains[i], w, x)
+        return chains
+    (total,) = chains
     if not _AVX2:
         for w, x in zip(ws, xs, strict=True):
             total = _add_quads(builder, total, w, x, signed)
-        return total
+        return [total]
     sums = None  # in 16 bits
     for w, x in zip(ws, xs, strict=True):
         pairs = _pair_sums_avx2(builder, w, x, signed)
         sums = (
             pairs if sums is None else [builder.add(a, b) for a, b in zip(sums, pairs, strict=True)]
         )
-    return _add_pair_sums_avx2(builder, total, sums)
+    return [_add_pair_sums_avx2(builder, total, sums)]
 
 
 def _broadcast_quad(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
@@ -148,16 +194,15 @@ def _broadcast_quad(context: Any, builder: Any, kind: Any, array: Any, index: An
 
 @intrinsic
 def _int_tile_add_lines(typingctx, tile, a, ia, lda, b, ib, panel):
-    """acc[r, v] += Σ_k a[r, k] · b[k, v] over the rows of `lines_per_step` lines."""
+    """acc[r, v] += Σ_k a[r, k] · b[k, v] over the rows of some lines: see lines_per_step."""
 
     def codegen(context, builder, signature, arguments):
         acc, a, ia, lda, b, ib, panel = arguments
         _, kind_a, _, _, kind_b, _, _ = signature.args
         int4 = kind_b.dtype == types.uint8
-        lines = _INT4_LINES if int4 else 1
         for v in range(tile.vectors):
             ws = []
-            for line in range(lines):
+            for line in range(tile.lines_per_step(int4)):
                 start = builder.add(at(builder, ib, panel, v), ib.type(line * LINE))
                 address = element(context, builder, kind_b, b, start)
                 value = builder.load(builder.bitcast(address, V64B.as_pointer()), align=1)
@@ -170,9 +215,10 @@ def _int_tile_add_lines(typingctx, tile, a, ia, lda, b, ib, panel):
                     )
                     for quad in range(len(ws))
                 ]  # fmt: skip
-                cell = r * tile.vectors + v
-                total = _dot_product(builder, builder.extract_value(acc, cell), ws, xs, not int4)
-                acc = builder.insert_value(acc, total, cell)
+                first = (r * tile.vectors + v) * tile.chains
+                chains = [builder.extract_value(acc, first + n) for n in range(tile.chains)]
+                for n, total in enumerate(_dot_product(builder, chains, ws, xs, not int4)):
+                    acc = builder.insert_value(acc, total, first + n)
         return acc
 
     n = types.intp
@@ -220,30 +266,63 @@ def add_dequantized(
     return value
 
 
+def _integer_sums(context: Any, builder: Any, tile: Any, kinds: Any, values: Any) -> Any:
+    """For each vector of a tile of integers: its number, sums, and the scales of row and column.
+
+    kinds, values  of: the tile, xs, ixs, ldxs, b, ws, iws, panel
+    """
+    _, kind_xs, _, _, kind_b, kind_ws, _, _ = kinds
+    acc, xs, ixs, ldxs, _, ws, iws, panel = values
+    columns = [
+        load_weight_scales(context, builder, kind_ws, ws, at(builder, iws, panel, v), kind_b)
+        for v in range(tile.vectors)
+    ]
+    for r in range(tile.rows):
+        row = load_activation_scale(context, builder, kind_xs, xs, at(builder, ixs, ldxs, r))
+        for v, column in enumerate(columns):
+            cell = r * tile.vectors + v
+            first, *rest = (
+                builder.extract_value(acc, cell * tile.chains + n) for n in range(tile.chains)
+            )
+            yield cell, functools.reduce(builder.add, rest, first), row, column
+
+
 @intrinsic
-def _int_tile_accumulate(typingctx, tile, c, ic, ldc, xs, ixs, ldxs, b, ws, iws, panel):
-    """C[r, v] += acc[r, v], dequantized by the activation scales xs and the weight scales ws."""
+def _int_tile_add_dequantized(typingctx, total, tile, xs, ixs, ldxs, b, ws, iws, panel):
+    """total[r, v] + acc[r, v], dequantized by the activation scales xs and the weight scales ws."""
 
     def codegen(context, builder, signature, arguments):
-        acc, c, ic, ldc, xs, ixs, ldxs, _, ws, iws, panel = arguments
-        _, kind_c, _, _, kind_xs, _, _, kind_b, kind_ws, _, _ = signature.args
-        added = 0 if kind_b.dtype == types.uint8 else _VNNI_OFFSET
-        columns = [
-            load_weight_scales(context, builder, kind_ws, ws, at(builder, iws, panel, v), kind_b)
-            for v in range(tile.vectors)
-        ]
-        for r in range(tile.rows):
-            row = load_activation_scale(context, builder, kind_xs, xs, at(builder, ixs, ldxs, r))
-            for v, column in enumerate(columns):
-                start = at(builder, at(builder, ic, ldc, r), ic.type(LANES), v)
-                address = element(context, builder, kind_c, c, start)
-                dot = builder.extract_value(acc, r * tile.vectors + v)
-                before = load_vector(builder, kind_c, address)
-                value = add_dequantized(builder, before, dot, row, column, added)
-                store_vector(builder, kind_c, value, address)
+        result, *values = arguments
+        added = 0 if b.dtype == types.uint8 else _VNNI_OFFSET
+        for cell, dot, row, column in _integer_sums(
+            context, builder, tile, signature.args[1:], values
+        ):
+            before = builder.extract_value(result, cell)
+            value = add_dequantized(builder, before, dot, row, column, added)
+            result = builder.insert_value(result, value, cell)
+        return result
 
     n = types.intp
-    return types.void(tile, c, n, n, xs, n, n, b, ws, n, n), codegen
+    return total(total, tile, xs, n, n, b, ws, n, n), codegen
+
+
+@intrinsic
+def _int_tile_accumulate(typingctx, c, ic, ldc, tile, xs, ixs, ldxs, b, ws, iws, panel):
+    """As _int_tile_add_dequantized, with the sums in C, rows `ldc` apart."""
+
+    def codegen(context, builder, signature, arguments):
+        place, values = arguments[:3], arguments[3:]
+        added = 0 if b.dtype == types.uint8 else _VNNI_OFFSET
+        for cell, dot, row, column in _integer_sums(
+            context, builder, tile, signature.args[3:], values
+        ):
+            address = tile_address(context, builder, tile, signature.args[0], place, cell)
+            before = load_vector(builder, signature.args[0], address)
+            value = add_dequantized(builder, before, dot, row, column, added)
+            store_vector(builder, signature.args[0], value, address)
+
+    n = types.intp
+    return types.void(c, n, n, tile, xs, n, n, b, ws, n, n), codegen
 
 
 def _constant_by_dtype(int8: int, int4: int) -> Any:
@@ -262,7 +341,6 @@ def _constant_by_dtype(int8: int, int4: int) -> Any:
 
 
 k_per_line = _constant_by_dtype(int8=4, int4=8)  # rows of a panel in a line of 64 bytes
-lines_per_step = _constant_by_dtype(int8=1, int4=_INT4_LINES)  # taken by _int_tile_add_lines
 scales_per_block = _constant_by_dtype(int8=LANES, int4=2 * LANES)  # of a panel, with offsets
 
 
@@ -272,6 +350,8 @@ def int_microkernel(rows: int, vectors: int, prefetch_next: bool) -> Any:
     Block by block in the order of k, the exact integer sum is converted to float32, multiplied by
     the scales of both operands, and added to C.
     """
+    tile = IntTileType(rows, vectors)
+    lines_per_step = _constant_by_dtype(*(tile.lines_per_step(int4) for int4 in (False, True)))
 
     @jit
     def gemm_accumulate(c, ic, ldc, x, m, w, panel, K):
@@ -296,6 +376,7 @@ def int_microkernel(rows: int, vectors: int, prefetch_next: bool) -> Any:
         check(c, ic, ic + (rows - 1) * ldc + vectors * LANES - 1)
         check(xs, ixs, ixs + (rows - 1) * ldxs + 2 * blocks - 1)
         check(ws, iws, iws + vectors * panel_scales - 1)
+        total = tile_load(rows, vectors, c, ic, ldc)
         for _ in range(blocks):
             acc = _int_tile_zeros(rows, vectors)
             for _ in range(0, lines, lines_together):
@@ -306,8 +387,15 @@ def int_microkernel(rows: int, vectors: int, prefetch_next: bool) -> Any:
                 acc = _int_tile_add_lines(acc, a, ia, ld, b, ib, panel_size)
                 ia += lines_together * (QUANT_BLOCK // lines)
                 ib += lines_together * LINE
-            _int_tile_accumulate(acc, c, ic, ldc, xs, ixs, ldxs, b, ws, iws, panel_scales)
+            if _FLOAT_SUMS_IN_REGISTERS:
+                total = _int_tile_add_dequantized(
+                    total, acc, xs, ixs, ldxs, b, ws, iws, panel_scales
+                )
+            else:
+                _int_tile_accumulate(c, ic, ldc, acc, xs, ixs, ldxs, b, ws, iws, panel_scales)
             ixs += 2
             iws += step
+        if _FLOAT_SUMS_IN_REGISTERS:
+            tile_store(total, c, ic, ldc)
 
     return gemm_accumulate

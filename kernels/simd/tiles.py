@@ -65,22 +65,53 @@ class _TileModel(models.PrimitiveModel):
         super().__init__(manager, tile, ir.ArrayType(tile.vector, tile.rows * tile.vectors))
 
 
-def make_tile_zeros(vector: ir.Type) -> Any:
-    """A function for compiled code that returns a tile of zeros; rows and vectors are constants."""
+@literal_intrinsic
+def _tile_zeros(typingctx, rows, vectors):
+    tile = TileType(rows.literal_value, vectors.literal_value, V16F)
 
-    @literal_intrinsic
-    def zeros(typingctx, rows, vectors):
-        tile = TileType(rows.literal_value, vectors.literal_value, vector)
+    def codegen(context, builder, signature, arguments):
+        return ir.Constant(context.get_value_type(tile), None)
 
-        def codegen(context, builder, signature, arguments):
-            return ir.Constant(context.get_value_type(tile), None)
-
-        return tile(rows, vectors), codegen
-
-    return zeros
+    return tile(rows, vectors), codegen
 
 
-_tile_zeros = make_tile_zeros(V16F)
+def tile_address(context: Any, builder: Any, tile: Any, kind: Any, place: Any, cell: int) -> Any:
+    """The address of vector number `cell` of a tile of C; place: c, ic, ldc."""
+    c, ic, ldc = place
+    row, vector = divmod(cell, tile.vectors)
+    start = at(builder, at(builder, ic, ldc, row), ic.type(LANES), vector)
+    return element(context, builder, kind, c, start)
+
+
+@literal_intrinsic
+def tile_load(typingctx, rows, vectors, c, ic, ldc):
+    """The tile of C, float32, at ic, rows `ldc` apart; rows and vectors are constants."""
+    tile = TileType(rows.literal_value, vectors.literal_value, V16F)
+
+    def codegen(context, builder, signature, arguments):
+        _, _, *place = arguments
+        kind = signature.args[2]
+        total = ir.Constant(context.get_value_type(tile), ir.Undefined)
+        for cell in range(tile.rows * tile.vectors):
+            address = tile_address(context, builder, tile, kind, place, cell)
+            total = builder.insert_value(total, load_vector(builder, kind, address), cell)
+        return total
+
+    return tile(rows, vectors, c, types.intp, types.intp), codegen
+
+
+@intrinsic
+def tile_store(typingctx, tile, c, ic, ldc):
+    """Store a tile to C at ic, rows `ldc` apart."""
+
+    def codegen(context, builder, signature, arguments):
+        total, *place = arguments
+        kind = signature.args[1]
+        for cell in range(tile.rows * tile.vectors):
+            address = tile_address(context, builder, tile, kind, place, cell)
+            store_vector(builder, kind, builder.extract_value(total, cell), address)
+
+    return types.void(tile, c, types.intp, types.intp), codegen
 
 
 def _panel_row(context: Any, builder: Any, kind: Any, array: Any, first: Any, odd: int) -> Any:
@@ -177,12 +208,10 @@ def _tile_one(typingctx, tile, a, ia, lda, b, ib, panel):
 @intrinsic
 def _tile_accumulate(typingctx, tile, c, ic, ldc):
     def codegen(context, builder, signature, arguments):
-        acc, c, ic, ldc = arguments
+        acc, *place = arguments
         kind = signature.args[1]
         for cell in range(tile.rows * tile.vectors):
-            row, vector = divmod(cell, tile.vectors)
-            start = at(builder, at(builder, ic, ldc, row), ic.type(LANES), vector)
-            address = element(context, builder, kind, c, start)
+            address = tile_address(context, builder, tile, kind, place, cell)
             before = load_vector(builder, kind, address)
             total = builder.fadd(before, builder.extract_value(acc, cell))
             store_vector(builder, kind, total, address)
