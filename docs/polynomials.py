@@ -5,10 +5,13 @@ exp    on r in [−ln2/2, ln2/2]:  exp(r) ≈ 1 + r + r² · p(r)
        g(t) = erfcx(t/√2) / 2, which falls smoothly from 1/2 and like 1/(t·√2π) for large t. The
        substitution q = (t − 3) / (t + 3) maps [0, ∞) to [−1, 1), and (1 + t) · g(t) is nearly
        linear in q, so a polynomial in q fits it to float32 precision for every t.
+Φ(x)   for activations that are rounded to bfloat16 or to bytes: Φ(x) ≈ ½ + x · p(x²) with |x| held
+       at `far`, where p is pressed to Φ(−far) ≤ 0, which the kernel raises to 0. Its error is that
+       of x · Φ(x), for GELU's Φ and for ½ (1 + tanh(…)) of GELU by tanh.
 
-Both are fitted at Chebyshev nodes in float64, weighted by the relative error. At these nodes the
-interpolating polynomial is within a small factor of the best one (Trefethen, Approximation
-Theory and Approximation Practice, 2013, chapter 16).
+The first two are fitted at Chebyshev nodes in float64, weighted by the relative error. At these
+nodes the interpolating polynomial is within a small factor of the best one (Trefethen,
+Approximation Theory and Approximation Practice, 2013, chapter 16).
 """
 
 from __future__ import annotations
@@ -39,8 +42,27 @@ def scaled_tail(t: float) -> float:
     return (1 + t) * series / (t * math.sqrt(2 * math.pi))
 
 
-def show(name: str, coefficients: np.ndarray, error: float) -> None:
-    print(f"{name}: maximum relative error {error:.1e}")
+def sigmoid_of_gelu(x: np.ndarray, by_tanh: bool) -> np.ndarray:
+    """The factor of x in GELU: Φ(x), or its approximation by tanh."""
+    if by_tanh:
+        return (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+    return np.array([math.erfc(-value / math.sqrt(2)) / 2 for value in x])
+
+
+def fit_gelu(far: float, by_tanh: bool) -> tuple[np.ndarray, float]:
+    """The float32 coefficients of p, lowest power first, and the maximum error of x · Φ(x)."""
+    x = np.append(nodes(0, far, 400), far)
+    truth, weight = sigmoid_of_gelu(x, by_tanh) - 0.5, x.copy()
+    truth[-1], weight[-1] = 0.5 + 3e-7, 1e3
+    scaled = fit((x / far) ** 2, truth / x, weight * x, 8).astype(float)
+    p = (scaled / far ** (2 * np.arange(9))).astype(np.float32)
+    x = np.linspace(-far, far, 10_001)
+    approximation = np.maximum(0.5 + x * Polynomial(p.astype(float))(x**2), 0)
+    return p, float(np.abs(x * (approximation - sigmoid_of_gelu(x, by_tanh))).max())
+
+
+def show(name: str, coefficients: np.ndarray, error: float, kind: str = "relative ") -> None:
+    print(f"{name}: maximum {kind}error {error:.1e}")
     for power, value in enumerate(coefficients):
         print(f"    {value:>16.9g}  # power {power}")
 
@@ -57,3 +79,6 @@ if __name__ == "__main__":
     g = fit(q, truth, 1 / truth, 10)
     tail_error = np.abs(Polynomial(g.astype(float))(q) / truth - 1).max()
     show("tail", g, tail_error)
+
+    for name, far, by_tanh in (("GELU", 4.4, False), ("GELU by tanh", 4.2, True)):
+        show(name, *fit_gelu(far, by_tanh), kind="")

@@ -56,6 +56,20 @@ def layernorm_forward(team, y, x, norm, eps):
 
 
 @jit
+def layernorm_rows(team, y, x, rows, norm, eps):
+    """As layernorm_forward for some rows of x, in any order: y[i, :] from x[rows[i], :].
+
+    y     View [n, C], float32 or bfloat16
+    rows  int64 [n], each below M
+    """
+    i = next_task(team)
+    while i < rows.size:
+        _normalize_row(y.data, i * y.ld, x.data, rows[i] * x.ld, norm, x.N, eps)
+        i = next_task(team)
+    barrier(team)
+
+
+@jit
 def _normalize_row(y, iy, x, ix, norm, C, eps):
     """One row: from x at element ix to y at element iy."""
     whole = C - C % LANES

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .activation import activate, activation_forward
+from .activation import GELU_ROUNDED, activate, activation_forward, gelu_rounded
 from .gemm.gemm import configure_tiles, gemm_accumulate, release_tiles
 from .gemm.packing import pack_operand, transpose_rows
 from .gemm.quantized import (
@@ -266,7 +266,9 @@ def _write(y, sums, m, rows, n, bias, mode, activation, scale):
                 value = value + load_first(bias, n + c, lanes)
             if mode == ADD:
                 value = value + load_first(y.data, offset, lanes)
-            if activation != NO_ACTIVATION:
+            if activation == GELU_ROUNDED:  # most of all in inference; `activate` is a call
+                value = gelu_rounded(value)
+            elif activation != NO_ACTIVATION:
                 value = activate(value, activation)
             if lanes == LANES:
                 store(value, y.data, offset)

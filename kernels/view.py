@@ -56,22 +56,6 @@ def copy_rows(team, y, x):
 
 
 @jit
-def gather_rows(team, y, x, rows):
-    """y[i, :] = x[rows[i], :]
-
-    y     float32 [n, C]
-    x     float32 [M, C]
-    rows  int64 [n], each below M
-    """
-    i = next_task(team)
-    while i < rows.size:
-        for c in range(x.N):
-            y.data[i * y.ld + c] = x.data[rows[i] * x.ld + c]
-        i = next_task(team)
-    barrier(team)
-
-
-@jit
 def clear_rows(team, y):
     """y = 0"""
     m = next_task(team)

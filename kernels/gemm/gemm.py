@@ -30,7 +30,6 @@ from ..simd import (
     AMX_INT8,
     AMX_ROWS,
     BF16_PRODUCTS,
-    MANY_ROWS,
     TILE_ROWS,
     TILE_VECTORS,
     amx_configure_tiles,
@@ -43,11 +42,14 @@ from ..simd import (
 )
 from .quantized import QuantizedActivations
 
-_tile = microkernel(TILE_ROWS, TILE_VECTORS, prefetch_next=False)
+_tile = microkernel(TILE_ROWS, TILE_VECTORS, prefetch_next=True)
+_tile_8 = microkernel(8, TILE_VECTORS, prefetch_next=True)
 _tile_4 = microkernel(4, TILE_VECTORS, prefetch_next=True)
 _tile_2 = microkernel(2, TILE_VECTORS, prefetch_next=True)
 _tile_1 = microkernel(1, TILE_VECTORS, prefetch_next=True)
-_tile_1x4 = microkernel(1, 4, prefetch_next=False)
+_tile_1x4 = microkernel(1, 4, prefetch_next=True)
+
+_HAS_TILE_8 = TILE_ROWS > 8
 
 
 @jit
@@ -67,9 +69,12 @@ def _accumulate_vectors(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K):
 def _accumulate_tiles(c, ic, ldc, a, ia, lda, b, ib, panel, rows, K):
     """All rows with TILE_VECTORS panels: full tiles first, smaller ones for the rest."""
     row = 0
-    while row + TILE_ROWS <= rows and rows > MANY_ROWS:
+    while row + TILE_ROWS <= rows:
         _tile(c, ic + row * ldc, ldc, a, ia + row * lda, lda, b, ib, panel, K)
         row += TILE_ROWS
+    if _HAS_TILE_8 and row + 8 <= rows:
+        _tile_8(c, ic + row * ldc, ldc, a, ia + row * lda, lda, b, ib, panel, K)
+        row += 8
     while row + 4 <= rows:
         _tile_4(c, ic + row * ldc, ldc, a, ia + row * lda, lda, b, ib, panel, K)
         row += 4

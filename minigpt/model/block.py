@@ -97,8 +97,8 @@ class BlockBuffers(NamedTuple):
     partials   float32, for attention_forward
     workspace  for `linear`
 
-    normed, attn, hidden, and in training qkv and fc, are bfloat16 where products read bfloat16
-    activations, else float32. qkv is always float32 in inference.
+    normed, qkv, attn, hidden, and in training fc, are bfloat16 where products read bfloat16
+    activations, else float32.
     """
 
     normed: View

@@ -7,7 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import GPTConfig
-from ..kernels.activation import GELU, GELU_TANH, RELU, SILU
+from ..kernels.activation import (
+    GELU,
+    GELU_ROUNDED,
+    GELU_TANH,
+    GELU_TANH_ROUNDED,
+    RELU,
+    SILU,
+)
 
 _ACTIVATIONS = {
     "gelu": GELU,
@@ -15,6 +22,8 @@ _ACTIVATIONS = {
     "relu": RELU,
     "silu": SILU,
 }
+# What takes their place where the next product rounds their results.
+_ROUNDED = {GELU: GELU_ROUNDED, GELU_TANH: GELU_TANH_ROUNDED}
 
 
 class Dims(NamedTuple):
@@ -45,8 +54,15 @@ class Dims(NamedTuple):
     logit_scale: np.float32
 
 
-def make_dims(config: GPTConfig) -> Dims:
-    """The Dims of a config."""
+def make_dims(config: GPTConfig, rounded: bool = False) -> Dims:
+    """The Dims of a config.
+
+    rounded  whether the MLP's second product rounds the activations, to bfloat16 or to integers, so
+             that they need not be exact to float32
+    """
+    activation = _ACTIVATIONS[config.activation]
+    if rounded:
+        activation = _ROUNDED.get(activation, activation)
     return Dims(
         L=config.n_layer,
         C=config.n_embd,
@@ -55,7 +71,7 @@ def make_dims(config: GPTConfig) -> Dims:
         H=config.n_inner,
         V=config.vocab_size,
         n_positions=config.n_positions,
-        activation=int(_ACTIVATIONS[config.activation]),
+        activation=int(activation),
         eps=np.float32(config.layer_norm_epsilon),
         embedding_scale=np.float32(config.mup_embeddings_scale),
         logit_scale=np.float32(config.mup_output_alpha * config.mup_width_scale),

@@ -50,7 +50,7 @@ class Engine:
         self.threads = threads
         self._cache_dtype = np.dtype(AUX_DTYPE[weights.dtype])
         self._team = Team(threads, owner=weights)
-        self._dims = make_dims(config)
+        self._dims = make_dims(config, rounded=weights.dtype != "f32")
         self._table = make_weight_table(weights, config)
         self._scales = attention_scales(config)
         self._scratch = make_scratch(config, threads)

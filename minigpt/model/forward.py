@@ -25,7 +25,7 @@ from ..kernels.gemm.quantized import (
 )
 from ..kernels.jit import entry, jit
 from ..kernels.kv_cache import Heads, LayerCache
-from ..kernels.layernorm import LayerNorm, layernorm_forward
+from ..kernels.layernorm import LayerNorm, layernorm_rows
 from ..kernels.layout import (
     AUX_DTYPE,
     LANES,
@@ -45,7 +45,7 @@ from ..kernels.matmul import (
     prepare_activations,
 )
 from ..kernels.simd import BF16_PRODUCTS, array_at
-from ..kernels.view import View, gather_rows, view
+from ..kernels.view import View, view
 from ..weights.packed import Weights
 from ..weights.table import HEAD, QUANTIZED_DTYPES, operand_shape
 from .block import BlockBuffers, Layer, NonLayerWeights, block, layer_modules
@@ -73,9 +73,11 @@ class WeightTable(NamedTuple):
 class Buffers(NamedTuple):
     """Memory for the activations of some tokens, flat, rows row_stride(…) apart.
 
-    x, qkv                float32 [rows, C], [rows, 3C]
-    normed, attn, hidden  [rows, C], [rows, C], [rows, H]: the A operands of products; bfloat16
-                          where BF16_PRODUCTS and the weights are, else float32
+    x                     float32 [rows, C]
+    qkv, normed, attn, hidden
+                          [rows, 3C], [rows, C], [rows, C], [rows, H]: what products read, those of
+                          attention among them; bfloat16 where BF16_PRODUCTS and the weights are,
+                          else float32
     partials              float32, for attention_forward
     qx                    quantized activations; empty for float weights
     """
@@ -135,9 +137,8 @@ def forward_layers(
         )  # fmt: skip
     if last == dims.L and logit_rows.size:
         N = logit_rows.size
-        x_last, normed = view(buffers.qkv, N, dims.C), view(buffers.normed, N, dims.C)
-        gather_rows(team, x_last, x, logit_rows)
-        layernorm_forward(team, normed, x_last, weights.ln_f, dims.eps)
+        normed = view(buffers.normed, N, dims.C)
+        layernorm_rows(team, normed, x, logit_rows, weights.ln_f, dims.eps)
         matmul_forward(
             team, View(logits, N, dims.V, dims.V),
             prepare_activations(team, normed, weights.head, buffers.qx), weights.head,
@@ -272,7 +273,7 @@ def make_buffers(config: GPTConfig, rows: int, capacity: int, dtype: str, thread
     all_rows = padded(rows, LANES) if bf16 else rows  # AMX reads and writes whole tiles
     return Buffers(
         x=aligned_zeros(all_rows * row_stride(C), np.float32),
-        qkv=aligned_zeros(all_rows * row_stride(3 * C), np.float32),
+        qkv=aligned_zeros(all_rows * row_stride(3 * C), operand),
         normed=aligned_zeros(all_rows * row_stride(C), operand),
         attn=aligned_zeros(all_rows * row_stride(C), operand),
         hidden=aligned_zeros(all_rows * row_stride(H), operand),

@@ -20,6 +20,10 @@ REFERENCE = {
     activation.RELU: reference.relu_forward,
     activation.SILU: reference.silu_forward,
 }
+ROUNDED = {  # for results that are rounded afterwards
+    activation.GELU_ROUNDED: reference.gelu_forward,
+    activation.GELU_TANH_ROUNDED: reference.gelu_tanh_forward,
+}
 GRID = np.linspace(-30, 30, 16 * 3000, dtype=np.float32)
 
 
@@ -44,6 +48,17 @@ def test_forward_is_reference(run, kind):
     run(_apply, y, kind)
     expected = REFERENCE[kind](GRID.astype(np.float64))
     np.testing.assert_allclose(y, expected, rtol=1e-6, atol=3e-7)
+
+
+@pytest.mark.parametrize("kind", ROUNDED)
+def test_rounded_forward_is_near_reference(run, kind):
+    y = np.append(GRID, np.array([*HUGE, np.inf], np.float32))
+    run(_apply, y, kind)
+    expected = ROUNDED[kind](GRID.astype(np.float64))
+    np.testing.assert_allclose(y[:-3], expected, rtol=2e-6, atol=5e-5)
+    assert not y[:-3][GRID < -5].any()
+    assert y[-3] == 0
+    np.testing.assert_allclose(y[-2:], [1e30, np.inf], rtol=2e-6)
 
 
 def test_gelu_is_exact_far_below_zero(run):
@@ -79,6 +94,7 @@ HUGE = [-1e30, 1e30]
 def test_every_activation_is_tested():
     kinds = set(REFERENCE)
     assert kinds == set(dims._ACTIVATIONS.values())
+    assert set(ROUNDED) == set(dims._ROUNDED.values())
     assert kinds == set(BACKWARD) == {kind for kind, _, _ in AT_HUGE_INPUTS}
 
 

@@ -11,6 +11,7 @@ from minigpt.kernels.layernorm import (
     layernorm_backward,
     layernorm_forward,
     layernorm_partials,
+    layernorm_rows,
 )
 from minigpt.kernels.layout import f32_to_bf16
 from minigpt.kernels.view import View
@@ -41,6 +42,18 @@ def test_rows_are_ld_apart_and_may_be_bfloat16(run, rng):
         )  # fmt: skip
         assert not result[:, C:].any()
     np.testing.assert_array_equal(rounded, f32_to_bf16(y))
+
+
+def test_rows_in_any_order_have_the_bits_of_all_rows(run, rng):
+    M, C, ld = 6, 33, 40
+    x = rng.standard_normal((M, ld)).astype(np.float32)
+    norm, eps = LayerNorm(*rng.standard_normal((2, C)).astype(np.float32)), np.float32(1e-5)
+    rows = np.array([5, 0, 5])
+    y, some = np.zeros((M, ld), np.float32), np.zeros((3, ld), np.float32)
+    x_view = View(x.ravel(), M, C, ld)
+    run(layernorm_forward, View(y.reshape(-1), M, C, ld), x_view, norm, eps)
+    run(layernorm_rows, View(some.reshape(-1), 3, C, ld), x_view, rows, norm, eps)
+    np.testing.assert_array_equal(some, y[rows])
 
 
 def test_a_large_mean_does_not_cancel(run):

@@ -7,7 +7,7 @@ import pytest
 
 from minigpt.kernels.jit import jit
 from minigpt.kernels.layout import f32_to_bf16, row_stride
-from minigpt.kernels.view import View, clear_rows, columns_of, copy_rows, gather_rows, rows_of, view
+from minigpt.kernels.view import View, clear_rows, columns_of, copy_rows, rows_of, view
 
 pytestmark = pytest.mark.kernel
 
@@ -20,15 +20,6 @@ def test_copy_rounds_to_bfloat16_and_leaves_the_rest_of_a_row(run, rng):
         assert (y[:, 17:] == 7).all()
     np.testing.assert_array_equal(same[:, :17], x[:, :17])
     np.testing.assert_array_equal(rounded[:, :17], f32_to_bf16(x[:, :17]))
-
-
-def test_gather_takes_rows_in_the_given_order(run, rng):
-    x = rng.standard_normal((6, 4)).astype(np.float32)
-    rows = np.array([5, 0, 5])
-    y = np.full((3, 5), np.nan, np.float32)
-    run(gather_rows, View(y.reshape(-1), 3, 3, 5), View(x.ravel(), 6, 3, 4), rows)
-    np.testing.assert_array_equal(y[:, :3], x[rows, :3])
-    assert np.isnan(y[:, 3:]).all()
 
 
 @jit

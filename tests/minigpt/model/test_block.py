@@ -60,6 +60,8 @@ def test_the_weight_table_has_the_address_and_shape_of_every_tensor(tied):
 def test_dims_are_those_of_the_config(name, activation):
     dims = make_dims(small_config(activation_function=name, n_inner=20))
     assert dims[:8] == (2, 12, 3, 4, 20, 50, 16, activation)
+    rounded = make_dims(small_config(activation_function=name, n_inner=20), rounded=True)
+    assert (rounded.activation != activation) == name.startswith("gelu")
     assert dims.eps == np.float32(1e-5)
     assert (dims.embedding_scale, dims.logit_scale) == (1, 1)
 
