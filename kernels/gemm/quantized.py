@@ -204,9 +204,7 @@ _tile = int_microkernel(INT_TILE_ROWS, INT_TILE_VECTORS, prefetch_next=False)
 _tile_4 = int_microkernel(4, 1, prefetch_next=True)
 _tile_2 = int_microkernel(2, 1, prefetch_next=True)
 _tile_1 = int_microkernel(1, 1, prefetch_next=False)
-_tile_row = (
-    int_microkernel(1, INT_ROW_VECTORS, prefetch_next=False) if INT_ROW_VECTORS > 1 else _tile_1
-)
+_tile_row = int_microkernel(1, INT_ROW_VECTORS, prefetch_next=False)
 _tile_few = int_microkernel(INT_FEW_ROWS, 1, True) if INT_FEW_ROWS > 4 else _tile_4
 
 

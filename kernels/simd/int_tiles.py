@@ -61,9 +61,7 @@ INT_TILE_ROWS, INT_TILE_VECTORS = _int_tile_shape()
 _FLOAT_SUMS_IN_REGISTERS = _VNNI  # from block to block; else they lie in C
 # Rows of the largest tile of one vector, for few rows: it reads a panel once for all of them.
 INT_FEW_ROWS = 8 if _VNNI else 4
-# Vectors of the tile of a single row. One panel after the other is the longest stream of memory;
-# four share the vectors of x, where registers are narrow.
-INT_ROW_VECTORS = 1 if _VNNI else 4
+INT_ROW_VECTORS = 4  # of the tile of a single row: four streams of memory, which share x's vectors
 
 
 class IntTileType(TileType):
