@@ -148,9 +148,12 @@ def random_ids(count: int) -> np.ndarray:
 
 
 def weights_bytes(size: str, dtype: str) -> int:
-    """Return the bytes of all weights in one dtype."""
-    count = sum(int(np.prod(shape)) for shape in shapes_of(size).values())
-    return int(BITS_PER_WEIGHT[dtype] / 8 * count)
+    """Return the bytes of all weights in one dtype; beside int4, wte is int8."""
+    bits = 0.0
+    for name, shape in shapes_of(size).items():
+        wide = dtype == "int4" and name.endswith("wte.weight")
+        bits += BITS_PER_WEIGHT["int8" if wide else dtype] * int(np.prod(shape))
+    return int(bits / 8)
 
 
 # ---- one engine -----------------------------------------------------------------------------

@@ -46,7 +46,8 @@ DTYPES = {"folder": ("int8", "int4", "bf16", "f32"), "gguf": ("f16", "q8_0", "f3
     "--dtype",
     type=click.Choice(list(dict.fromkeys(sum(DTYPES.values(), ())))),
     help="Data type of the weights. In a folder: int8 (the default, 8.25 bits per weight), int4 "
-    "(4.5 bits, less exact), bf16 or f32. In a GGUF file: f16 (the default), q8_0 or f32.",
+    "(4.5 bits; wte and the head in int8; less exact), bf16 or f32. In a GGUF file: f16 (the "
+    "default), q8_0 or f32.",
 )
 @click.option(
     "--calibrate",

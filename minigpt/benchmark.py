@@ -39,7 +39,7 @@ from .kernels.layout import AUX_DTYPE, BITS_PER_WEIGHT
 from .kernels.memory_read import CHUNK, read_forward
 from .kernels.team import Team
 from .model.kv_cache import KVCache
-from .weights.table import weights_bytes
+from .weights.table import matrix_dtype, weights_bytes
 
 _STREAM_BYTES = 256 << 20
 _STREAM_PASSES = 8  # about a tenth of a second: as steady as the decode test beside it
@@ -139,7 +139,8 @@ def measure(
         rates.append((prefill, decode, _stream_rate(team, data)))
     prefill, decode, stream = map(statistics.median, zip(*rates, strict=True))
 
-    read = bytes_per_token(config, model.dtype, model.engine.weights.tied, depth, gen_tokens)
+    weights = model.engine.weights
+    read = bytes_per_token(config, model.dtype, weights.tied, depth, gen_tokens, weights.wte_dtype)
     return Result(
         model=os.fspath(source),
         dtype=model.dtype,
@@ -213,21 +214,31 @@ def _stream_rate(team: Team, data: np.ndarray) -> float:
     return _STREAM_PASSES * data.nbytes / (perf_counter() - start)
 
 
-def bytes_per_token(config: GPTConfig, dtype: str, tied: bool, depth: int, gen_tokens: int) -> int:
+def bytes_per_token(
+    config: GPTConfig,
+    dtype: str,
+    tied: bool,
+    depth: int,
+    gen_tokens: int,
+    wte_dtype: str | None = None,
+) -> int:
     """Return the bytes of weights, keys and values that one decoded token reads.
 
     Each weight counts once, including a tied wte, all of which the head reads. Of an embedding that
     is only looked up (wpe, an untied wte) one row counts. The first of `gen_tokens` tokens reads
     the keys and values of depth + 1 positions, the last those of depth + gen_tokens; the mean
     counts. Padding and activations do not count.
+
+    wte_dtype  of wte and the head. Default: that of `matrix_dtype`
     """
     L, C = config.n_layer, config.n_embd
     aux_bytes = AUX_DTYPE[dtype].itemsize
     unread = aux_bytes * C * (config.n_positions - 1)
     if not tied:
-        unread += int(BITS_PER_WEIGHT[dtype] / 8 * C * (config.vocab_size - 1))
+        wte_bits = BITS_PER_WEIGHT[matrix_dtype("wte.weight", dtype, wte_dtype)]
+        unread += int(wte_bits / 8 * C * (config.vocab_size - 1))
     cached = L * C * (2 * depth + gen_tokens + 1)  # 2 · L · C per position, at the mean position
-    return weights_bytes(config, dtype, tied) - unread + aux_bytes * cached
+    return weights_bytes(config, dtype, tied, wte_dtype) - unread + aux_bytes * cached
 
 
 def peak_rss_bytes() -> int:

@@ -63,7 +63,7 @@ def describe(source: str | os.PathLike[str] | ModelSource = BUNDLED_MODEL) -> So
     else:
         tied = config.tie_word_embeddings or HEAD not in names
         stored = "+".join(sorted({infos[name].dtype for name in names.values()})).lower()
-    weights = weights_bytes(config, opened.auto_dtype, tied)
+    weights = weights_bytes(config, opened.auto_dtype, tied, opened.wte_dtype)
     cache = kv_cache_bytes(config, 1, config.n_positions, opened.auto_dtype)
     return SourceDescription(
         source=str(opened.path),

@@ -21,7 +21,7 @@ import numpy as np
 from .checkpoint import Checkpoint, open_checkpoint, resolve
 from .config import GPTConfig
 from .kernels.layout import QUANT_BLOCK, bf16_to_f32, padded
-from .weights.checks import checked_names, quantized_dtype
+from .weights.checks import checked_names, quantized_dtype, quantized_wte_dtype
 from .weights.table import HEAD, SCALES, Shapes, all_shapes
 from .weights.unpack import unpacked_matrix
 
@@ -39,7 +39,7 @@ class ModelSource:
     files       what else is read from it: the folder, or the parsed header of the GGUF file
     config      from config.json, or from the values of the GGUF file
     checkpoint  the tensors under the names they are stored by
-    quantized   "int8" or "int4" for a folder of such weights, else None
+    quantized   "int8" or "int4" for a folder of such weights, else None: the dtype of its layers
     prefix      what the stored names begin with, "transformer." or nothing; what a wrapper has put
                 before it, such as "_orig_mod.", does not count
     names       {name in weights/table.py: stored name} of every tensor of the model
@@ -65,6 +65,13 @@ class ModelSource:
         infos = [self.checkpoint.tensors[name] for name in self.names.values()]
         matrices = {info.dtype for info in infos if len(info.shape) == 2}
         return "bf16" if matrices == {"BF16"} else "f32"
+
+    @property
+    def wte_dtype(self) -> str:
+        """The dtype of wte and the head where "auto" loads the source; see Weights.wte_dtype."""
+        if self.quantized:
+            return quantized_wte_dtype(self.checkpoint, self.names["wte.weight"])
+        return self.auto_dtype
 
     @cached_property
     def tied(self) -> bool:

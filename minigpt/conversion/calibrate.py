@@ -1,4 +1,4 @@
-"""Importance of the rows of each matrix, measured on a text: int4 quantization is fitted to it.
+"""Importance of the rows of a layer's matrices, measured on a text: int4 is fitted to it.
 
 reference_gpt.py computes the activations of the text, one layer after the other: only one layer's
 parameters are in memory. The importance of row k of a matrix is the mean square of input k of its
@@ -14,11 +14,11 @@ import numpy as np
 
 from ..arguments import checked_text
 from ..errors import InputError
-from ..kernels.reference import embedding_forward, layernorm_forward
+from ..kernels.reference import embedding_forward
 from ..reference_gpt import block_forward
 from ..source import ModelSource
 from ..tokenizer.tokenizer import GPTTokenizer
-from ..weights.table import HEAD, layer_shapes
+from ..weights.table import layer_shapes
 
 SEQUENCE = 512  # tokens of a sequence
 MAX_TOKENS = 4096  # of the text; more change little
@@ -47,7 +47,7 @@ def importance(
     ids: list[int],
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """{name: float32 [K]}, the importance of the rows of each packed matrix.
+    """{name: float32 [K]}, the importance of the rows of each matrix in the layers.
 
     ids       tokens of a text like those that the model will meet; the first MAX_TOKENS are read
     progress  called after each layer with (layers done, layers)
@@ -79,9 +79,6 @@ def importance(
             x[b : b + 1] = block_forward(x[b : b + 1], layer, config, n, add_squares)
         if progress:
             progress(n + 1, config.n_layer)
-    weight, bias = tensor("ln_f.weight"), tensor("ln_f.bias")
-    add_squares("lm_head", layernorm_forward(x, weight, bias, config.layer_norm_epsilon))
-    squares["wte.weight"] = squares[HEAD]
     return {name: _importance(total / (B * T)) for name, total in squares.items()}
 
 

@@ -26,14 +26,13 @@ from ..arguments import (
     checked_threads,
 )
 from ..checkpoint import TensorInfo, by_width, creating_folder, write_tensors
-from ..config import GPTConfig
 from ..errors import InputError, SourceError, short_repr
 from ..kernels.layout import QUANT_BLOCK
 from ..kernels.team import Team
 from ..source import ModelSource, open_source
 from ..tokenizer.tokenizer import GPTTokenizer
 from ..weights.loading import allocate_packed, pack_matrix, read_unpacked
-from ..weights.table import QUANTIZED_DTYPES, SCALES, is_packed
+from ..weights.table import QUANTIZED_DTYPES, SCALES, is_packed, matrix_dtype
 from .calibrate import first_ids, importance
 from .saving import (
     as_dtype,
@@ -74,7 +73,7 @@ def convert(
 
     source         a folder, a GGUF file, or a hub id
     folder         must not exist, or be empty
-    dtype          of the matrices: "f32", "bf16", "int8" or "int4"
+    dtype          of the matrices: "f32", "bf16", "int8" or "int4", whose wte and head are int8
     threads        that quantize; default: one for each processor this process may use
     calibration    for int4: a text like those the model will meet, or several, of which the
                    first few thousand tokens are read. Errors are weighted by the activations in
@@ -124,7 +123,10 @@ def convert(
         with creating_folder(folder) as temporary:
             metadata = {"format": "minigpt" if dtype in QUANTIZED_DTYPES else "pt"}
             write_tensors(temporary / "model.safetensors", infos, read, metadata)
-            config = _config_json(opened.config, opened.tied, dtype)
+            config = {**opened.config.to_dict(), "tie_word_embeddings": opened.tied}
+            if dtype in QUANTIZED_DTYPES:
+                wte_dtype = opened.wte_dtype if opened.quantized == dtype else None
+                config["quantization_config"] = _quantization_config(dtype, wte_dtype)
             write_config_and_tokenizer(temporary, config, opened.files, tokenizer)
     except MemoryError as error:
         raise SourceError(
@@ -132,16 +134,12 @@ def convert(
         ) from error
 
 
-def _config_json(config: GPTConfig, tied: bool, dtype: str) -> dict[str, Any]:
-    data = {**config.to_dict(), "tie_word_embeddings": tied}
-    if dtype in QUANTIZED_DTYPES:  # programs that cannot read the folder see it here
-        bits = int(dtype.removeprefix("int"))
-        data["quantization_config"] = {
-            "quant_method": "minigpt",
-            "bits": bits,
-            "block": QUANT_BLOCK,
-        }
-    return data
+def _quantization_config(dtype: str, wte_dtype: str | None) -> dict[str, Any]:
+    """The entry of config.json by which programs see that they cannot read the folder."""
+    wte_dtype = matrix_dtype("wte.weight", dtype, wte_dtype)
+    bits, wte_bits = (int(name.removeprefix("int")) for name in (dtype, wte_dtype))
+    quantization = {"quant_method": "minigpt", "bits": bits, "block": QUANT_BLOCK}
+    return quantization if wte_bits == bits else {**quantization, "wte_bits": wte_bits}
 
 
 def _with_progress(
@@ -183,7 +181,7 @@ def _copied(source: ModelSource, dtype: str) -> tuple[list[TensorInfo], _ReadTen
         yield source.checkpoint.read(source.names[table_name(info.name)])
         source.checkpoint.release()
 
-    return quantized_infos(source.shapes, dtype), read
+    return quantized_infos(source.shapes, dtype, source.wte_dtype), read
 
 
 def _quantized(

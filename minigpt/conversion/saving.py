@@ -90,13 +90,15 @@ def float_infos(shapes: Shapes, dtype: str) -> list[TensorInfo]:
     return infos
 
 
-def quantized_infos(shapes: Shapes, dtype: str) -> list[TensorInfo]:
+def quantized_infos(shapes: Shapes, dtype: str, wte_dtype: str | None = None) -> list[TensorInfo]:
     """The tensors of a folder of "int8" or "int4", in the order of its file.
+
+    wte_dtype  of wte and the head. Default: that of `matrix_dtype`
 
     The packed matrices come first, each followed by its scales: their sizes are multiples of a
     cache line, and each begins at one. wpe, in elements of two bytes, is last.
     """
-    layout = quantized_layout(shapes, dtype)
+    layout = quantized_layout(shapes, dtype, wte_dtype)
     infos = [_info(name, stored, shape) for name, (stored, shape) in layout.items()]
     packed = [info for info in infos if len(info.shape) > 2]
     return packed + by_width(info for info in infos if len(info.shape) <= 2)

@@ -58,7 +58,8 @@ class WeightTable(NamedTuple):
 
     layers     [L, 6] records, in the order of Layer
     non_layer  [4] records: wte, wpe, ln_f and the head
-    packed     empty, of the type of packed weights: an array or a QuantizedMatrix
+    packed     empty, of the type of a layer's weights: an array or a QuantizedMatrix
+    wte        empty, of the type of wte and the head: the same, or int8 beside int4
     plain      empty, of wpe's dtype
     vector     empty, of the dtype of layernorms and biases
     """
@@ -66,6 +67,7 @@ class WeightTable(NamedTuple):
     layers: np.ndarray
     non_layer: np.ndarray
     packed: np.ndarray | QuantizedMatrix
+    wte: np.ndarray | QuantizedMatrix
     plain: np.ndarray
     vector: np.ndarray
 
@@ -192,10 +194,10 @@ def non_layer_weights(table):
         table.non_layer[0], table.non_layer[1], table.non_layer[2], table.non_layer[3]
     )  # fmt: skip
     return NonLayerWeights(
-        wte=packed_weights_at(wte.weight, wte.scales, wte.K, wte.N, table.packed),
+        wte=packed_weights_at(wte.weight, wte.scales, wte.K, wte.N, table.wte),
         wpe=array_at(wpe.weight, wpe.K * wpe.N, table.plain),
         ln_f=_layernorm(ln_f, table),
-        head=packed_weights_at(head.weight, head.scales, head.K, head.N, table.packed),
+        head=packed_weights_at(head.weight, head.scales, head.K, head.N, table.wte),
     )
 
 
@@ -229,15 +231,20 @@ def make_weight_table(weights: Weights, config: GPTConfig) -> WeightTable:
     modules = [f"h.{n}.{name}" for n in range(config.n_layer) for name in layer_modules(config)]
     head = "wte" if weights.tied else HEAD.removesuffix(".weight")
     layers = _records(weights, modules).reshape(config.n_layer, -1)
-    array = np.empty(0, STORAGE_DTYPE[weights.dtype])
-    quantized = QuantizedMatrix(array, np.empty(0, np.uint16))
     return WeightTable(
         layers=layers,
         non_layer=_records(weights, ["wte", "wpe", "ln_f", head]),
-        packed=quantized if weights.dtype in QUANTIZED_DTYPES else array,
+        packed=_packed_type(weights.dtype),
+        wte=_packed_type(weights.wte_dtype),
         plain=np.empty(0, AUX_DTYPE[weights.dtype]),
         vector=np.empty(0, np.float32),
     )
+
+
+def _packed_type(dtype: str) -> np.ndarray | QuantizedMatrix:
+    """Empty packed weights of a dtype."""
+    array = np.empty(0, STORAGE_DTYPE[dtype])
+    return QuantizedMatrix(array, np.empty(0, np.uint16)) if dtype in QUANTIZED_DTYPES else array
 
 
 def _records(weights: Weights, modules: list[str]) -> np.ndarray:

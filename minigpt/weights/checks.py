@@ -9,7 +9,7 @@ from ..checkpoint.blocks import ENCODINGS
 from ..config import GPTConfig
 from ..errors import CheckpointError, short_repr
 from ..kernels.layout import qweight_shape, scales_shape
-from .table import HEAD, PREFIX, SCALES, Shapes, all_shapes, is_packed, operand_shape
+from .table import HEAD, PREFIX, SCALES, Shapes, all_shapes, is_packed, matrix_dtype, operand_shape
 
 # TensorInfo.dtype of a weight, beside the encodings of GGUF files
 FLOATS = ("F32", "BF16", "F16", "F64")
@@ -21,10 +21,19 @@ _BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
 
 def quantized_dtype(checkpoint: Checkpoint) -> str | None:
-    """ "int8" or "int4" for a checkpoint of quantized weights, else None."""
+    """ "int8" or "int4" for a checkpoint of quantized weights, else None.
+
+    One of int4 may hold matrices of int8, too: wte and the head.
+    """
     tensors = checkpoint.tensors
     found = {tensor.dtype for name, tensor in tensors.items() if name + SCALES in tensors}
-    return next((dtype for dtype, stored in _QWEIGHT_DTYPE.items() if stored in found), None)
+    return next((dtype for dtype in ("int4", "int8") if _QWEIGHT_DTYPE[dtype] in found), None)
+
+
+def quantized_wte_dtype(checkpoint: Checkpoint, wte: str) -> str:
+    """ "int8" or "int4": the dtype of the quantized tensor `wte`, and so of the head."""
+    is_int4 = checkpoint.tensors[wte].dtype == _QWEIGHT_DTYPE["int4"]
+    return "int4" if is_int4 else "int8"
 
 
 def checked_names(
@@ -45,7 +54,9 @@ def checked_names(
         stored["wte.weight"] = stored.pop(HEAD)  # safetensors' save_model keeps one of the two
     shapes = all_shapes(config, tied=HEAD not in stored and config.tie_word_embeddings)
     if quantized:
-        layout = quantized_layout(shapes, quantized)
+        wte = stored.get("wte.weight")
+        wte_dtype = quantized_wte_dtype(checkpoint, wte) if wte else None
+        layout = quantized_layout(shapes, quantized, wte_dtype)
         for name, (dtype, shape) in layout.items():
             _check_quantized(checkpoint, stored, name, dtype, shape, quantized)
         return prefix, {name: stored[name] for name in layout}
@@ -59,14 +70,20 @@ def checked_names(
     return prefix, {name: stored[name] for name in shapes}
 
 
-def quantized_layout(shapes: Shapes, dtype: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """{name: (dtype, shape)} of the tensors in a folder of "int8" or "int4" (docs/format.md)."""
+def quantized_layout(
+    shapes: Shapes, dtype: str, wte_dtype: str | None = None
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """{name: (dtype, shape)} of the tensors in a folder of "int8" or "int4" (docs/format.md).
+
+    wte_dtype  of wte and the head. Default: that of `matrix_dtype`
+    """
     layout: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         if is_packed(name, shape):
             K, N = operand_shape(name, shape)
-            layout[name] = _QWEIGHT_DTYPE[dtype], qweight_shape(K, N, dtype)
-            layout[name + SCALES] = "BF16", scales_shape(K, N, dtype)
+            quantized = matrix_dtype(name, dtype, wte_dtype)
+            layout[name] = _QWEIGHT_DTYPE[quantized], qweight_shape(K, N, quantized)
+            layout[name + SCALES] = "BF16", scales_shape(K, N, quantized)
         else:
             layout[name] = "BF16" if len(shape) == 2 else "F32", shape
     return layout

@@ -28,7 +28,15 @@ from ..kernels.layout import (
 )
 from ..kernels.team import Team
 from .packed import Weights, map_quantized
-from .table import DTYPES, QUANTIZED_DTYPES, Shapes, is_packed, is_transposed, operand_shape
+from .table import (
+    DTYPES,
+    QUANTIZED_DTYPES,
+    Shapes,
+    is_packed,
+    is_transposed,
+    matrix_dtype,
+    operand_shape,
+)
 
 if TYPE_CHECKING:
     from ..source import ModelSource  # which imports weights/checks.py
@@ -37,8 +45,8 @@ if TYPE_CHECKING:
 def load_weights(source: ModelSource, dtype: str = "auto", threads: int = 1) -> Weights:
     """The weights of a source.
 
-    dtype  "f32", "bf16", "int8", "int4", or "auto": that of a quantized source; of others bf16
-           where all matrices are stored as BF16, else f32
+    dtype  "f32", "bf16", "int8", "int4" (whose wte and head are int8), or "auto": that of a
+           quantized source; of others bf16 where all matrices are stored as BF16, else f32
 
     The files of a quantized source are mapped: nothing is read before it is used. For another dtype
     its matrices are dequantized, which regains nothing of the original.
@@ -75,9 +83,11 @@ def allocate_packed(
     if dtype not in QUANTIZED_DTYPES:
         sizes = {name: panels_size(K, N) for name, (K, N) in operands.items()}
         return aligned_arrays(sizes, STORAGE_DTYPE[dtype])[1], {}
-    sizes = {name: qweight_size(K, N, dtype) for name, (K, N) in operands.items()}
-    scales_sizes = {name: scales_size(K, N, dtype) for name, (K, N) in operands.items()}
-    _, qweights = aligned_arrays(sizes, STORAGE_DTYPE[dtype])
+    dtypes = {name: matrix_dtype(name, dtype) for name in operands}
+    sizes = {name: qweight_size(K, N, dtypes[name]) for name, (K, N) in operands.items()}
+    scales_sizes = {name: scales_size(K, N, dtypes[name]) for name, (K, N) in operands.items()}
+    qbytes = aligned_arrays(sizes, np.dtype(np.uint8))[1]
+    qweights = {name: array.view(STORAGE_DTYPE[dtypes[name]]) for name, array in qbytes.items()}
     return qweights, aligned_arrays(scales_sizes, np.dtype(np.uint16))[1]
 
 

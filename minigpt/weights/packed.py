@@ -23,7 +23,7 @@ class Weights:
              `lm_head.weight` only where the head is not tied
     scales   {name: flat array} of the quantized matrices
     shapes   {name: shape} of the tensors, as in the table
-    dtype    "f32", "bf16", "int8" or "int4", of the matrices
+    dtype    "f32", "bf16", "int8" or "int4", of the matrices in layers
     prefix   what the names in the checkpoint begin with: "transformer." or nothing
     """
 
@@ -42,6 +42,15 @@ class Weights:
     def head(self) -> np.ndarray:
         """The panels of the head, [C, V]; wte's where it is tied."""
         return self.tensors.get(HEAD, self.tensors["wte.weight"])
+
+    @property
+    def wte_dtype(self) -> str:
+        """The dtype of wte and the head: int8 beside layers of int4, else `dtype`.
+
+        In a folder of an earlier version they are int4, too.
+        """
+        is_int8 = self.tensors["wte.weight"].dtype == np.int8
+        return "int8" if is_int8 else self.dtype
 
     @property
     def nbytes(self) -> int:

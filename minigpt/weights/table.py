@@ -3,7 +3,8 @@
 Names are those of Hugging Face's checkpoints, without the prefix `transformer.` that some have.
 Memory stores every matrix but wpe in panels (kernels/layout.py) of float32, of bfloat16 as its bits
 in uint16, or of int8 or int4 with scales. Vectors (layernorms, biases) are always float32. wpe is
-only looked up by rows: it is float32 beside float32 panels, bfloat16 beside others.
+only looked up by rows: it is float32 beside float32 panels, bfloat16 beside others. Beside layers
+of int4, wte and the head are int8: in 4 bits they would lose more than all layers together.
 """
 
 from __future__ import annotations
@@ -73,13 +74,18 @@ def parameter_count(config: GPTConfig, tied: bool = True) -> int:
     return sum(math.prod(shape) for shape in all_shapes(config, tied).values())
 
 
-def weights_bytes(config: GPTConfig, dtype: str, tied: bool = True) -> int:
-    """The bytes of the weights in memory at that dtype, without padding."""
+def weights_bytes(
+    config: GPTConfig, dtype: str, tied: bool = True, wte_dtype: str | None = None
+) -> int:
+    """The bytes of the weights in memory at that dtype, without padding.
+
+    wte_dtype  of wte and the head. Default: that of `matrix_dtype`
+    """
     total = 0.0
     for name, shape in all_shapes(config, tied).items():
         size = math.prod(shape)
         if is_packed(name, shape):
-            total += BITS_PER_WEIGHT[dtype] / 8 * size
+            total += BITS_PER_WEIGHT[matrix_dtype(name, dtype, wte_dtype)] / 8 * size
         else:
             total += size * (AUX_DTYPE[dtype].itemsize if len(shape) == 2 else 4)
     return int(total)
@@ -93,6 +99,16 @@ def checkpoint_name(name: str, prefix: str) -> str:
 def is_packed(name: str, shape: tuple[int, ...]) -> bool:
     """Whether memory stores a tensor in panels: every matrix but wpe."""
     return len(shape) == 2 and name != "wpe.weight"
+
+
+def matrix_dtype(name: str, dtype: str, wte_dtype: str | None = None) -> str:
+    """The dtype of a packed matrix in a model of `dtype`: int8 for wte and the head of int4.
+
+    wte_dtype  of wte and the head, in a folder of an earlier version where both are int4, too
+    """
+    if not is_transposed(name):
+        return dtype
+    return wte_dtype or {"int4": "int8"}.get(dtype, dtype)
 
 
 def is_transposed(name: str) -> bool:

@@ -156,13 +156,24 @@ def test_bytes_of_one_token(dtype: str, width: int, tied: bool) -> None:
     assert bench.bytes_per_token(config, dtype, tied, 7, 1) == expected
 
 
+DATA_111M = {"n_layer": 10, "n_head": 12, "n_embd": 768, "n_positions": 2048, "vocab_size": 50257}
+
+
 def test_bytes_of_a_published_model() -> None:
     """Cerebras-GPT 111M reads its 111,050,496 weights but 2047 rows of wpe."""
-    data = {"n_layer": 10, "n_head": 12, "n_embd": 768, "n_positions": 2048, "vocab_size": 50257}
-    config = GPTConfig.from_dict(data, "config")
+    config = GPTConfig.from_dict(DATA_111M, "config")
     assert parameter_count(config) == 111_050_496
     read = 111_050_496 - 2047 * 768 + 2 * 10 * 768
     assert bench.bytes_per_token(config, "f32", True, 0, 1) == 4 * read
+
+
+@pytest.mark.parametrize(("wte_dtype", "wte_bits"), [(None, 8.25), ("int8", 8.25), ("int4", 4.5)])
+def test_bytes_of_int4(wte_dtype: str | None, wte_bits: float) -> None:
+    """Of 111M: 12 · 768² weights of a layer in 4.5 bits; wte, which the head reads, in its own."""
+    config = GPTConfig.from_dict(DATA_111M, "config")
+    layers, wte, vectors = 10 * 12 * 768 * 768, 50257 * 768, 10 * 13 * 768 + 2 * 768
+    read = layers * 4.5 / 8 + wte * wte_bits / 8 + 4 * vectors + 2 * 768 + 2 * 2 * 10 * 768
+    assert bench.bytes_per_token(config, "int4", True, 0, 1, wte_dtype) == int(read)
 
 
 def test_bytes_of_several_tokens_are_the_mean() -> None:

@@ -19,8 +19,10 @@ from minigpt.bundled import BUNDLED_MODEL
 from minigpt.checkpoint import open_checkpoint, write_safetensors
 from minigpt.config import GPTConfig
 from minigpt.conversion.convert import Progress, convert
+from minigpt.description import describe
 from minigpt.errors import CheckpointError, InputError, SourceError
 from minigpt.kernels.layout import bf16_to_f32, f32_to_bf16
+from minigpt.source import open_source
 from minigpt.weights.table import tensor_shapes
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -75,6 +77,57 @@ def test_mapped_weights_equal_those_quantized_by_loading(dtype: str, tmp_path: P
             assert array.ctypes.data % 64 == 0  # a cache line
 
 
+@pytest.mark.parametrize("source", ["cerebras", "unscaled-inverse-untied"])
+def test_int4_stores_wte_and_the_head_in_int8(source: str, tmp_path: Path) -> None:
+    """The layers have the integers of int4, wte and the head those of int8."""
+    for dtype in QUANTIZED:
+        convert(GOLDEN / source, tmp_path / dtype, dtype)
+    int4, int8 = (tensors_of(tmp_path / dtype) for dtype in ("int4", "int8"))
+    ends = {name for name in int4 if "wte.weight" in name or "lm_head.weight" in name}
+    assert len(ends) == (2 if source == "cerebras" else 4)
+    for name in ends:
+        assert int4[name].dtype == int8[name].dtype
+        assert int4[name].tobytes() == int8[name].tobytes()
+    layers = [t for name, t in int4.items() if ".h." in name and name.endswith(".weight")]
+    assert {t.dtype for t in layers if t.ndim > 2} == {np.dtype(np.uint8)}
+
+
+def test_a_folder_of_an_earlier_version_has_wte_in_int4(tmp_path: Path) -> None:
+    """tests/golden/int4-throughout, with the logits of the version that wrote it. It is loaded and
+    copied as it is."""
+    old = GOLDEN / "int4-throughout"
+    convert(old, tmp_path / "copy", "int4")
+    for folder in (old, tmp_path / "copy"):
+        weights = GPTModel.from_pretrained(folder, threads=1).engine.weights
+        assert (weights.dtype, weights.wte_dtype) == ("int4", "int4")
+        expected = np.load(old / "logits.npy")  # equal on processors of the kind that wrote it
+        np.testing.assert_allclose(logits(folder), expected, atol=0.01 * np.abs(expected).max())
+    assert tensors_of(tmp_path / "copy").keys() == tensors_of(old).keys()
+    for name, tensor in tensors_of(old).items():
+        assert tensors_of(tmp_path / "copy")[name].tobytes() == tensor.tobytes()
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    assert config["quantization_config"] == {"quant_method": "minigpt", "bits": 4, "block": 64}
+    convert(old, tmp_path / "wide", "f32")
+    convert(tmp_path / "wide", tmp_path / "new", "int4")
+    assert GPTModel.from_pretrained(tmp_path / "new").engine.weights.wte_dtype == "int8"
+    C, V = 15, 97
+    difference = describe(tmp_path / "new").weights_bytes - describe(old).weights_bytes
+    assert abs(difference - C * V * (8.25 - 4.5) / 8) < 1  # each is rounded to bytes
+
+
+def test_matrices_of_other_dtypes_than_a_folder_may_have_are_an_error(tmp_path: Path) -> None:
+    """A layer of int8 in a folder of int4."""
+    for dtype in QUANTIZED:
+        convert(GOLDEN / "cerebras", tmp_path / dtype, dtype)
+    tensors, other = tensors_of(tmp_path / "int4"), tensors_of(tmp_path / "int8")
+    name = "transformer.h.0.mlp.c_fc.weight"
+    for each in (name, f"{name}.scales"):
+        tensors[each] = other[each]
+    write_safetensors(tmp_path / "int4" / "model.safetensors", tensors)
+    with pytest.raises(CheckpointError, match=r"c_fc.weight is I8 .* it is U8"):
+        open_source(tmp_path / "int4")
+
+
 def test_f32_equals_the_source_and_bf16_is_rounded(tmp_path: Path) -> None:
     convert(GOLDEN / "cerebras", tmp_path / "f32", "f32")
     convert(GOLDEN / "cerebras", tmp_path / "bf16", "bf16")
@@ -113,14 +166,15 @@ def test_the_code_in_docs_format_dequantizes_them(dtype: str, tmp_path: Path) ->
     """By the lines of docs/format.md themselves."""
     page = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
     programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    program = programs[QUANTIZED.index(dtype)]
     convert(GOLDEN / "cerebras", tmp_path / "new", dtype)
     weights = GPTModel.from_pretrained(tmp_path / "new").engine.weights
     stored = tensors_of(tmp_path / "new")
     for name in weights.scales:
         scales = bf16_to_f32(stored[f"transformer.{name}.scales"])
         K, N = 64 * scales.shape[1], 16 * scales.shape[0]
-        names = {"np": np, "qweight": stored[f"transformer.{name}"], "scales": scales}
+        qweight = stored[f"transformer.{name}"]
+        names = {"np": np, "qweight": qweight, "scales": scales}
+        program = programs[0 if qweight.dtype == np.int8 else 1]
         exec(program, names | {"K": K, "N": N}, found := {})
         expected = weights.tensor(name)
         w = found["w"].T if name == "wte.weight" else found["w"]
@@ -131,7 +185,8 @@ def test_the_code_in_docs_format_dequantizes_them(dtype: str, tmp_path: Path) ->
 def test_the_config_says_that_it_is_quantized(tmp_path: Path) -> None:
     convert(GOLDEN / "cerebras", tmp_path / "new", "int4")
     config = json.loads((tmp_path / "new" / "config.json").read_text())
-    assert config["quantization_config"] == {"quant_method": "minigpt", "bits": 4, "block": 64}
+    quantization = {"quant_method": "minigpt", "bits": 4, "block": 64, "wte_bits": 8}
+    assert config["quantization_config"] == quantization
     assert config["activation_function"] == "gelu"
 
 
