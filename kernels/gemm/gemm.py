@@ -30,6 +30,7 @@ from ..simd import (
     AMX_INT8,
     AMX_ROWS,
     BF16_PRODUCTS,
+    MANY_ROWS,
     TILE_ROWS,
     TILE_VECTORS,
     amx_configure_tiles,
@@ -42,7 +43,7 @@ from ..simd import (
 )
 from .quantized import QuantizedActivations
 
-_tile = microkernel(TILE_ROWS, TILE_VECTORS, prefetch_next=True)
+_tile = microkernel(TILE_ROWS, TILE_VECTORS, prefetch_next=False)  # it has no register to spare
 _tile_8 = microkernel(8, TILE_VECTORS, prefetch_next=True)
 _tile_4 = microkernel(4, TILE_VECTORS, prefetch_next=True)
 _tile_2 = microkernel(2, TILE_VECTORS, prefetch_next=True)
@@ -69,10 +70,10 @@ def _accumulate_vectors(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K):
 def _accumulate_tiles(c, ic, ldc, a, ia, lda, b, ib, panel, rows, K):
     """All rows with TILE_VECTORS panels: full tiles first, smaller ones for the rest."""
     row = 0
-    while row + TILE_ROWS <= rows:
+    while row + TILE_ROWS <= rows and rows > MANY_ROWS:
         _tile(c, ic + row * ldc, ldc, a, ia + row * lda, lda, b, ib, panel, K)
         row += TILE_ROWS
-    if _HAS_TILE_8 and row + 8 <= rows:
+    while _HAS_TILE_8 and row + 8 <= rows:
         _tile_8(c, ic + row * ldc, ldc, a, ia + row * lda, lda, b, ib, panel, K)
         row += 8
     while row + 4 <= rows:
