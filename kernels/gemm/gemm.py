@@ -48,7 +48,7 @@ _tile_8 = microkernel(8, TILE_VECTORS, prefetch_next=True)
 _tile_4 = microkernel(4, TILE_VECTORS, prefetch_next=True)
 _tile_2 = microkernel(2, TILE_VECTORS, prefetch_next=True)
 _tile_1 = microkernel(1, TILE_VECTORS, prefetch_next=True)
-_tile_1x4 = microkernel(1, 4, prefetch_next=True)
+_tile_1x4 = microkernel(1, 4, prefetch_next=False)
 
 _HAS_TILE_8 = TILE_ROWS > 8
 

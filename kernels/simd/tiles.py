@@ -46,7 +46,6 @@ TILE_ROWS, TILE_VECTORS = _tile_shape()
 # Up to MANY_ROWS rows a product waits for memory: a single row takes four panels at a time, and
 # smaller tiles prefetch. With more rows it waits for arithmetic, and the largest tile is fastest.
 MANY_ROWS = 16
-_PREFETCH_ROWS = 64  # rows of a panel by which a tile of one row prefetches ahead
 
 
 class TileType(types.Type):
@@ -223,9 +222,7 @@ def microkernel(rows: int, vectors: int, prefetch_next: bool) -> Any:
     """Make the function that adds A · B to a tile of C, rows × (16 · vectors) elements.
 
     C[r, v] += Σ_k A[r, k] · B[k, v]; each sum is one chain of multiply-adds in the order of k that
-    starts from 0. With `prefetch_next` it also prefetches what of the panels is read next: after
-    several rows the same rows of the panels after b's, as other tiles may read b again; after a
-    single row the rows of b that follow.
+    starts from 0. With `prefetch_next` it also prefetches the same rows of the panels after b's.
     """
 
     @jit
@@ -240,11 +237,10 @@ def microkernel(rows: int, vectors: int, prefetch_next: bool) -> Any:
         check(b, ib, ib + (vectors - 1) * panel + (K + K % 2 * (4 // b.itemsize - 1)) * LANES - 1)
         check(c, ic, ic + (rows - 1) * ldc + vectors * LANES - 1)
         acc = _tile_zeros(rows, vectors)
-        ahead = _PREFETCH_ROWS * LANES if rows == 1 else vectors * panel
         for k in range(0, K - 1, 2):
             if prefetch_next:
-                for v in range(vectors):
-                    prefetch_row_pair(b, ib + v * panel + k * LANES + ahead)
+                for v in range(vectors, 2 * vectors):
+                    prefetch_row_pair(b, ib + v * panel + k * LANES)
             acc = _tile_two(acc, a, ia + k, lda, b, ib + k * LANES, panel)
         if K % 2:
             acc = _tile_one(acc, a, ia + K - 1, lda, b, ib + (K - 1) * LANES, panel)
