@@ -23,11 +23,18 @@ from typing import NamedTuple
 import numpy as np
 
 from .activation import exp_bounded
-from .gemm.gemm import as_a_operand, as_b_operand, configure_tiles, gemm_accumulate, release_tiles
+from .gemm.gemm import (
+    as_a_operand,
+    as_b_operand,
+    configure_tiles,
+    gemm_accumulate,
+    gemv_accumulate,
+    release_tiles,
+)
 from .gemm.packing import pack_rows
 from .jit import I64_0, I64_1, expand, jit
 from .kv_cache import head_offset
-from .layout import KEY_BLOCK, LANES, N_BLOCK, padded
+from .layout import KEY_BLOCK, LANES, padded
 from .simd import (
     lane_ids,
     load,
@@ -44,6 +51,7 @@ from .simd import (
 )
 from .team import barrier, next_task
 
+_MIN_TASKS = 16  # per thread: with fewer, the last task may leave the other threads idle for long
 QUERY_BLOCK = 48  # queries of a task: a multiple of the rows of every tile
 _O = 2 * LANES  # offset of o in a state
 _AT_O, _KEY_BLOCK = np.array([_O, KEY_BLOCK])  # int64, not literals (see jit.py)
@@ -78,14 +86,14 @@ def attention_forward(team, out, lse, qkv, cache, heads, query_blocks, partials)
                   QUERY_BLOCK, are consecutive tokens of one sequence
     partials      float32 [partials_size(n, …)], where each block is one query; else not used
 
-    In a prompt a task is one query block in one head, with all its keys. In decoding, where each
-    query block is one query, there are too few such tasks: a task is one block of keys of one query
-    and head, and the states are merged afterwards. Both compute the same bits.
+    A task is one query block in one head, with all its keys. Where a few long sequences decode, and
+    each query block is one query, there are too few such tasks for the team: a task is one block of
+    keys of one query and head, and the states are merged afterwards. Both compute the same bits.
     """
     n = query_blocks.size // 4
     # Fewer blocks than rows: some block has several queries. That is a prompt, alone or in a batch
     # with sequences that decode, whose single queries then take this path, too.
-    if n < out.M:
+    if n < out.M or n * heads.NH >= _MIN_TASKS * team.size or _max_key_blocks(query_blocks, n) == 1:
         _query_block_tasks(team, out, lse, qkv, cache, heads, query_blocks, n)
     else:
         _key_block_tasks(team, qkv, cache, heads, query_blocks, n, partials)
@@ -250,12 +258,12 @@ def _attend(work, cache, block, rows, visible, HSP):
     state = _O + HSP
     q, e, s, part = work.q, work.e, work.s, work.part
     max_visible = min(KEY_BLOCK, visible + rows - 1)
-    width = (max_visible + N_BLOCK - 1) // N_BLOCK * N_BLOCK
+    width = padded(max_visible)
     # pass 1: scores s = q · kᵀ
     for r in range(rows):
         s[r * KEY_BLOCK : r * KEY_BLOCK + width] = 0
-    gemm_accumulate(
-        s, I64_0, _KEY_BLOCK, q, I64_0, HSP, cache.keys, block, LANES * HSP,
+    _product(
+        s, I64_0, _KEY_BLOCK, q, HSP, cache.keys, block, LANES * HSP,
         rows, width // LANES, HSP,
     )  # fmt: skip
     # pass 2: m, l, and e = e^(s − m)
@@ -265,10 +273,19 @@ def _attend(work, cache, block, rows, visible, HSP):
     for r in range(rows):
         for d in range(_O, state, LANES):
             store(splat(np.float32(0)), part, r * state + d)
-    gemm_accumulate(
-        part, _AT_O, state, e, I64_0, _KEY_BLOCK, cache.values, block, LANES * KEY_BLOCK,
+    _product(
+        part, _AT_O, state, e, _KEY_BLOCK, cache.values, block, LANES * KEY_BLOCK,
         rows, HSP // LANES, width,
     )  # fmt: skip
+
+
+@jit
+def _product(c, ic, ldc, a, lda, b, ib, panel, rows, panels, K):
+    """C += A · B as gemm_accumulate, with A from element 0 on; one row as gemv_accumulate."""
+    if rows == 1:
+        gemv_accumulate(c, ic, ldc, a, I64_0, lda, b, ib, panel, panels, K)
+    else:
+        gemm_accumulate(c, ic, ldc, a, I64_0, lda, b, ib, panel, rows, panels, K)
 
 
 @jit
@@ -278,7 +295,7 @@ def _exp_and_sum(part, ip, e, s, row, visible, width):
     row      the element of e and s at which the query's scores begin
     visible  how many of the scores count, at most KEY_BLOCK; e is 0 for the others. If ≤ 0, none
              does, and the state is that of no keys
-    width    the scores computed, a multiple of N_BLOCK
+    width    the scores computed, a multiple of K_ALIGN
 
     The scores beyond `visible` are not used, whatever they are.
     """

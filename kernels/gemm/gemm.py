@@ -13,6 +13,12 @@ adds A [rows, K] · B [K, 16 · panels] to C:
     c  float32, element (0, 0) at ic, rows `ldc` apart
     a  element (0, 0) at ia, rows `lda` apart: float32, or bfloat16 where BF16_PRODUCTS
     b  `panels` panels, an even number, float32 or bfloat16; the first at ib, `panel` elements apart
+
+    gemv_accumulate(c, ic, ldc, a, ia, lda, b, ib, panel, panels, K)
+
+does the same for one row of A, and reads one panel after the other: where B comes from memory and
+its panels are short, as those of keys and values, a single stream of reads is fastest.
+
 AMX reads and writes full tiles: bfloat16 A and C then need memory for rows up to a multiple of
 AMX_ROWS, and A and B zeros for K up to a multiple of K_ALIGN.
 """
@@ -23,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import dispatch_on_types, dtype_of, is_instance, jit
+from ..jit import I64_1, dispatch_on_types, dtype_of, is_instance, jit
 from ..layout import LANES, padded
 from ..simd import (
     AMX,
@@ -49,6 +55,7 @@ _tile_4 = microkernel(4, TILE_VECTORS, prefetch_next=True)
 _tile_2 = microkernel(2, TILE_VECTORS, prefetch_next=True)
 _tile_1 = microkernel(1, TILE_VECTORS, prefetch_next=True)
 _tile_1x4 = microkernel(1, 4, prefetch_next=False)
+_tile_1x1 = microkernel(1, 1, prefetch_next=True)
 
 _HAS_TILE_8 = TILE_ROWS > 8
 
@@ -87,6 +94,13 @@ def _accumulate_tiles(c, ic, ldc, a, ia, lda, b, ib, panel, rows, K):
 
 
 @jit
+def _accumulate_row(c, ic, ldc, a, ia, lda, b, ib, panel, panels, K):
+    """gemv_accumulate by vector instructions."""
+    for p in range(panels):
+        _tile_1x1(c, ic + p * LANES, ldc, a, ia, lda, b, ib + p * panel, panel, K)
+
+
+@jit
 def _accumulate_amx(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K):
     """gemm_accumulate by AMX: tiles of 32 rows × 2 panels, then one of 16."""
     depth = padded(K)
@@ -119,8 +133,16 @@ if AMX:
         else:
             _accumulate_vectors(c, ic, ldc, a, ia, lda, b, ib, panel, rows, panels, K)
 
+    @jit
+    def gemv_accumulate(c, ic, ldc, a, ia, lda, b, ib, panel, panels, K):
+        if a.itemsize == 2:
+            _accumulate_amx(c, ic, ldc, a, ia, lda, b, ib, panel, I64_1, panels, K)
+        else:
+            _accumulate_row(c, ic, ldc, a, ia, lda, b, ib, panel, panels, K)
+
 else:
     gemm_accumulate = _accumulate_vectors
+    gemv_accumulate = _accumulate_row
 
 
 def _uses_amx(a: Any) -> bool:

@@ -303,9 +303,10 @@ def query_blocks(slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
     Returns int64 [n, 4], flat: slot, first row, rows and first position of each.
     """
     M = len(slots)
-    borders = np.flatnonzero(np.diff(slots)) + 1
+    borders = (np.flatnonzero(np.diff(slots)) + 1).tolist()
+    owners, first_positions = slots.tolist(), positions.tolist()  # Python loops faster over lists
     blocks = []
     for begin, end in zip([0, *borders], [*borders, M], strict=True):
         for row in range(begin, end, QUERY_BLOCK):
-            blocks += [slots[row], row, min(QUERY_BLOCK, end - row), positions[row]]
+            blocks += [owners[row], row, min(QUERY_BLOCK, end - row), first_positions[row]]
     return np.array(blocks, np.int64)

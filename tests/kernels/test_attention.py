@@ -110,6 +110,26 @@ def test_a_prompt_in_parts_has_the_bits_of_a_prompt_at_once(run, rng, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_single_queries_of_several_sequences_have_the_bits_of_one(run, rng, dtype):
+    """One long sequence is cut into tasks by its blocks of keys, many queries and heads are not."""
+    T, NH = KEY_BLOCK + 37, 40
+    sequence = Sequence(rng, T, NH, 3, dtype=dtype)
+    for slot in range(SLOTS):
+        sequence.write(run, 0, T, slot)
+    alone = sequence.read(run, T - 1, T)
+    rows = np.repeat(sequence.qkv[-1:], SLOTS, axis=0)
+    out = np.empty((SLOTS, sequence.C), np.float32)
+    run(
+        attention_forward, View(out.reshape(-1), SLOTS, sequence.C, sequence.C),
+        np.empty(0, np.float32), View(rows.reshape(-1), SLOTS, 3 * sequence.C, 3 * sequence.C),
+        sequence.cache, sequence.heads,
+        np.array([(slot, slot, 1, T - 1) for slot in range(SLOTS)]).ravel(),
+        np.empty(partials_size(SLOTS, NH, 3, sequence.cache.capacity), np.float32),
+    )  # fmt: skip
+    assert [row.tobytes() for row in out] == [alone.tobytes()] * SLOTS
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_keys_after_a_query_are_not_used(run, rng, dtype):
     """Not even NaN, in a prompt and token by token; their values, which e = 0 multiplies, are."""
     T, left = KEY_BLOCK + 70, KEY_BLOCK + 37
