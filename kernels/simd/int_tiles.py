@@ -309,12 +309,12 @@ def _int_tile_accumulate(typingctx, c, ic, ldc, tile, xs, ixs, ldxs, b, ws, iws,
     """As _int_tile_add_dequantized, with the sums in C, rows `ldc` apart."""
 
     def codegen(context, builder, signature, arguments):
-        place, values = arguments[:3], arguments[3:]
+        target, values = arguments[:3], arguments[3:]
         added = 0 if b.dtype == types.uint8 else _VNNI_OFFSET
         for cell, dot, row, column in _integer_sums(
             context, builder, tile, signature.args[3:], values
         ):
-            address = tile_address(context, builder, tile, signature.args[0], place, cell)
+            address = tile_address(context, builder, tile, signature.args[0], target, cell)
             before = load_vector(builder, signature.args[0], address)
             value = add_dequantized(builder, before, dot, row, column, added)
             store_vector(builder, signature.args[0], value, address)

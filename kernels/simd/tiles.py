@@ -74,9 +74,9 @@ def _tile_zeros(typingctx, rows, vectors):
     return tile(rows, vectors), codegen
 
 
-def tile_address(context: Any, builder: Any, tile: Any, kind: Any, place: Any, cell: int) -> Any:
-    """The address of vector number `cell` of a tile of C; place: c, ic, ldc."""
-    c, ic, ldc = place
+def tile_address(context: Any, builder: Any, tile: Any, kind: Any, target: Any, cell: int) -> Any:
+    """The address of vector number `cell` of a tile of C; target: c, ic, ldc."""
+    c, ic, ldc = target
     row, vector = divmod(cell, tile.vectors)
     start = at(builder, at(builder, ic, ldc, row), ic.type(LANES), vector)
     return element(context, builder, kind, c, start)
@@ -88,11 +88,11 @@ def tile_load(typingctx, rows, vectors, c, ic, ldc):
     tile = TileType(rows.literal_value, vectors.literal_value, V16F)
 
     def codegen(context, builder, signature, arguments):
-        _, _, *place = arguments
+        _, _, *target = arguments
         kind = signature.args[2]
         total = ir.Constant(context.get_value_type(tile), ir.Undefined)
         for cell in range(tile.rows * tile.vectors):
-            address = tile_address(context, builder, tile, kind, place, cell)
+            address = tile_address(context, builder, tile, kind, target, cell)
             total = builder.insert_value(total, load_vector(builder, kind, address), cell)
         return total
 
@@ -104,10 +104,10 @@ def tile_store(typingctx, tile, c, ic, ldc):
     """Store a tile to C at ic, rows `ldc` apart."""
 
     def codegen(context, builder, signature, arguments):
-        total, *place = arguments
+        total, *target = arguments
         kind = signature.args[1]
         for cell in range(tile.rows * tile.vectors):
-            address = tile_address(context, builder, tile, kind, place, cell)
+            address = tile_address(context, builder, tile, kind, target, cell)
             store_vector(builder, kind, builder.extract_value(total, cell), address)
 
     return types.void(tile, c, types.intp, types.intp), codegen
@@ -207,10 +207,10 @@ def _tile_one(typingctx, tile, a, ia, lda, b, ib, panel):
 @intrinsic
 def _tile_accumulate(typingctx, tile, c, ic, ldc):
     def codegen(context, builder, signature, arguments):
-        acc, *place = arguments
+        acc, *target = arguments
         kind = signature.args[1]
         for cell in range(tile.rows * tile.vectors):
-            address = tile_address(context, builder, tile, kind, place, cell)
+            address = tile_address(context, builder, tile, kind, target, cell)
             before = load_vector(builder, kind, address)
             total = builder.fadd(before, builder.extract_value(acc, cell))
             store_vector(builder, kind, total, address)

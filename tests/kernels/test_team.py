@@ -48,7 +48,7 @@ def fail_in_one(team, rank, phases):
         while team.size > 1 and 0 < atomic_load(team.sync, _STATE) & _TASK_MASK < team.size:
             pause()  # until all have one, or the call is aborted
         if team.rank == rank:
-            raise ValueError("expected error")
+            phases = (0, 0)[phases]  # an IndexError; kernels have no `raise`, which would allocate
         barrier(team)
 
 
@@ -116,7 +116,7 @@ def test_every_task_runs_once_in_every_phase(size):
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_an_exception_in_one_thread_reaches_the_caller(rank):
     team = Team(3)
-    with pytest.raises(ValueError, match="expected error"):
+    with pytest.raises(IndexError, match="tuple index"):
         team.run(fail_in_one, scratch(3), rank, 3)
     done = np.zeros(4, np.int64)
     for alone in (True, False):
@@ -126,7 +126,7 @@ def test_an_exception_in_one_thread_reaches_the_caller(rank):
 
 def test_an_exception_of_a_thread_that_runs_alone():
     team, done = Team(2), np.zeros(4, np.int64)
-    with pytest.raises(ValueError, match="expected error"):
+    with pytest.raises(IndexError, match="tuple index"):
         team.run(fail_in_one, scratch(2), 0, 3, alone=True)
     team.run(count_tasks, scratch(2), done, 2, alone=True)
     assert (done == 2).all()
