@@ -149,7 +149,7 @@ def _sigmoid_times(x, z):
 
 @inline
 def gelu_rounded(x):
-    """activate(x, GELU_ROUNDED): x · Φ(x) to 5·10⁻⁵, in a third of the steps of the exact one."""
+    """activate(x, GELU_ROUNDED), in a third of the steps of the exact one."""
     return _gelu_near(x, _NEAR)
 
 
@@ -174,8 +174,9 @@ def activate(x, kind):
     RELU       max(x, 0)
     SILU       x · σ(x)
 
-    GELU_ROUNDED and GELU_TANH_ROUNDED are GELU and GELU_TANH to 5·10⁻⁵, for inference whose next
-    product rounds the result to bfloat16 or to bytes.
+    GELU_ROUNDED and GELU_TANH_ROUNDED are GELU and GELU_TANH to 5·10⁻⁵, or to 1.2·10⁻⁶ of x where
+    that is more, for inference whose next product rounds the result to bfloat16 or to bytes. Below
+    x ≈ −2.5, where GELU is small, the error is larger than that of rounding to bfloat16.
     """
     if kind == GELU:
         below, _ = _normal(x)

@@ -51,7 +51,8 @@ from .simd import (
 )
 from .team import barrier, next_task
 
-_MIN_TASKS = 16  # per thread: with fewer, the last task may leave the other threads idle for long
+# Tasks for each thread from which on query blocks alone keep all threads busy
+_MIN_TASKS = 16
 QUERY_BLOCK = 48  # queries of a task: a multiple of the rows of every tile
 _O = 2 * LANES  # offset of o in a state
 _AT_O, _KEY_BLOCK = np.array([_O, KEY_BLOCK])  # int64, not literals (see jit.py)

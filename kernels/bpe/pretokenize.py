@@ -35,8 +35,8 @@ def mark_boundaries(boundaries, text, start, size, kinds):
 
     boundaries  uint64 [size // 64 + 1]: bit i % 64 of boundaries[i // 64] becomes 1 where a
                 pre-token ends before text[start + i], for i = 1 … size; all other bits become 0
-    text        uint8 [N], valid UTF-8 from `start` to start + size, then a zero or a space; N is at
-                least start + size + READ_AHEAD
+    text        uint8 [N], valid UTF-8 from `start` to start + size, then a zero or white
+                space; N is at least start + size + READ_AHEAD
     kinds       uint8 [CODE_POINTS]
     """
     kind, after_space = _NO_KIND, False  # of the byte before a block

@@ -57,7 +57,7 @@ _tile_1 = microkernel(1, TILE_VECTORS, prefetch_next=True)
 _tile_1x4 = microkernel(1, 4, prefetch_next=False)
 _tile_1x1 = microkernel(1, 1, prefetch_next=True)
 
-_HAS_TILE_8 = TILE_ROWS > 8
+_HAS_TILE_8 = TILE_ROWS > 8  # AVX-512 alone has the registers for it
 
 
 @jit

@@ -218,8 +218,8 @@ def _accumulate_vectors(c, ic, ldc, x, m, w, panel, rows, K):
     rest = rows
     if rows > MANY_ROWS:
         rest = rows % INT_TILE_ROWS
-        if rest + INT_TILE_ROWS == INT_FEW_ROWS:  # one tile, rather than a full one and a small one
-            rest = INT_FEW_ROWS
+        if rest and rest + INT_TILE_ROWS == INT_FEW_ROWS:
+            rest = INT_FEW_ROWS  # one tile, rather than a full one and a small one
     full = rows - rest
     for p in range(0, _PANELS, INT_TILE_VECTORS):
         for row in range(0, full, INT_TILE_ROWS):

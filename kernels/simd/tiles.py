@@ -44,7 +44,8 @@ def _tile_shape() -> tuple[int, int]:
 
 TILE_ROWS, TILE_VECTORS = _tile_shape()
 # Up to MANY_ROWS rows a product waits for memory: a single row takes four panels at a time, and
-# smaller tiles prefetch. With more rows it waits for arithmetic, and the largest tile is fastest.
+# smaller tiles prefetch the next panels. With more rows it waits for arithmetic, and the largest
+# tile is fastest.
 MANY_ROWS = 16
 
 

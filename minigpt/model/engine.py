@@ -10,6 +10,7 @@ from ..arguments import is_integer
 from ..config import GPTConfig
 from ..errors import InputError, MinigptError, short_repr
 from ..kernels.layout import AUX_DTYPE
+from ..kernels.simd import BF16_PRODUCTS
 from ..kernels.team import Team
 from ..weights.packed import Weights
 from .block import TokenBatch
@@ -50,7 +51,8 @@ class Engine:
         self.threads = threads
         self._cache_dtype = np.dtype(AUX_DTYPE[weights.dtype])
         self._team = Team(threads, owner=weights)
-        self._dims = make_dims(config, rounded=weights.dtype != "f32")
+        rounds = {"f32": False, "bf16": BF16_PRODUCTS}.get(weights.dtype, True)
+        self._dims = make_dims(config, rounded=rounds)
         self._table = make_weight_table(weights, config)
         self._scales = attention_scales(config)
         self._scratch = make_scratch(config, threads)

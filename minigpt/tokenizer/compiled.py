@@ -108,7 +108,8 @@ class CompiledBPE:
         # A zero follows each text.
         padding = [bytes(_BLOCK - len(data) % _BLOCK) for data in group]
         parts = [part for pair in zip(group, padding, strict=True) for part in pair]
-        text = np.frombuffer(b"".join([*parts, bytes(READ_AHEAD)]), np.uint8)
+        # A bytearray: a read-only array would be another type, for which Numba compiles once more.
+        text = np.frombuffer(bytearray().join([*parts, bytes(READ_AHEAD)]), np.uint8)
         starts = np.cumsum([0, *(size // _BLOCK * _BLOCK + _BLOCK for size in sizes[:-1].tolist())])
         ids = np.empty(int(sizes.sum()) + MAX_INLINE, np.int64)
         ends = self._encode(ids, text, starts, sizes)
