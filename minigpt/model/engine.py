@@ -10,7 +10,6 @@ from ..arguments import is_integer
 from ..config import GPTConfig
 from ..errors import InputError, MinigptError, short_repr
 from ..kernels.layout import AUX_DTYPE
-from ..kernels.simd import BF16_PRODUCTS
 from ..kernels.team import Team
 from ..weights.packed import Weights
 from .block import TokenBatch
@@ -23,6 +22,7 @@ from .forward import (
     make_scratch,
     make_weight_table,
     query_blocks,
+    rounds_activations,
 )
 from .kv_cache import KVCache, Workspace
 
@@ -51,8 +51,7 @@ class Engine:
         self.threads = threads
         self._cache_dtype = np.dtype(AUX_DTYPE[weights.dtype])
         self._team = Team(threads, owner=weights)
-        rounds = {"f32": False, "bf16": BF16_PRODUCTS}.get(weights.dtype, True)
-        self._dims = make_dims(config, rounded=rounds)
+        self._dims = make_dims(config, rounded=rounds_activations(weights.dtype))
         self._table = make_weight_table(weights, config)
         self._scales = attention_scales(config)
         self._scratch = make_scratch(config, threads)

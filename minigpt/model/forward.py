@@ -266,6 +266,11 @@ def _records(weights: Weights, modules: list[str]) -> np.ndarray:
     return np.array(records, _RECORD)
 
 
+def rounds_activations(dtype: str) -> bool:
+    """Whether products with weights of `dtype` round activations: to bfloat16, or to bytes."""
+    return dtype in QUANTIZED_DTYPES or (dtype == "bf16" and BF16_PRODUCTS)
+
+
 def make_buffers(config: GPTConfig, rows: int, capacity: int, dtype: str, threads: int) -> Buffers:
     """Buffers for `rows` tokens of sequences of at most `capacity`, all zero.
 
