@@ -162,7 +162,8 @@ def _gelu_near(x, near):
     p = splat(powers[8])
     for power in range(7, -1, -1):
         p = fma(p, tt, splat(powers[power]))
-    return x * vmax(fma(t, p, splat(_HALF)), splat(_ZERO))
+    factor = vmax(fma(t, p, splat(_HALF)), splat(_ZERO))
+    return x * select_less(x, splat(-far), splat(_ZERO), factor)
 
 
 @jit
