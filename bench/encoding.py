@@ -8,7 +8,7 @@ alternate in pairs of runs, one thread each. Printed are the median speeds and t
 the pairs, which is above 1 where minigpt is faster.
 
 Where gigatoken and tokenizers are installed, gigatoken is a second peer. Both it and minigpt are
-faster the second time that they see a text, so the first call is told apart: with the code of
+faster the second time that they see a text, so the first call is timed by itself: with the code of
 minigpt loaded by another text, and no word of this one in a memo. Batches of documents use all
 threads that each engine takes.
 """

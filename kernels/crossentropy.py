@@ -79,28 +79,28 @@ def crossentropy_block(team, e, states, logits, targets, block, first):
 @jit
 def _max(x, i, n):
     """The maximum of the n elements from i on."""
-    whole = n - n % LANES
+    full = n - n % LANES
     lane_max = splat(_MINUS_INFINITY)
-    for v in range(0, whole, LANES):
+    for v in range(0, full, LANES):
         lane_max = vmax(lane_max, load(x, i + v))
-    if whole < n:
-        lane_max = vmax(lane_max, _first_or_minus_infinity(x, i + whole, n - whole))
+    if full < n:
+        lane_max = vmax(lane_max, _first_or_minus_infinity(x, i + full, n - full))
     return reduce_max(lane_max)
 
 
 @jit
 def _exp_and_sum(e, to, x, i, n, maximum):
     """e^(x − maximum) of the n elements from i on, to `to` of e; returns their sum."""
-    whole = n - n % LANES
+    full = n - n % LANES
     total = splat(_ZERO)
-    for v in range(0, whole, LANES):
+    for v in range(0, full, LANES):
         value = exp_bounded(load(x, i + v) - splat(maximum))
         store(value, e, to + v)
         total = total + value
-    if whole < n:
-        rest = n - whole
-        value = exp_bounded(_first_or_minus_infinity(x, i + whole, rest) - splat(maximum))
-        store_first(value, e, to + whole, rest)
+    if full < n:
+        rest = n - full
+        value = exp_bounded(_first_or_minus_infinity(x, i + full, rest) - splat(maximum))
+        store_first(value, e, to + full, rest)
         total = total + value
     return reduce_sum(total)
 
@@ -189,11 +189,11 @@ def crossentropy_backward(
 @jit
 def _scale_row(d, to, e, i, n, factor):
     """factor · the n elements of e from i on, to `to` of d; zeros after them up to K_ALIGN."""
-    whole = n - n % LANES
-    for v in range(0, whole, LANES):
+    full = n - n % LANES
+    for v in range(0, full, LANES):
         store(load(e, i + v) * splat(factor), d, to + v)
-    if whole < n:
-        store(load_first(e, i + whole, n - whole) * splat(factor), d, to + whole)
+    if full < n:
+        store(load_first(e, i + full, n - full) * splat(factor), d, to + full)
     for v in range(padded(n, LANES), padded(n), LANES):
         store(splat(_ZERO), d, to + v)
 

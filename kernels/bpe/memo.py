@@ -1,4 +1,4 @@
-"""The pre-tokens that have been merged, and their ids: most of a text are words seen before.
+"""The pre-tokens that have been merged, and their ids: most of a text's were merged before.
 
 The memo is a hash table of buckets, each of two entries in one cache line. A new entry pushes the
 first of its bucket into the place of the second, which is forgotten and merged again when it next
